@@ -1,0 +1,54 @@
+"What a finished site must satisfy: every link arrives, and nothing is fetched from elsewhere."
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from convert import SiteError
+
+FETCHING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}
+
+
+class Page(HTMLParser):
+    "The links, the fetched addresses and the anchors of a page."
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links, self.fetched, self.anchors = [], [], {""}
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        if values.get("id"): self.anchors.add(values["id"])
+        if tag == "a" and values.get("href"): self.links.append(values["href"])
+        if tag in FETCHING and values.get(FETCHING[tag]): self.fetched.append(values[FETCHING[tag]])
+        if tag == "link" and values.get("rel") in ("stylesheet", "icon", "preload"): self.fetched.append(values["href"])
+
+    handle_startendtag = handle_starttag
+
+
+def check_site(folder: Path):
+    "Raise `SiteError` listing links that lead nowhere and things that would be fetched from another host."
+    pages = {path.resolve(): Page(path) for path in folder.rglob("*.html")}
+    problems = [f"{path.relative_to(folder.resolve())}: {problem}" for path, page in pages.items()
+                for problem in [*broken(path, page, pages), *foreign(page.fetched)]]
+    for sheet in folder.rglob("*.css"):
+        urls = re.findall(r"(?:url\(|@import )[\"']?([^\"')]+)", sheet.read_text(encoding="utf-8"))
+        problems += [f"{sheet.relative_to(folder)}: {problem}" for problem in foreign(urls)]
+    if problems: raise SiteError("\n".join([*problems, f"the site has {len(problems)} such problems; nothing was written to _docs/."]))
+
+
+def foreign(addresses: list[str]) -> list[str]:
+    "Addresses on other hosts."
+    return [f"fetches {address}" for address in addresses if re.match(r"(https?:)?//", address)]
+
+
+def broken(path: Path, page: Page, pages: dict) -> list[str]:
+    "Links and fetches of a page that lead to no file, or to no such place in it."
+    found = []
+    for address in [*page.links, *page.fetched]:
+        parts = urlsplit(address)
+        if parts.scheme or parts.netloc: continue
+        goal = (path.parent/unquote(parts.path)).resolve() if parts.path else path
+        known = pages[goal].anchors if goal in pages else {"", parts.fragment}
+        if not goal.exists() or unquote(parts.fragment) not in known: found.append(f"leads nowhere: {address}")
+    return found
