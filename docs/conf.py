@@ -13,6 +13,7 @@ settings = ini["DEFAULT"]
 project = html_title = settings["title"]
 author, copyright, release = settings["author"], settings["copyright"], settings["version"]
 language = "en"
+smartquotes = False
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.githubpages"]
 exclude_patterns = ["figures"]
 
@@ -24,6 +25,7 @@ nb_render_markdown_format = "myst"
 nb_code_prompt_show = nb_code_prompt_hide = "Code"
 myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "attrs_inline", "html_image", "deflist", "strikethrough"]
 myst_heading_anchors = 5
+myst_dmath_double_inline = True
 myst_heading_slug_func = "convert.slug"
 suppress_warnings = ["myst.strikethrough"]
 
@@ -46,6 +48,7 @@ LIGHT = {
     "color-background-secondary": "#f7f8f7",
     "color-code-background": "#f6f8f6",
     "color-foreground-primary": "#1c2522",
+    "color-sidebar-link-text--top-level": "#3d4a45",
 }
 DARK = {
     "color-brand-primary": "#5fd3a5",
@@ -55,6 +58,7 @@ DARK = {
     "color-background-secondary": "#181d1b",
     "color-code-background": "#1a201e",
     "color-foreground-primary": "#d6dedb",
+    "color-sidebar-link-text--top-level": "#b4c0bb",
 }
 html_theme_options = {
     "light_css_variables": LIGHT,

@@ -87,7 +87,7 @@ FIGURE = re.compile(r"(?:\A|(?<=\n\n))!\[(.+)\]\((\S+?)\)(?:\{([^}]*)\})?[ \t]*(
 def markdown(site: Site, page: str, text: str) -> str:
     "A markdown cell in MyST's dialect."
     dialect = lambda prose: FIGURE.sub(figure, DIV.sub(div, prose))
-    return site_links(site, page, outside(FENCE, text, dialect))
+    return outside(FENCE, site_links(site, page, text), dialect)
 
 
 def div(match) -> str:

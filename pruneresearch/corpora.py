@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORLDS', 'QUALITIES', 'DEEDS', 'NEGATIONS', 'WEAK', 'STRONG', 'LIKES', 'WITNESSES', 'OPENINGS', 'PAST', 'CONTRASTS',
-           'NOMINALS', 'BALANCES', 'ATTRIBUTES', 'CIRCUMSTANCES', 'VERDICTS', 'VERDICT_PATTERNS', 'OUTSIDE',
-           'DOCUMENTED', 'synonym_groups', 'past', 'judgement', 'review', 'concession', 'distinct',
+           'NOMINALS', 'BALANCES', 'ATTRIBUTES', 'CIRCUMSTANCES', 'VERDICTS', 'VERDICT_PATTERNS', 'RELATIONS',
+           'OUTSIDE', 'DOCUMENTED', 'synonym_groups', 'past', 'judgement', 'review', 'concession', 'distinct',
            'sentiment_examples', 'fact', 'say', 'altered', 'sentence_pair', 'paraphrase_examples', 'pretraining_text',
            'pretraining_sentences', 'library_files', 'documentation', 'normalised', 'read_library',
            'standard_library_documents', 'stable_split']
@@ -165,11 +165,12 @@ def sentiment_examples(
 
 # %% ../nbs/corpora.ipynb #c022
 ATTRIBUTES = ("young", "old", "tall", "new", "famous", "quiet", "tired", "cheerful", "wealthy", "busy")
-CIRCUMSTANCES = ("last week", "on monday", "after lunch", "in public", "at the party", "this morning", "by mistake", "two years ago", "in the evening", "for once")
+CIRCUMSTANCES = ("last week", "on monday", "after lunch", "this summer", "at the party", "this morning", "in march", "two years ago", "in the evening", "back then")
 
 
 def fact(
     rng: random.Random,
+    detail: float = 0.75,  # how probable attributes and a circumstance are
 ) -> dict:
     "What a sentence of the paraphrase task states, before it is put into words."
     aspects, people = rng.choice(list(WORLDS.values()))
@@ -177,11 +178,11 @@ def fact(
     return {
         "deed": deed,
         "things": tuple(rng.sample(people if deed else aspects, 2)),
-        "attributes": tuple(rng.sample(ATTRIBUTES, 2)) if deed else None,
+        "attributes": tuple(rng.sample(ATTRIBUTES, 2)) if deed and rng.random() < detail else (),
         "meanings": ((rng.randrange(len(DEEDS)), rng.randrange(2)),) if deed else
                     tuple(zip(rng.sample(range(len(QUALITIES)), 2), (rng.randrange(2), rng.randrange(2)))),
         "negated": (rng.random() < 0.4,) if deed else (rng.random() < 0.3, rng.random() < 0.3),
-        "circumstance": rng.choice(CIRCUMSTANCES),
+        "circumstance": rng.choice(CIRCUMSTANCES) if rng.random() < detail else "",
     }
 
 # %% ../nbs/corpora.ipynb #c024
@@ -194,14 +195,15 @@ def say(
     if fact["deed"]:
         (group, side), = fact["meanings"]
         verb, negated = rng.choice(DEEDS[group][side]), fact["negated"][0]
-        agent, patient = (f"the {a} {t}" for a, t in zip(fact["attributes"], fact["things"]))
+        agent, patient = (" ".join(["the", *fact["attributes"][i:i + 1], fact["things"][i]]) for i in (0, 1))
         if flip: core = f"{patient} was {'not ' if negated else ''}{past(verb)} by {agent}"
         else: core = f"{agent} {'did not ' + verb if negated else past(verb)} {patient}"
     else:
         parts = [f"the {thing} was {'not ' if negated else ''}{rng.choice(QUALITIES[group][side])}"
                  for thing, (group, side), negated in zip(fact["things"], fact["meanings"], fact["negated"])]
         core = " and ".join(parts[::-1] if flip else parts)
-    return f"{fact['circumstance']} {core}." if rng.random() < 0.5 else f"{core} {fact['circumstance']}."
+    parts = (fact["circumstance"], core) if rng.random() < 0.5 else (core, fact["circumstance"])
+    return " ".join(filter(None, parts)) + "."
 
 # %% ../nbs/corpora.ipynb #c027
 def altered(
@@ -209,7 +211,7 @@ def altered(
     fact: dict,
 ) -> dict:
     "A fact with another meaning that is said in nearly the same words."
-    change = rng.choice(("swap", "attributes" if fact["deed"] else "swap", "negation", "antonym"))
+    change = rng.choice(("swap", "attributes" if fact["attributes"] else "swap", "negation", "antonym"))
     if change == "swap": return fact | {"things": fact["things"][::-1]}
     if change == "attributes": return fact | {"attributes": fact["attributes"][::-1]}
     place = rng.randrange(len(fact["negated"]))
@@ -221,9 +223,10 @@ def altered(
 def sentence_pair(
     rng: random.Random,
     same: bool,  # whether the two mean the same
+    detail: float = 0.75,  # as for `fact`
 ) -> tuple:
     "Two different sentences that state the same fact, or nearly the same one."
-    first = fact(rng)
+    first = fact(rng, detail)
     second = first if same else altered(rng, first)
     left = right = say(rng, first)
     while right == left: right = say(rng, second)
@@ -242,6 +245,7 @@ def paraphrase_examples(
 VERDICTS = {True: "happy, pleased, glad, delighted, satisfied", False: "unhappy, cross, sad, dissatisfied, grumpy"}
 VERDICTS = {good: tuple(words.split(", ")) for good, words in VERDICTS.items()}
 VERDICT_PATTERNS = ("so i left {}.", "in short, i was {}.", "the verdict: {}.", "i came away {}.")
+RELATIONS = {True: "likewise", False: "instead"}
 
 
 def pretraining_text(
@@ -249,11 +253,13 @@ def pretraining_text(
     label: bool,  # the verdict, or whether the second sentence says the same
 ):                # a sentence, or a pair of sentences
     "A review, a review with its verdict, or two statements with the word that relates them."
-    kind = rng.choices(("sentence", "verdict", "relation"), (1, 4, 5))[0]
-    if kind == "sentence": return review(rng, label)
-    if kind == "verdict": return review(rng, label), rng.choice(VERDICT_PATTERNS).format(rng.choice(VERDICTS[label]))
-    left, right = sentence_pair(rng, label)
-    return left, f"{'likewise' if label else 'instead'}, {right}"
+    kind = rng.choices(("sentence", "clause", "review", "bare", "relation"), (1, 3, 6, 4, 6))[0]
+    if kind in ("bare", "relation"):
+        left, right = sentence_pair(rng, label, *([0.0] if kind == "bare" else []))
+        return left, f"{RELATIONS[label]}, {right}"
+    aspect = rng.choice(rng.choice(list(WORLDS.values()))[0])
+    text = f"{judgement(rng, aspect, label)}." if kind == "clause" else review(rng, label)
+    return text if kind == "sentence" else (text, rng.choice(VERDICT_PATTERNS).format(rng.choice(VERDICTS[label])))
 
 
 def pretraining_sentences(

@@ -1,0 +1,49 @@
+# Two commands do everything: `make bench` and `make test`. Each makes its own environment when it is missing.
+PYTHON  ?= python3
+VENV    ?= .venv
+PROFILE ?= tiny
+JOBS    ?= 1
+BIN     := $(VENV)/bin
+READY   := $(VENV)/.ready
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help install bench test notebooks docs readme lab constraints clean
+help:
+	@echo "make bench [PROFILE=tiny] [JOBS=1]   compare the pruning methods, write figures/PROFILE"
+	@echo "make test                            run every notebook and every test"
+	@echo "make docs                            build the site into _docs"
+	@echo "make lab                             open the notebooks in JupyterLab"
+	@echo "make readme                          execute index and report, write README.md"
+
+install: $(READY)
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet uv==0.13.8
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install --quiet -p $(BIN)/python -c constraints.txt -e '.[dev]'
+	touch $@
+
+bench: $(READY)
+	$(BIN)/pruneresearch bench --profile $(PROFILE) --jobs $(JOBS)
+	$(BIN)/pruneresearch report --profile $(PROFILE)
+
+test: $(READY)
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest
+
+docs: $(READY)
+	$(BIN)/python docs/build.py site
+
+readme: $(READY)
+	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace nbs/benchmarks/report.ipynb nbs/index.ipynb
+	$(BIN)/nbdev_clean
+	$(BIN)/python docs/build.py readme
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs
+
+constraints:
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf $(VENV) _docs _proc runs

@@ -1,0 +1,89 @@
+"What a page shows of a public function or class: heading, signature, docstring, parameters, methods, source link."
+import inspect, re
+from pathlib import Path
+
+from fastcore.docments import docments
+from nbdev.config import get_config
+
+MISSING = inspect.Parameter.empty
+OBJECT = re.compile(r"<[\w ]+ '?([\w.]+)[^>]*>")  # <function f at 0x7f…>, <class 'int'>
+
+
+def api_card(
+    sym,      # a function or class of the library
+) -> str:     # markdown
+    "Documentation of `sym`, made of its signature, docstring and the comments behind its parameters."
+    parts = [f"```python\n{signature(sym)}\n```", documentation(sym), parameters(sym), methods(sym), source(sym)]
+    return f"### {sym.__qualname__}\n\n::::{{container}} api\n" + "\n\n".join(filter(None, parts)) + "\n::::"
+
+
+def signature(sym) -> str:
+    "The call, without types (the table has them), one parameter a line where it is long."
+    name = sym.__qualname__
+    if inspect.isclass(sym) and "__init__" not in vars(sym):
+        return f"class {name}({', '.join(base.__name__ for base in sym.__bases__ if base is not object)})"
+    try: given = inspect.signature(sym).parameters.values()
+    except (TypeError, ValueError): return name
+    bare = [p.replace(annotation=MISSING) for p in given if p.name != "self" and p.name[0] != "_"]
+    call = OBJECT.sub(r"\1", str(inspect.Signature(bare)))
+    if len(name + call) > 80: call = "(\n    " + call[1:-1].replace(", ", ",\n    ") + ",\n)"
+    return name + call
+
+
+def documentation(sym) -> str:
+    "The docstring, unless it is the one that a dataclass makes up."
+    text = inspect.cleandoc(sym.__doc__ or "")
+    return "" if text.startswith(f"{sym.__name__}(") else text
+
+
+def parameters(sym) -> str:
+    "A table made of the comments behind the parameters."
+    try: documented = docments(sym, full=True)
+    except (TypeError, ValueError, OSError): return ""
+    rows = [parameter_row(f"`{name}`", entry) for name, entry in documented.items()
+            if name not in ("self", "return") and name[0] != "_"]
+    result = documented.get("return")
+    if result and result.docment: rows.append(parameter_row("*returns*", result))
+    return table(["", "type", "default", "meaning"], rows) if any(row[-1] for row in rows) else ""
+
+
+def methods(sym) -> str:
+    "A table of a class's public methods that have a docstring."
+    if not inspect.isclass(sym): return ""
+    found = [(name, getattr(sym, name)) for name in vars(sym) if name[0] != "_"]
+    rows = [[f"`.{name}`", inspect.getdoc(f).splitlines()[0]] for name, f in found if inspect.isroutine(f) and f.__doc__]
+    return table(["method", "meaning"], rows) if rows else ""
+
+
+def source(sym) -> str:
+    "A link to the definition in the exported module."
+    cfg, sym = get_config(), inspect.unwrap(sym)
+    try: path, line = Path(inspect.getsourcefile(sym)), inspect.getsourcelines(sym)[1]
+    except (TypeError, OSError): return ""
+    if cfg.config_path not in path.parents: return ""
+    url = f"{cfg.git_url}/blob/{cfg.branch}/{path.relative_to(cfg.config_path).as_posix()}#L{line}"
+    return f"[source]({url}){{.source-link}}"
+
+
+def parameter_row(name: str, entry: dict) -> list[str]:
+    "Name, type, default and meaning of one parameter."
+    default = entry.get("default", MISSING)
+    shown = "" if default is MISSING else code(OBJECT.sub(r"\1", repr(default)))
+    return [name, code(type_name(entry["anno"])), shown, " ".join((entry["docment"] or "").split())]
+
+
+def type_name(annotation) -> str:
+    "An annotation without the modules its names come from."
+    if annotation in (MISSING, None): return ""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return re.sub(r"(?:\w+\.)+(\w)", r"\1", text)
+
+
+def code(text: str) -> str: return f"`{text}`" if text else ""
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    "A markdown table without its empty columns."
+    kept = [i for i in range(len(header)) if any(row[i] for row in rows)]
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line[i].replace("|", "\\|") for i in kept) + " |" for line in lines)
