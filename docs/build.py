@@ -50,11 +50,16 @@ def check_navigation(
     if twice: raise SiteError(f"more than once in the sidebar of _quarto.yml: {name(twice)}.")
 
 
-def check_title(page: str, cells: list[dict]):
-    "nbdev drops whatever else the title cell holds, so it must hold nothing else."
-    first = next((cell["source"] for cell in cells if cell["cell_type"] == "markdown"), "")
-    if first and not re.fullmatch(r"# .+\s*(\n> .+\s*)?(\n- .+: .+\s*)*", first):
-        raise SiteError(f"nbs/{page}.ipynb: the first cell may hold '# Title' and '> one sentence' only; move the rest to the next cell.")
+def check_titles(
+    notebooks: dict[str, list],  # page → cells
+):
+    "nbdev drops whatever else a title cell holds, so it must hold nothing else."
+    crowded = [f"nbs/{page}.ipynb" for page, cells in notebooks.items() if cells and not TITLE.fullmatch(cells[0]["source"])
+               and cells[0]["cell_type"] == "markdown"]
+    if crowded: raise SiteError(f"the first cell may hold '# Title' and '> one sentence' only, the rest belongs into the next one: {', '.join(crowded)}.")
+
+
+TITLE = re.compile(r"# .+\s*(\n> .+\s*)?(\n- .+: .+\s*)*")
 
 
 def site_at(root: Path, pages: list[str]) -> Site:
@@ -73,7 +78,7 @@ def build_site(root: Path):
     navigation = sections(root)
     pages = [page for _, entries in navigation for page, _ in entries]
     check_navigation(pages, notebooks(root))
-    for page in pages: check_title(page, read_cells(root/"nbs"/f"{page}.ipynb"))
+    check_titles({page: read_cells(root/"nbs"/f"{page}.ipynb") for page in pages})
     work = root/"_proc"
     shutil.rmtree(work, ignore_errors=True)
     write_sources(site_at(root, pages), navigation, work)

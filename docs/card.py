@@ -6,7 +6,7 @@ from fastcore.docments import docments
 from nbdev.config import get_config
 
 MISSING = inspect.Parameter.empty
-OBJECT = re.compile(r"<[\w ]+ '?([\w.]+)[^>]*>")  # <function f at 0x7f…>, <class 'int'>
+OBJECT = re.compile(r"<(?:class|function|built-in function) '?([\w.]+)[^>]*>")  # <function f at 0x7f…>, <class 'int'>
 
 
 def api_card(
@@ -14,7 +14,7 @@ def api_card(
 ) -> str:     # markdown
     "Documentation of `sym`, made of its signature, docstring and the comments behind its parameters."
     parts = [f"```python\n{signature(sym)}\n```", documentation(sym), parameters(sym), methods(sym), source(sym)]
-    return f"### {sym.__qualname__}\n\n::::{{container}} api\n" + "\n\n".join(filter(None, parts)) + "\n::::"
+    return f"### {sym.__qualname__}\n\n:::: {{.api}}\n" + "\n\n".join(filter(None, parts)) + "\n::::"
 
 
 def signature(sym) -> str:
@@ -24,10 +24,18 @@ def signature(sym) -> str:
         return f"class {name}({', '.join(base.__name__ for base in sym.__bases__ if base is not object)})"
     try: given = inspect.signature(sym).parameters.values()
     except (TypeError, ValueError): return name
-    bare = [p.replace(annotation=MISSING) for p in given if p.name != "self" and p.name[0] != "_"]
-    call = OBJECT.sub(r"\1", str(inspect.Signature(bare)))
-    if len(name + call) > 80: call = "(\n    " + call[1:-1].replace(", ", ",\n    ") + ",\n)"
-    return name + call
+    shown = bare_parameters([p for p in given if p.name != "self" and p.name[0] != "_"])
+    call = f"{name}({', '.join(shown)})"
+    return call if len(call) <= 80 else f"{name}(\n    " + ",\n    ".join(shown) + ",\n)"
+
+
+def bare_parameters(given: list) -> list[str]:
+    "Parameters with their defaults, and the star before the first that must be named."
+    shown = [OBJECT.sub(r"\1", str(p.replace(annotation=MISSING))) for p in given]
+    kinds = [p.kind for p in given]
+    if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
+        shown.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    return shown
 
 
 def documentation(sym) -> str:

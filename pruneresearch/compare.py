@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUP', 'HIGHER_IS_BETTER', 'LOG_SCALE', 'CONTROLS', 'COSTS', 'MARKS', 'LEGEND', 'groups', 'frame',
-           'higher_is_better', 'require_one_protocol', 'gate', 'require_controls', 'matched', 'Interval',
+           'higher_is_better', 'require_one_protocol', 'gate', 'require_controls', 'matched', 'Interval', 'spread',
            'mean_interval', 'outcome_mean', 'paired_outcomes', 'by_seed', 'two_way_bootstrap', 't_ends', 'hull_ends',
            'Difference', 'paired_difference', 'mean_costs', 'board_line', 'leaderboard', 'number', 'with_interval',
            'cell', 'as_markdown']
@@ -134,6 +134,13 @@ class Interval(NamedTuple):
     n: int
 
 
+def spread(
+    values,  # numbers
+) -> bool:   # False where they differ by rounding errors only
+    "Whether the values differ."
+    return bool(np.ptp(values) > 1e-12*max(1.0, np.max(np.abs(values))))
+
+
 def mean_interval(
     values,                    # one number per seed
     confidence: float = 0.95,  # coverage of the interval, in (0, 1)
@@ -144,7 +151,8 @@ def mean_interval(
     x = np.asarray(values, dtype=float)
     if log: x = np.log(x)
     n, mean = len(x), x.mean()
-    half = stats.t.ppf((1 + confidence)/2, n - 1) * x.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    half = np.nan
+    if n > 1: half = stats.t.ppf((1 + confidence)/2, n - 1) * x.std(ddof=1) / np.sqrt(n) if spread(x) else 0.0
     out = np.array([mean, mean - half, mean + half])
     return Interval(*(float(v) for v in (np.exp(out) if log else out)), n)
 
@@ -209,7 +217,8 @@ def two_way_bootstrap(
     step = max(1, 4_000_000 // n_items)                 # keeps the weights of a chunk below 32 MB
     for start in range(0, n_resamples, step):
         chunk = drawn_seeds[start:start + step]
-        drawn_items = rng.multinomial(n_items, np.full(n_items, 1/n_items), len(chunk)) * weights
+        cells = rng.integers(0, n_items, (len(chunk), n_items)) + n_items*np.arange(len(chunk))[:, None]
+        drawn_items = np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape) * weights
         out[start:start + step] = (chunk @ differences * drawn_items).sum(1) / (n_seeds * drawn_items.sum(1))
     return out
 
@@ -218,11 +227,10 @@ def t_ends(
     differences,         # (seeds, items)
     weights,             # (items,)
     confidence: float,   # coverage
-) -> tuple:              # (low, high); NaN where the seeds have no spread to learn from
+) -> tuple:              # (low, high); NaN for a single seed, or where neither seeds nor items say anything about the spread
     "Paired Student-t interval over seeds."
     per_seed = np.average(differences, axis=1, weights=weights)
-    if len(per_seed) > 1 and np.ptp(per_seed) == 0 and differences.shape[1] > 1: return per_seed[0], per_seed[0]
-    if np.ptp(per_seed) == 0: return np.nan, np.nan
+    if not spread(per_seed) and differences.shape[1] == 1: return np.nan, np.nan
     return mean_interval(per_seed, confidence)[1:3]
 
 

@@ -87,9 +87,10 @@ def judgement(
     aspect: str,    # the thing judged, "soup"
     good: bool,     # effective polarity of the clause
     strength=None,  # None (random, may be negated), or a tuple of adverbs to take one from (then not negated)
+    negation: float = 0.5,  # how probable a negation is
 ) -> str:
     "A clause that praises or blames one aspect: 'the soup was never dull', 'we did not enjoy the soup'."
-    negated = strength is None and rng.random() < 0.5
+    negated = strength is None and rng.random() < negation
     if strength is None and rng.random() < 0.25:
         verb = rng.choice(LIKES["like" if good != negated else "dislike"])
         done = (f"did not {verb}" if rng.random() < 0.5 else f"never {past(verb)}") if negated else past(verb)
@@ -170,7 +171,8 @@ CIRCUMSTANCES = ("last week", "on monday", "after lunch", "this summer", "at the
 
 def fact(
     rng: random.Random,
-    detail: float = 0.75,  # how probable attributes and a circumstance are
+    detail: float = 0.75,   # how probable attributes and a circumstance are
+    negation: float = 0.35, # how probable a negation is
 ) -> dict:
     "What a sentence of the paraphrase task states, before it is put into words."
     aspects, people = rng.choice(list(WORLDS.values()))
@@ -181,7 +183,7 @@ def fact(
         "attributes": tuple(rng.sample(ATTRIBUTES, 2)) if deed and rng.random() < detail else (),
         "meanings": ((rng.randrange(len(DEEDS)), rng.randrange(2)),) if deed else
                     tuple(zip(rng.sample(range(len(QUALITIES)), 2), (rng.randrange(2), rng.randrange(2)))),
-        "negated": (rng.random() < 0.4,) if deed else (rng.random() < 0.3, rng.random() < 0.3),
+        "negated": tuple(rng.random() < negation for _ in range(1 if deed else 2)),
         "circumstance": rng.choice(CIRCUMSTANCES) if rng.random() < detail else "",
     }
 
@@ -223,10 +225,10 @@ def altered(
 def sentence_pair(
     rng: random.Random,
     same: bool,  # whether the two mean the same
-    detail: float = 0.75,  # as for `fact`
+    **odds,      # as for `fact`
 ) -> tuple:
     "Two different sentences that state the same fact, or nearly the same one."
-    first = fact(rng, detail)
+    first = fact(rng, **odds)
     second = first if same else altered(rng, first)
     left = right = say(rng, first)
     while right == left: right = say(rng, second)
@@ -253,12 +255,12 @@ def pretraining_text(
     label: bool,  # the verdict, or whether the second sentence says the same
 ):                # a sentence, or a pair of sentences
     "A review, a review with its verdict, or two statements with the word that relates them."
-    kind = rng.choices(("sentence", "clause", "review", "bare", "relation"), (1, 3, 6, 4, 6))[0]
+    kind = rng.choices(("sentence", "clause", "review", "bare", "relation"), (1, 4, 5, 5, 5))[0]
     if kind in ("bare", "relation"):
-        left, right = sentence_pair(rng, label, *([0.0] if kind == "bare" else []))
+        left, right = sentence_pair(rng, label, **(dict(detail=0, negation=0.1) if kind == "bare" else {}))
         return left, f"{RELATIONS[label]}, {right}"
     aspect = rng.choice(rng.choice(list(WORLDS.values()))[0])
-    text = f"{judgement(rng, aspect, label)}." if kind == "clause" else review(rng, label)
+    text = f"{judgement(rng, aspect, label, negation=0.2)}." if kind == "clause" else review(rng, label)
     return text if kind == "sentence" else (text, rng.choice(VERDICT_PATTERNS).format(rng.choice(VERDICTS[label])))
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from torch import nn
+import pruneresearch
 from .basics import RunError, UsageError, fingerprint, read_json, whole_folder, write_json
 from .measure import evaluate_with_outcomes, latency, macs, measured, parameter_counts, protocol
 from .models import context_of, load_model, save_model, tokenizer_of
@@ -62,7 +63,7 @@ def versions() -> dict:  # name → version, Python included
 @functools.lru_cache(maxsize=1)
 def commit() -> str:  # of the checkout this package runs from, "" outside one; "+" where files differ from it
     "Which state of the source made a row."
-    git = lambda *words: subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True)
+    git = lambda *words: subprocess.run(["git", "-C", str(Path(pruneresearch.__file__).parent), *words], capture_output=True, text=True)
     head = git("rev-parse", "--short=12", "HEAD")
     if head.returncode: return ""
     return head.stdout.strip() + ("+" if git("status", "--porcelain", "--", ".").stdout.strip() else "")
@@ -104,7 +105,7 @@ def dense_start(
         with measured() as cost:
             fine_tune(model, task, epochs=config.dense_epochs, learning_rate=config.learning_rate, length=config.length, seed=config.seed, progress=progress)
         seconds = cost.seconds
-    metrics, outcomes, _ = evaluate_with_outcomes(model, task, length=config.length)
+    metrics, outcomes, _ = _evaluate(model, task, config)
     if stored: _gate(stored["metrics"], metrics, folder)
     else: _store(folder, model if _trains(task) else None, dict(metrics=metrics, seconds=seconds, config=asdict(config)))
     return Start(model, task, metrics, outcomes, _protocol(model, task, config), seconds)
@@ -116,6 +117,12 @@ def _gate(stored: dict, metrics: dict, folder) -> None:
         if abs(metrics[name] - value) > 1e-4 * max(1, abs(value)):
             raise RunError(f"the dense model in {str(folder)!r} measured {name} {value:.5g}, now it measures {metrics[name]:.5g}: "
                            "data or libraries have changed; delete that folder and the rows made from it.")
+
+
+def _evaluate(model, task, config: Config) -> tuple:
+    "(metrics, outcomes, weights); the protocol's fingerprint has its own place in the row."
+    metrics, outcomes, weights = evaluate_with_outcomes(model, task, length=config.length)
+    return {name: value for name, value in metrics.items() if name != "fingerprint"}, outcomes, weights
 
 
 def _store(folder: Path, model, record: dict) -> None:
@@ -163,7 +170,7 @@ def _costs(model, start: Start, config: Config, pruning, recovery) -> dict:
     counts, timing = parameter_counts(model, config.scope), latency(model, batch, min_run_time=0.2)
     return dict(prune_seconds=pruning.seconds, prune_peak_bytes=pruning.peak_bytes, recovery_seconds=recovery.seconds, recovery_peak_bytes=recovery.peak_bytes,
                 dense_seconds=start.seconds, bytes_dense=counts["bytes_dense"], bytes_sparse=counts["bytes_sparse"], parameters=counts["total"],
-                nonzero=counts["nonzero_total"], macs=macs(model, one), latency_median_s=timing["median"], latency_iqr_s=timing["iqr"])
+                nonzero=counts["nonzero"], macs=macs(model, one), latency_median_s=timing["median"], latency_iqr_s=timing["iqr"])
 
 
 def _row(config: Config, start: Start, result, metrics: dict, outcomes, weights, costs: dict) -> dict:
@@ -188,7 +195,7 @@ def run(
     check(config, start.task.kind)
     model = copy.deepcopy(start.model)
     result, pruning, recovery = _prune_and_recover(model, start, config, progress)
-    metrics, outcomes, weights = evaluate_with_outcomes(model, start.task, length=config.length)
+    metrics, outcomes, weights = _evaluate(model, start.task, config)
     row = _row(config, start, result, metrics, outcomes, weights, _costs(model, start, config, pruning, recovery))
     write_json(path, row)
     return row

@@ -138,7 +138,7 @@ class Squad(OfflineMetric):
     "Exact match and F1 of predicted answers, the best over the references of a question."
     prediction = {"id": datasets.Value("string"), "prediction_text": datasets.Value("string")}
     reference = {"id": datasets.Value("string"), "answers": {
-        "text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int32"))}}
+        "text": datasets.Sequence(datasets.Value("string")), "answer_start": datasets.Sequence(datasets.Value("int32"))}}
 
     def _scores(self, predictions, references):
         "Per question: is it answerable, exact match, F1."

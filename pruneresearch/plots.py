@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'RC', 'METHOD_ORDER', 'MARKERS', 'LINES', 'PANEL', 'COST_LABELS', 'style', 'method_styles', 'panels', 'finish',
-           'freeze', 'arrow', 'draw_dense', 'draw_method', 'quality_against_sparsity', 'draw_methods', 'log_axis',
-           'tiles', 'mask_picture', 'difference_plot', 'draw_differences', 'cost_plot', 'save_figure']
+           'freeze', 'arrow', 'draw_dense', 'draw_method', 'draw_methods', 'log_axis', 'quality_against_sparsity',
+           'tiles', 'mask_picture', 'draw_differences', 'difference_plot', 'cost_plot', 'save_figure']
 
 # %% ../nbs/plots.ipynb #c003
 from collections.abc import Iterator
@@ -133,29 +133,6 @@ def draw_method(
     if joined: axis.plot(*zip(*sorted(joined)), color=look["color"], linestyle=look["linestyle"])
 
 # %% ../nbs/plots.ipynb #c015
-def quality_against_sparsity(
-    rows: list,                # rows of experiments; within a model and task of one protocol
-    tolerance: float = 0.001,  # of the matched budget, see `compare.matched`
-    focus: bool = True,        # fit the vertical axis to the methods other than random, which may then leave the panel
-):                             # a matplotlib Figure; raises `UsageError` for rows that cannot be compared
-    "The main metric over the requested sparsity, one panel per model, task, pattern and recovery."
-    for members in groups(gate(rows), ("model", "task")).values(): require_one_protocol(members)
-    by_panel, looks = groups(matched(rows, tolerance), PANEL), method_styles({row["method"] for row in rows})
-    with style():
-        figure, axes = panels(list(by_panel), "What is left after pruning")
-        for axis, members in zip(axes, by_panel.values()):
-            by_method, metric = groups(members, ("method",)), members[0]["metric"]
-            if metric in LOG_SCALE: axis.set_yscale("log")
-            draw_dense(axis, members)
-            draw_methods(axis, by_method, looks, focus)
-            if metric in LOG_SCALE: log_axis(axis.yaxis)
-            axis.set(xlabel="sparsity of the weights in scope (%)", ylabel=arrow(metric))
-        seeds = sorted({len(own) for own in groups(rows, (*PANEL, "sparsity", "method")).values()})
-        finish(figure, looks | method_styles(["dense"]), f"Mean over {'–'.join(str(n) for n in sorted({seeds[0], seeds[-1]}))} seeds, bars and band: 95 % t-interval. "
-               "Shifted sideways for legibility. Hollow: outside the matched budget." + " Random may leave the panel."*(focus and "random" in looks))
-    return figure
-
-
 def draw_methods(
     axis,             # of matplotlib
     by_method: dict,  # (method,) → its marked rows
@@ -164,7 +141,7 @@ def draw_methods(
 ) -> None:
     "All methods of a panel, side by side around each sparsity; random last, so that it cannot stretch the axis."
     names = [name for name in looks if (name,) in by_method]
-    targets = np.unique([row["sparsity"] for rows in by_method.values() for row in rows])
+    targets = np.unique([row["sparsity"] for rows in by_method.values() for row in rows if row["sparsity"] is not None])
     step = 60*(np.diff(targets).min() if len(targets) > 1 else 0.1)/len(names)
     limits = None
     for i, name in sorted(enumerate(names), key=lambda pair: pair[1] == "random"):
@@ -184,7 +161,31 @@ def log_axis(
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
 
-# %% ../nbs/plots.ipynb #c020
+# %% ../nbs/plots.ipynb #c016
+def quality_against_sparsity(
+    rows: list,                # rows of experiments; within a model and task of one protocol
+    tolerance: float = 0.001,  # of the matched budget, see `compare.matched`
+    focus: bool = True,        # fit the vertical axis to the methods other than random, which may then leave the panel
+):                             # a matplotlib Figure; raises `UsageError` for rows that cannot be compared
+    "The main metric over the requested sparsity, one panel per model, task, pattern and recovery."
+    for members in groups(gate(rows), ("model", "task")).values(): require_one_protocol(members)
+    by_panel, looks = groups(matched(rows, tolerance), PANEL), method_styles({row["method"] for row in rows})
+    with style():
+        figure, axes = panels(list(by_panel), "What is left after pruning")
+        for axis, members in zip(axes, by_panel.values()):
+            by_method, metric = groups(members, ("method",)), members[0]["metric"]
+            if metric in LOG_SCALE: axis.set_yscale("log")
+            draw_dense(axis, members)
+            draw_methods(axis, by_method, looks, focus)
+            if metric in LOG_SCALE: log_axis(axis.yaxis)
+            axis.set(xlabel="sparsity of the weights in scope (%)", ylabel=arrow(metric))
+        counts = {len(own) for own in groups(rows, (*PANEL, "sparsity", "method")).values()}
+        seeds = "–".join(str(n) for n in sorted({min(counts), max(counts)}))
+        finish(figure, looks | method_styles(["dense"]), f"Mean over {seeds} seeds, bars and band: 95 % t-interval. "
+               "Shifted sideways for legibility. Hollow: outside the matched budget." + " Random may leave the panel."*(focus and "random" in looks))
+    return figure
+
+# %% ../nbs/plots.ipynb #c021
 def tiles(
     keep,              # (out, in) boolean
     limit: int = 128,  # most tiles along one side
@@ -198,7 +199,7 @@ def tiles(
         keep = np.add.reduceat(keep, starts, axis=axis) / np.expand_dims(counts, 1 - axis)
     return keep
 
-# %% ../nbs/plots.ipynb #c022
+# %% ../nbs/plots.ipynb #c023
 def mask_picture(
     masks,  # name → (out, in) tensor or array: a boolean mask, True = stays, or a weight; a single one is fine too
 ):          # a matplotlib Figure, one panel per matrix
@@ -220,23 +221,7 @@ def mask_picture(
         freeze(figure)
     return figure
 
-# %% ../nbs/plots.ipynb #c026
-def difference_plot(
-    board,                 # a leaderboard (see `compare.leaderboard`)
-    without=("random",),   # methods that are not drawn
-):                         # a matplotlib Figure; raises `UsageError` when nothing is left to draw
-    "Paired differences against magnitude with their 95 % intervals."
-    shown = board[board["difference"].notna() & ~board["method"].isin(without)]
-    if shown.empty: raise UsageError("the board has no difference to draw: it needs a ranked method besides magnitude and those left out.")
-    by_panel, looks = {key: lines for key, lines in shown.groupby(list(PANEL), sort=False)}, method_styles(shown["method"])
-    with style():
-        figure, axes = panels(list(by_panel), "Difference from magnitude", height=1.8 + 0.22*max(len(lines) for lines in by_panel.values()))
-        for axis, lines in zip(axes, by_panel.values()): draw_differences(axis, lines, looks)
-        finish(figure, looks, "Paired over seeds and test items; bars: 95 % interval (hull of bootstrap and t). Hollow: not separable from magnitude."
-               + (f" Not drawn: {', '.join(without)}." if without else ""))
-    return figure
-
-
+# %% ../nbs/plots.ipynb #c027
 def draw_differences(
     axis,         # of matplotlib
     lines,        # the panel's lines of the leaderboard
@@ -258,9 +243,25 @@ def draw_differences(
     axis.set_yticks(list(ticks.values()), list(ticks))
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
-    axis.set(ylabel="sparsity", xlabel=f"difference in {arrow(metric)}" if factor == 1 else f"relative difference in {metric} (%, {'higher' if higher_is_better(metric) else 'lower'} is better)")
+    axis.set(ylabel="sparsity", xlabel=f"difference in {arrow(metric)}" if factor == 1 else f"relative difference (%) in {arrow(metric)}")
 
-# %% ../nbs/plots.ipynb #c029
+# %% ../nbs/plots.ipynb #c028
+def difference_plot(
+    board,                 # a leaderboard (see `compare.leaderboard`)
+    without=("random",),   # methods that are not drawn
+):                         # a matplotlib Figure; raises `UsageError` when nothing is left to draw
+    "Paired differences against magnitude with their 95 % intervals."
+    shown = board[board["difference"].notna() & ~board["method"].isin(without)]
+    if shown.empty: raise UsageError("the board has no difference to draw: it needs a ranked method besides magnitude and those left out.")
+    by_panel, looks = {key: lines for key, lines in shown.groupby(list(PANEL), sort=False)}, method_styles(shown["method"])
+    with style():
+        figure, axes = panels(list(by_panel), "Difference from magnitude", height=1.8 + 0.22*max(len(lines) for lines in by_panel.values()))
+        for axis, lines in zip(axes, by_panel.values()): draw_differences(axis, lines, looks)
+        finish(figure, looks, "Paired over seeds and test items; bars: 95 % interval (hull of bootstrap and t). Hollow: not separable from magnitude."
+               + (f" Not drawn: {', '.join(without)}." if without else ""))
+    return figure
+
+# %% ../nbs/plots.ipynb #c031
 COST_LABELS = {
     "prune_seconds": "time to prune (s)", "prune_peak_mb": "peak memory while pruning (MB)", "recovery_seconds": "time to recover (s)",
     "recovery_peak_mb": "peak memory while recovering (MB)", "sparse_mb": "size, bitmask + values (MB)", "dense_mb": "size, dense (MB)",
@@ -277,14 +278,16 @@ def cost_plot(
     from pruneresearch.basics import lookup
     label = lookup(COST_LABELS, cost, "cost")
     shown = board[np.isclose(board["sparsity"].astype(float), sparsity) & board[cost].notna() & board["ranked"]]
-    if shown.empty: raise UsageError(f"no ranked line has {cost} at sparsity {sparsity}: the board's sparsities are {sorted(set(board['sparsity']))}.")
+    if shown.empty: raise UsageError(f"no ranked line has {cost} at sparsity {sparsity}: "
+                                    f"the board's sparsities are {sorted(set(board['sparsity']))}.")
     by_panel, looks = {key: lines for key, lines in shown.groupby(list(PANEL), sort=False)}, method_styles(shown["method"])
     with style():
         figure, axes = panels(list(by_panel), f"Quality and cost at {100*sparsity:g} % sparsity")
         for axis, lines in zip(axes, by_panel.values()):
             for _, line in lines.iterrows():
                 look, bar = looks[line["method"]], [[line["value"] - line["low"]], [line["high"] - line["value"]]]
-                axis.errorbar([line[cost]], [line["value"]], None if np.isnan(line["low"]) else bar, color=look["color"], marker=look["marker"], capsize=2, linestyle="none")
+                axis.errorbar([line[cost]], [line["value"]], None if np.isnan(line["low"]) else bar, capsize=2,
+                              **look | {"linestyle": "none"})
             axis.set(xlabel=label, ylabel=arrow(lines["metric"].iloc[0]))
             if lines["metric"].iloc[0] in LOG_SCALE: log_axis(axis.yaxis)
             if (lines[cost] > 0).all() and lines[cost].max() > 20*lines[cost].min(): log_axis(axis.xaxis)
@@ -292,7 +295,7 @@ def cost_plot(
         finish(figure, points, "Mean over seeds, bars: 95 % t-interval of the quality. Cost: mean over seeds.")
     return figure
 
-# %% ../nbs/plots.ipynb #c033
+# %% ../nbs/plots.ipynb #c035
 def save_figure(
     figure,  # a matplotlib Figure
     path,    # where to write; the suffix may be left out

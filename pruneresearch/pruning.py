@@ -49,7 +49,7 @@ def load_methods() -> dict:  # name → `Method`, in alphabetical order of the m
     package = import_module("pruneresearch.methods")
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         import_module(f"{package.__name__}.{module}")
-    return METHODS
+    return import_module("pruneresearch.pruning").METHODS  # the module's table also where this cell runs in its notebook
 
 
 def list_methods() -> list:  # of dicts name, formula, needs, allocation, source

@@ -218,10 +218,10 @@ def encode_questions(task, rows, tokenizer, length):
     questions, stride = [q.strip() for q in rows["question"]], length // 3
     if not tokenizer.is_fast: raise UsageError("question answering needs a fast tokenizer, one that knows where its tokens stand in the text.")
     longest = max(map(len, tokenizer(questions, add_special_tokens=False)["input_ids"]))
-    needed = longest + stride + tokenizer.num_special_tokens_to_add(pair=True) + 1
-    if needed > length:
+    fixed = longest + tokenizer.num_special_tokens_to_add(pair=True)
+    if fixed + stride >= length:
         raise UsageError(f"the longest question has {longest} tokens and does not fit a window of {length}: "
-                         f"ask for a length of at least {-(-3 * (needed - stride) // 2)}.")
+                         f"ask for a length of at least {3 * fixed // 2 + 1}.")
     encoded = tokenizer(questions, list(rows["context"]), truncation="only_second", max_length=length, stride=stride,
                         return_overflowing_tokens=True, return_offsets_mapping=True)
     example, ids, answers = encoded.pop("overflow_to_sample_mapping"), list(rows["id"]), list(rows["answers"])

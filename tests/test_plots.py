@@ -1,0 +1,203 @@
+"What the figures draw is compared with the numbers behind it; what they must not draw is refused."
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+from pruneresearch import plots
+from pruneresearch.basics import UsageError
+from pruneresearch.compare import leaderboard, mean_interval
+
+SKILL = {"random": -3.0, "magnitude": 0.0, "wanda": 0.3, "taylor": 0.001}
+
+
+def rows_of(metric="accuracy", task="t", **changes):
+    out = []
+    for method, skill in SKILL.items():
+        for sparsity in (0.3, 0.5, 0.7):
+            for seed in range(3):
+                jitter = 0.01*np.sin(7*seed + 3*len(method) + 10*sparsity)
+                value = 0.9 + 0.1*(skill*sparsity) + jitter if metric == "accuracy" else float(30*np.exp(sparsity*(1 - skill) + jitter))
+                out.append(dict(id=f"{method}-{sparsity}-{seed}", protocol=f"p-{task}", model="m", task=task, method=method, pattern="unstructured",
+                                recovery="none", seed=seed, sparsity=sparsity, achieved=sparsity, metric=metric, value=value, outcomes=None,
+                                dense_value=0.95 if metric == "accuracy" else 28.0, prune_seconds=1.0 + sparsity) | changes)
+    return out
+
+
+ROWS = rows_of()
+
+
+def points(axis):
+    "(x, y, low, high, filled) of every error bar on an axis."
+    found = []
+    for container in axis.containers:
+        line, _, bars = container
+        (x,), (y,) = line.get_data()
+        ends = bars[0].get_segments()[0] if bars else np.full((2, 2), np.nan)
+        found.append((x, y, *np.sort(ends[:, 1]), to_rgb(line.get_markerfacecolor()) != (1, 1, 1)))
+    return np.array(found, dtype=float)
+
+
+def contrast(colour):
+    "Contrast ratio against white (WCAG)."
+    channel = [c/12.92 if c <= 0.03928 else ((c + 0.055)/1.055)**2.4 for c in to_rgb(colour)]
+    return 1.05/(np.dot(channel, [0.2126, 0.7152, 0.0722]) + 0.05)
+
+
+# ---------------------------------------------------------------- style
+
+def test_looks_are_distinct_stable_and_visible_on_white():
+    names = ["random", *plots.METHOD_ORDER, "one of mine", "dense"]
+    looks = plots.method_styles(names)
+    assert set(looks) == set(names)
+    assert len({(to_rgb(s["color"]), s["marker"]) for s in looks.values()}) == len(names)
+    assert all(contrast(s["color"]) > 2.2 for s in looks.values())
+    assert plots.method_styles(["wanda"])["wanda"] == looks["wanda"]
+    assert plots.method_styles(["wanda", "aaa"])["wanda"] == looks["wanda"]
+
+
+def test_style_ends_with_its_block():
+    import matplotlib
+    before = matplotlib.rcParams["axes.spines.top"]
+    with plots.style(): assert matplotlib.rcParams["axes.spines.top"] is False
+    assert matplotlib.rcParams["axes.spines.top"] == before
+
+
+# ---------------------------------------------------------------- quality
+
+@pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
+def test_points_and_bars_are_means_and_intervals(metric):
+    rows = rows_of(metric)
+    axis = plots.quality_against_sparsity(rows, focus=False).axes[0]
+    drawn = points(axis)
+    assert len(drawn) == 12 and axis.get_yscale() == ("log" if metric == "perplexity" else "linear")
+    for method in SKILL:
+        for sparsity in (0.3, 0.5, 0.7):
+            interval = mean_interval([r["value"] for r in rows if (r["method"], r["sparsity"]) == (method, sparsity)], log=metric == "perplexity")
+            near = drawn[np.argmin(abs(drawn[:, 1] - interval.mean) + abs(drawn[:, 0] - 100*sparsity)*1e-6)]
+            assert near[1:4] == pytest.approx(interval[:3], rel=1e-6) and abs(near[0] - 100*sparsity) < 10
+
+
+def test_methods_stand_beside_each_other():
+    drawn = points(plots.quality_against_sparsity(ROWS).axes[0])
+    assert len(np.unique(np.round(drawn[:, 0], 6))) == 12
+
+
+def test_dense_band_is_the_interval_of_its_seeds():
+    rows = [r | {"dense_value": 0.95 + 0.01*r["seed"]} for r in ROWS]
+    axis = plots.quality_against_sparsity(rows).axes[0]
+    interval = mean_interval([0.95, 0.96, 0.97])
+    band = axis.patches[0].get_extents().transformed(axis.transData.inverted())
+    assert (band.y0, band.y1) == pytest.approx((interval.low, interval.high))
+    assert not plots.quality_against_sparsity(ROWS).axes[0].patches          # equal seeds have no band
+
+
+def test_runs_outside_the_budget_are_hollow_and_stand_where_they_ended():
+    stray = [r | {"method": "gradprobe", "achieved": 0.1} for r in ROWS if r["method"] == "wanda" and r["sparsity"] == 0.5]
+    drawn = points(plots.quality_against_sparsity(ROWS + stray).axes[0])
+    hollow = drawn[drawn[:, 4] == 0]
+    assert len(hollow) == 1 and abs(hollow[0, 0] - 10) < 6
+
+
+def test_random_does_not_decide_the_axis_unless_asked():
+    limits = lambda **options: plots.quality_against_sparsity(ROWS, **options).axes[0].get_ylim()
+    worst = min(r["value"] for r in ROWS if r["method"] == "random")
+    assert limits()[0] > worst > limits(focus=False)[0]
+
+
+def test_every_task_has_its_panel_and_axes_have_units():
+    figure = plots.quality_against_sparsity(ROWS + rows_of("perplexity", "u"))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["t, unstructured", "u, unstructured"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["accuracy (higher is better)", "perplexity (lower is better)"]
+    assert all("%" in axis.get_xlabel() for axis in figure.axes)
+    assert "95 % t-interval" in figure.get_supxlabel() and "3 seeds" in figure.get_supxlabel()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "magnitude", "wanda", "taylor", "dense"]
+
+
+def test_a_single_seed_and_an_infinite_value_can_be_drawn():
+    assert np.isnan(points(plots.quality_against_sparsity([r for r in ROWS if r["seed"] == 0]).axes[0])[:, 2]).all()
+    diverged = [r | {"value": float("inf")} if r["method"] == "taylor" and r["sparsity"] == 0.7 else r for r in rows_of("perplexity")]
+    assert len(points(plots.quality_against_sparsity(diverged).axes[0])) == 11
+
+
+@pytest.mark.parametrize("rows, words", [
+    ([], "no rows"), (ROWS + rows_of(protocol="q"), "2 protocols"), (ROWS + rows_of(dense_value=0.5)[:1], "another dense"),
+])
+def test_what_cannot_be_compared_is_not_drawn(rows, words):
+    with pytest.raises(UsageError, match=words): plots.quality_against_sparsity(rows)
+
+
+# ---------------------------------------------------------------- masks
+
+def test_mask_picture_shows_the_mask():
+    import torch
+    mask = torch.rand(6, 9) > 0.4
+    axis = plots.mask_picture({"q": mask}).axes[0]
+    assert np.array_equal(axis.images[0].get_array(), mask.numpy()) and axis.get_title(loc="left") == f"q: {100*(~mask).float().mean():.1f} % removed"
+    weight = torch.nn.Parameter(torch.randn(6, 9) * mask)
+    assert np.array_equal(plots.mask_picture(weight).axes[0].images[0].get_array(), mask.numpy())
+
+
+def test_tiles_average_without_losing_a_row():
+    keep = np.random.default_rng(0).random((10, 7)) < 0.5
+    slow = np.array([[keep[r:r + 3, c:c + 2].mean() for c in range(0, 7, 2)] for r in range(0, 10, 3)])
+    assert plots.tiles(keep, limit=4) == pytest.approx(slow)
+
+
+@pytest.mark.parametrize("bad, words", [(np.ones(3), "1 dimensions"), ({}, "no mask")])
+def test_mask_picture_refuses(bad, words):
+    with pytest.raises(UsageError, match=words): plots.mask_picture(bad)
+
+
+# ---------------------------------------------------------------- differences and costs
+
+def test_difference_plot_draws_the_board_and_leaves_the_unseparable_hollow():
+    board = leaderboard(ROWS, n_resamples=300)
+    axis = plots.difference_plot(board).axes[0]
+    shown = board[board["method"].isin(["wanda", "taylor"])]
+    assert sorted(c[0].get_xdata()[0] for c in axis.containers) == pytest.approx(sorted(shown["difference"]))
+    hollow = [to_rgb(c[0].get_markerfacecolor()) == (1, 1, 1) for c in axis.containers]
+    assert sum(hollow) == (shown["verdict"] == "not separable").sum() and 0 < sum(hollow) < len(hollow)
+    assert len(plots.difference_plot(board, without=()).axes[0].containers) == 9
+    with pytest.raises(UsageError, match="no difference"): plots.difference_plot(board[board["method"] == "magnitude"])
+
+
+def test_relative_differences_are_in_percent():
+    board = leaderboard(rows_of("perplexity"), n_resamples=100)
+    axis = plots.difference_plot(board).axes[0]
+    assert "%" in axis.get_xlabel() and "lower is better" in axis.get_xlabel()
+    assert max(c[0].get_xdata()[0] for c in axis.containers) == pytest.approx(100*board[board["method"] != "random"]["difference"].max())
+
+
+def test_cost_plot_draws_cost_and_value():
+    board = leaderboard(ROWS, n_resamples=50)
+    axis = plots.cost_plot(board, 0.5).axes[0]
+    assert {round(c[0].get_xdata()[0], 9) for c in axis.containers} == {1.5} and "(s)" in axis.get_xlabel()
+    for bad, words in ((dict(sparsity=0.9), "no ranked line"), (dict(sparsity=0.5, cost="macs"), "unknown cost"), (dict(sparsity=0.5, cost="mmacs"), "no ranked line")):
+        with pytest.raises(UsageError, match=words): plots.cost_plot(board, **bad)
+
+
+# ---------------------------------------------------------------- files
+
+def test_figures_are_saved_with_their_rows_the_same_each_time(tmp_path):
+    rows = [r | {"outcomes": [1, 0]} for r in ROWS]
+    paths = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path/"deep"/"figure.png", rows)
+    assert sorted(p.name for p in (tmp_path/"deep").iterdir()) == ["figure.csv", "figure.png", "figure.svg"]
+    again = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path/"again", rows)
+    assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
+    table = pd.read_csv(paths[2])
+    assert len(table) == len(ROWS) and "outcomes" not in table and table["value"].to_numpy() == pytest.approx([r["value"] for r in ROWS])
+
+
+def test_the_background_is_solid_white(tmp_path):
+    png = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path/"figure", ROWS)[0]
+    pixels = imread(png)
+    assert (pixels[0, 0] == 1).all() and (pixels[..., 3] == 1).all() if pixels.shape[-1] == 4 else (pixels[0, 0] == 1).all()
+
+
+def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    figure = plots.quality_against_sparsity(ROWS)
+    monkeypatch.setattr(figure, "savefig", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError): plots.save_figure(figure, tmp_path/"figure", ROWS)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="'.pdf'"): plots.save_figure(figure, tmp_path/"figure.pdf", ROWS)
