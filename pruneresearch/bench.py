@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROFILES', 'project_root', 'profiles_of', 'list_benchmarks', 'Run', 'plan', 'execute', 'bench', 'rows_of', 'report']
 
-# %% ../nbs/bench.ipynb #c002
+# %% ../nbs/bench.ipynb #c003
 import ast, json, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pathlib import Path
 import pruneresearch
 from .basics import RunError, UsageError, fingerprint, lookup, read_json
 
-# %% ../nbs/bench.ipynb #c004
+# %% ../nbs/bench.ipynb #c005
 PROFILES = ("smoke", "tiny", "small", "paper")
 
 
@@ -52,7 +52,7 @@ def list_benchmarks(
     folder = project_root(root)/"nbs"/"benchmarks"
     return {path.stem: path for path in sorted(folder.glob("*.ipynb")) if profiles_of(path)}
 
-# %% ../nbs/bench.ipynb #c007
+# %% ../nbs/bench.ipynb #c008
 @dataclass(frozen=True)
 class Run:
     "One execution of a benchmark notebook."
@@ -84,7 +84,7 @@ def _run(name: str, path: Path, parameters: dict, results: Path) -> Run:
     sources = ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
     return Run(name, path, parameters, results/"runs"/name/fingerprint([sources, parameters], 12))
 
-# %% ../nbs/bench.ipynb #c009
+# %% ../nbs/bench.ipynb #c010
 def _threads(jobs: int) -> dict:
     "Share the cores between jobs, unless the user has decided."
     each = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -115,7 +115,7 @@ def _reason(log: Path, code: int) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return (lines[-1] if lines else "no output")[:300] + (f" (exit code {code})" if code else " (no result.json was written)")
 
-# %% ../nbs/bench.ipynb #c011
+# %% ../nbs/bench.ipynb #c012
 def bench(
     names=(),               # benchmarks; empty: all that have the profile
     profile: str = "tiny",  # of `PROFILES`
@@ -147,7 +147,7 @@ def _line(outcome: list, total: int, seconds: float) -> str:
     reason = f": {last['reason']}" if last["reason"] else ""
     return f"[{len(outcome)}/{total}] {seconds:5.0f} s  {last['status']:7} {last['run']} ({last['seconds']:.0f} s){reason}"
 
-# %% ../nbs/bench.ipynb #c013
+# %% ../nbs/bench.ipynb #c014
 def rows_of(
     profile: str,   # of `PROFILES`
     results=None,   # folder of all results; None: runs/ in the checkout

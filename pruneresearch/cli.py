@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'list_command', 'prune_command', 'evaluate_command', 'bench_command', 'report_command', 'parser', 'main']
 
-# %% ../nbs/cli.ipynb #c002
+# %% ../nbs/cli.ipynb #c003
 import argparse, errno, json, os, sys, warnings
 
 from .basics import RunError, UsageError, require_empty, whole_folder, write_json
 
-# %% ../nbs/cli.ipynb #c004
+# %% ../nbs/cli.ipynb #c005
 def _table(rows: list) -> str:
     import pandas as pd
     return pd.DataFrame(rows).to_string(index=False, justify="left") if rows else "(nothing)"
@@ -26,7 +26,7 @@ def list_command(args) -> str:
     if args.json: return json.dumps({name: listings[name]() for name in chosen}, indent=1)
     return "\n\n".join(f"{name.upper()}\n{_table(listings[name]())}" for name in chosen)
 
-# %% ../nbs/cli.ipynb #c005
+# %% ../nbs/cli.ipynb #c006
 def _sparsity(text: str):
     "One fraction, or several with commas between: one per block."
     try: values = [float(part) for part in text.split(",")]
@@ -34,20 +34,29 @@ def _sparsity(text: str):
     return values[0] if len(values) == 1 else values
 
 
-def _ready_model(args, task):
-    "The model, fine-tuned first where that is asked for."
+def _ready_model(args, task, request: dict):
+    "The model, fine-tuned first where that is asked for, once the request is known to make sense."
     from pruneresearch.models import load_model
+    from pruneresearch.pruning import check_request
     from pruneresearch.recovery import fine_tune
     model = load_model(args.model, task, seed=args.seed, trust_remote_code=args.trust_remote_code)
+    check_request(model, **request)
+    _require_head(model, task, args)
     if args.fine_tune: fine_tune(model, task, length=args.length, seed=args.seed, progress=args.progress)
     return model
+
+
+def _require_head(model, task, args) -> None:
+    "A head drawn at random answers at random: nothing measured on it would mean anything."
+    if getattr(model, "untrained", []) and not getattr(args, "fine_tune", False):
+        raise UsageError(f"{args.model!r} has no trained head for {task.name!r}: add --fine-tune to 'prune', or name a checkpoint that was trained on it.")
 
 
 def _recovered(model, task, masks, args, teacher) -> None:
     from pruneresearch.recovery import recover
     recover(model, task, masks=masks, teacher=teacher, epochs=args.recovery_epochs / args.rounds, length=args.length, seed=args.seed, progress=args.progress)
 
-# %% ../nbs/cli.ipynb #c006
+# %% ../nbs/cli.ipynb #c007
 def prune_command(args) -> str:
     "Load, (fine-tune,) prune, (recover,) evaluate, save."
     import copy
@@ -55,21 +64,21 @@ def prune_command(args) -> str:
     from pruneresearch.pruning import prune
     from pruneresearch.tasks import load_task
     if args.output: require_empty(args.output)
-    sparsity = _sparsity(args.sparsity) if args.sparsity else None
+    request = dict(method=args.method, sparsity=_sparsity(args.sparsity) if args.sparsity else None, pattern=args.pattern, allocation=args.allocation,
+                   scope=args.scope, schedule=args.schedule, rounds=args.rounds)
     if args.rounds > 1 and args.recovery == "none": raise UsageError("several rounds need recovery between them: add --recovery fine-tune, or leave --rounds out.")
     task = load_task(args.task, data_dir=args.data_dir)
-    model = _ready_model(args, task)
+    model = _ready_model(args, task, request)
     dense = evaluate_model(model, task, length=args.length)
     teacher = copy.deepcopy(model) if args.recovery == "distil" else None
-    result = prune(model, task, method=args.method, sparsity=sparsity, pattern=args.pattern, allocation=args.allocation, scope=args.scope, schedule=args.schedule,
-                   rounds=args.rounds, n_calibration=args.n_calibration, length=args.length, seed=args.seed, progress=args.progress,
+    result = prune(model, task, **request, n_calibration=args.n_calibration, length=args.length, seed=args.seed, progress=args.progress,
                    between=lambda model, masks: _recovered(model, task, masks, args, teacher))
     if args.recovery != "none": _recovered(model, task, result.masks, args, teacher)
     report = _report(args, task, result, dense, evaluate_model(model, task, length=args.length))
     if args.output: _write(model, result.masks, report, args.output)
     return json.dumps(report, indent=1) if args.json else _told(report, args.output)
 
-# %% ../nbs/cli.ipynb #c007
+# %% ../nbs/cli.ipynb #c008
 def _report(args, task, result, dense: dict, pruned: dict) -> dict:
     "What happened, as a plain dictionary."
     return dict(model=args.model, task=task.name, method=result.method, pattern=result.pattern, allocation=result.allocation, seed=args.seed, recovery=args.recovery,
@@ -92,7 +101,7 @@ def _told(report: dict, output) -> str:
     lines += [f"{name:12}{value:.4f} dense → {report['pruned'][name]:.4f} pruned" for name, value in report["dense"].items() if isinstance(value, float)]
     return "\n".join(lines + ([f"written to  {output}"] if output else []))
 
-# %% ../nbs/cli.ipynb #c008
+# %% ../nbs/cli.ipynb #c009
 def evaluate_command(args) -> str:
     "Metrics of a model on the reported split of a task."
     from pruneresearch.measure import evaluate_model, parameter_counts
@@ -100,11 +109,12 @@ def evaluate_command(args) -> str:
     from pruneresearch.tasks import load_task
     task = load_task(args.task, data_dir=args.data_dir)
     model = load_model(args.model, task, seed=args.seed, trust_remote_code=args.trust_remote_code)
+    _require_head(model, task, args)
     found = {**evaluate_model(model, task, length=args.length), **parameter_counts(model)}
     if args.json: return json.dumps({"model": args.model, "task": args.task, **found}, indent=1)
     return "\n".join(f"{name:20}{value:,.4f}" if isinstance(value, float) else f"{name:20}{value:,}" if isinstance(value, int) else f"{name:20}{value}" for name, value in found.items())
 
-# %% ../nbs/cli.ipynb #c009
+# %% ../nbs/cli.ipynb #c010
 def bench_command(args) -> str:
     "Run benchmark notebooks; exit code 1 where one failed."
     from pruneresearch.bench import bench
@@ -121,7 +131,7 @@ def report_command(args) -> str:
     from pruneresearch.bench import report
     return report(args.profile, args.results, args.output)
 
-# %% ../nbs/cli.ipynb #c011
+# %% ../nbs/cli.ipynb #c012
 def _add_common(parser) -> None:
     "What prune and evaluate share."
     parser.add_argument("--model", required=True, help="embedded name, local folder or hub id")
@@ -148,7 +158,7 @@ def _add_prune(parser) -> None:
     parser.add_argument("--n-calibration", type=int, default=128, help="calibration examples or sequences")
     parser.add_argument("--output", help="new or empty folder for checkpoint, masks and report")
 
-# %% ../nbs/cli.ipynb #c012
+# %% ../nbs/cli.ipynb #c013
 def _add_bench(parser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmark notebooks (default: all)")
     parser.add_argument("--profile", default="tiny", help="smoke, tiny, small or paper")
@@ -176,7 +186,7 @@ COMMANDS = {  # name → (function, adds its arguments, help)
     "report": (report_command, _add_report, "rows → tables and figures"),
 }
 
-# %% ../nbs/cli.ipynb #c013
+# %% ../nbs/cli.ipynb #c014
 class _Parser(argparse.ArgumentParser):
     "One sentence instead of a usage block."
     def error(self, message):
@@ -195,12 +205,12 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
     return top
 
-# %% ../nbs/cli.ipynb #c015
+# %% ../nbs/cli.ipynb #c016
 def _explain(error: BaseException) -> tuple:  # (exit code, sentence)
     "What an exception means to the user."
     if isinstance(error, UsageError): return 2, str(error)
     if isinstance(error, KeyboardInterrupt): return 1, "interrupted; finished results are kept, run the same command again to go on."
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC: return 1, "the disk is full: nothing was written; free some space and run again."
+    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error): return 1, "the disk is full: nothing was written; free some space and run again."
     if isinstance(error, OSError): return 1, f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}"
     return 1, str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error} (run with --debug for the traceback)"
 

@@ -6,7 +6,7 @@
 __all__ = ['ALLOCATIONS', 'check_sparsity', 'count_pruned', 'lowest', 'Pattern', 'parse_pattern', 'lowest_n_m',
            'check_allocation', 'lowest_global', 'Masks', 'sparsity_by_block', 'select']
 
-# %% ../nbs/masks.ipynb #c002
+# %% ../nbs/masks.ipynb #c003
 import json, math, re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from .anatomy import Anatomy, anatomy
 from .basics import RunError, UsageError, whole_file
 from .scores import unit_score
 
-# %% ../nbs/masks.ipynb #c004
+# %% ../nbs/masks.ipynb #c005
 def check_sparsity(
     sparsity: float,  # a fraction of weights or units
 ) -> float:           # the same; raises `UsageError` outside [0, 1)
@@ -35,7 +35,7 @@ def count_pruned(
     "How many of `n` go at a given sparsity."
     return math.floor(Fraction(str(sparsity)) * n)
 
-# %% ../nbs/masks.ipynb #c007
+# %% ../nbs/masks.ipynb #c008
 def _keep_all_but(
     score: Tensor,  # (groups, n)
     k: int,         # how many go in each group
@@ -58,7 +58,7 @@ def lowest(
     rows = score if per == "row" else score.reshape(1, -1)
     return _keep_all_but(rows, count_pruned(sparsity, rows.shape[1])).reshape(score.shape)
 
-# %% ../nbs/masks.ipynb #c010
+# %% ../nbs/masks.ipynb #c011
 @dataclass(frozen=True)
 class Pattern:
     "The shape that zeros take."
@@ -79,7 +79,7 @@ def parse_pattern(
     if match and 0 < int(match[1]) < int(match[2]): return Pattern("n:m", int(match[1]), int(match[2]))
     raise UsageError(f"unknown pattern {text!r}: known are unstructured, heads, neurons, and N:M with 0 < N < M such as 2:4.")
 
-# %% ../nbs/masks.ipynb #c012
+# %% ../nbs/masks.ipynb #c013
 def lowest_n_m(
     score: Tensor,  # (out, in), larger = more important
     n: int,         # how many stay …
@@ -90,7 +90,7 @@ def lowest_n_m(
         raise UsageError(f"pattern {n}:{m} needs a number of inputs divisible by {m}, this layer has {score.shape[1]}: choose another M.")
     return _keep_all_but(score.reshape(-1, m), m - n).reshape(score.shape)
 
-# %% ../nbs/masks.ipynb #c015
+# %% ../nbs/masks.ipynb #c016
 ALLOCATIONS = {  # kind of pattern → allocations that make sense with it
     "unstructured": ("row", "layer", "global", "list"),
     "n:m": ("group",),
@@ -111,7 +111,7 @@ def check_allocation(
     why = {"n:m": "N:M fixes the share of every group of inputs", "unstructured": "only N:M patterns count by group"}
     raise UsageError(f"allocation {name!r} does not go with pattern {pattern.kind!r} ({why.get(pattern.kind, 'a unit is not part of one row')}): use {' or '.join(ALLOCATIONS[pattern.kind])}.")
 
-# %% ../nbs/masks.ipynb #c017
+# %% ../nbs/masks.ipynb #c018
 def lowest_global(
     scores: dict,     # name → tensor of any shape
     sparsity: float,  # fraction in [0, 1) of all entries together
@@ -122,7 +122,7 @@ def lowest_global(
     parts = keep.split([score.numel() for score in scores.values()])
     return {name: part.reshape(score.shape) for (name, score), part in zip(scores.items(), parts)}
 
-# %% ../nbs/masks.ipynb #c020
+# %% ../nbs/masks.ipynb #c021
 @dataclass
 class Masks:
     "Which weights stay (True), by parameter name."
@@ -147,7 +147,7 @@ class Masks:
         weights = [keep for keep in self.keep.values() if keep.dim() > 1]
         return 1 - sum(int(k.sum()) for k in weights) / max(1, sum(k.numel() for k in weights))
 
-# %% ../nbs/masks.ipynb #c023
+# %% ../nbs/masks.ipynb #c024
 def _verify(self: Masks, model: nn.Module) -> None:
     "Raise `RunError`, naming the parameter, where a pruned weight is not exactly zero (NaN counts as not zero)."
     for (parameter, keep), name in zip(self._parameters(model), self.keep):
@@ -156,7 +156,7 @@ def _verify(self: Masks, model: nn.Module) -> None:
 
 Masks.verify = _verify
 
-# %% ../nbs/masks.ipynb #c026
+# %% ../nbs/masks.ipynb #c027
 @contextmanager
 def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
     "While the block lasts, pruned weights are exactly zero after every optimizer step, whatever the optimizer."
@@ -180,7 +180,7 @@ def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
 
 Masks.hold = _hold
 
-# %% ../nbs/masks.ipynb #c029
+# %% ../nbs/masks.ipynb #c030
 def _save(self: Masks, path) -> None:
     "Write the masks as packed bits in one safetensors file, whole or not at all."
     import numpy as np
@@ -207,7 +207,7 @@ def _load(path) -> Masks:
 
 Masks.save, Masks.load = _save, staticmethod(_load)
 
-# %% ../nbs/masks.ipynb #c033
+# %% ../nbs/masks.ipynb #c034
 def _from_units(
     model,        # a transformers model, or its `Anatomy`
     units: dict,  # (block index, "heads" or "neurons") → bool tensor (count,), True = stays
@@ -227,7 +227,7 @@ def _from_units(
 
 Masks.from_units = staticmethod(_from_units)
 
-# %% ../nbs/masks.ipynb #c036
+# %% ../nbs/masks.ipynb #c037
 def sparsity_by_block(
     sparsity,               # one fraction, or one per block
     structure: Anatomy,     # of the model
@@ -247,7 +247,7 @@ def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str)
     share = lambda name: shares[place[name]] if place[name] is not None else sum(shares) / len(shares)
     return {name: lowest(score, share(name), per="row" if allocation == "row" else "layer") for name, score in scores.items()}
 
-# %% ../nbs/masks.ipynb #c038
+# %% ../nbs/masks.ipynb #c039
 def _select_units(scores: dict, structure: Anatomy, sparsity, kind: str, allocation: str) -> dict:
     "Which heads or neurons stay, by (block, kind)."
     groups = {(block.index, kind): getattr(block, kind) for block in structure.blocks}

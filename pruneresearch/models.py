@@ -7,7 +7,7 @@ __all__ = ['MODELS', 'KINDS', 'LABELS', 'SimpleMLP', 'ModelEntry', 'list_models'
            'require_fit', 'load_model', 'tokenizer_of', 'context_of', 'to_device', 'forward', 'example_losses',
            'save_model']
 
-# %% ../nbs/models.ipynb #c002
+# %% ../nbs/models.ipynb #c003
 import hashlib, logging
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 from .basics import RunError, UsageError, read_json, whole_folder, write_json
 
-# %% ../nbs/models.ipynb #c004
+# %% ../nbs/models.ipynb #c005
 class SimpleMLP(nn.Module):
     "Linear layers with ReLU between them."
     def __init__(self,
@@ -37,7 +37,7 @@ class SimpleMLP(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:  # (batch, input_dim) → logits (batch, output_dim)
         return self.layers(inputs.flatten(1))
 
-# %% ../nbs/models.ipynb #c007
+# %% ../nbs/models.ipynb #c008
 @dataclass(frozen=True)
 class ModelEntry:
     "A model that `load_model` knows by name."
@@ -61,7 +61,7 @@ def list_models() -> list:  # of dicts name, description, installed
     "The models known by name, and whether their files are here."
     return [dict(name=e.name, description=e.description, installed=find_spec(e.package) is not None) for e in MODELS.values()]
 
-# %% ../nbs/models.ipynb #c009
+# %% ../nbs/models.ipynb #c010
 def _sha256(path) -> str:
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") \
         else hashlib.sha256(file.read()).hexdigest()
@@ -77,7 +77,7 @@ def _packaged(entry: ModelEntry) -> Path:
         raise RunError(f"the weights of {entry.name!r} are not the published ones (SHA-256 differs): reinstall {entry.package}.")
     return folder
 
-# %% ../nbs/models.ipynb #c011
+# %% ../nbs/models.ipynb #c012
 def _check_folder(folder: Path) -> None:
     "Raise where a local checkpoint is incomplete or damaged."
     from safetensors import SafetensorError, safe_open
@@ -104,7 +104,7 @@ def _locate(name) -> str:
         raise UsageError(f"{str(name)!r} is not a folder with a model: name a checkpoint folder, a hub id, or one of {', '.join(MODELS)}.")
     return str(name)
 
-# %% ../nbs/models.ipynb #c013
+# %% ../nbs/models.ipynb #c014
 @contextmanager
 def _hub_errors(name):
     "Turn what the hub client raises for an unreachable or unknown id into one sentence."
@@ -127,7 +127,7 @@ def quiet():
         chatter.set_verbosity(level)
         if bar: chatter.enable_progress_bar()
 
-# %% ../nbs/models.ipynb #c015
+# %% ../nbs/models.ipynb #c016
 KINDS = {  # kind of task → (kind of architecture it needs, transformers class that adds the head)
     "classification": ("encoder", "AutoModelForSequenceClassification"),
     "regression": ("encoder", "AutoModelForSequenceClassification"),
@@ -161,7 +161,7 @@ def require_fit(
     if has != needs:
         raise UsageError(f"task {task.name!r} ({task.kind}) needs {fitting[needs]}, but {name!r} is {'an' if has == 'encoder' else 'a'} {has} network ({model_type}).")
 
-# %% ../nbs/models.ipynb #c018
+# %% ../nbs/models.ipynb #c019
 def _config(source: str, task, trust_remote_code: bool):
     "The checkpoint's configuration, with the number of labels that the task has."
     config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -189,7 +189,7 @@ def _load_mlp(folder: Path) -> SimpleMLP:
     model.load_state_dict(load_file(folder/"model.safetensors"))
     return model
 
-# %% ../nbs/models.ipynb #c019
+# %% ../nbs/models.ipynb #c020
 def load_model(
     name,                     # an embedded name, "minilm", a local folder, or a hub id
     task=None,                # a `Task`: decides the head and checks the fit; None loads what was saved
@@ -208,8 +208,9 @@ def load_model(
     if task: require_fit(config.model_type, task, str(name))
     with _hub_errors(name), quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _head_class(config, task).from_pretrained(source, config=config, trust_remote_code=trust_remote_code,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype))
+        model, found = _head_class(config, task).from_pretrained(source, config=config, trust_remote_code=trust_remote_code,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True)
+        model.untrained = sorted(found["missing_keys"])  # parameters of a new head
         model.tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     if model.tokenizer.pad_token is None: model.tokenizer.pad_token = model.tokenizer.eos_token
     return _ready(model, name, device)
@@ -219,7 +220,7 @@ def _ready(model, name, device):
     model.display_name = Path(name).name if Path(name).is_dir() else str(name)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
-# %% ../nbs/models.ipynb #c025
+# %% ../nbs/models.ipynb #c026
 def tokenizer_of(
     model: nn.Module,  # any model
 ):                     # its tokenizer, or None for a plain module
@@ -240,7 +241,7 @@ def context_of(
     longest = getattr(config, "max_position_embeddings", None)
     return longest - config.pad_token_id - 1 if getattr(config, "model_type", "") == "roberta" else longest
 
-# %% ../nbs/models.ipynb #c027
+# %% ../nbs/models.ipynb #c028
 def to_device(
     batch,             # dict of tensors
     model: nn.Module,  # any model
@@ -260,7 +261,7 @@ def forward(
 
 LABELS = ("labels", "start_positions", "end_positions")
 
-# %% ../nbs/models.ipynb #c029
+# %% ../nbs/models.ipynb #c030
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     "(batch, length−1) negative log-likelihoods of the next tokens, 0 where the label is −100."
     targets = labels[:, 1:]
@@ -285,7 +286,7 @@ def example_losses(
     if labels.is_floating_point(): return (logits.float().squeeze(-1) - labels) ** 2
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
-# %% ../nbs/models.ipynb #c035
+# %% ../nbs/models.ipynb #c036
 def save_model(
     model: nn.Module,  # a transformers model or a `SimpleMLP`
     folder,            # a new or empty folder

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'SCHEDULES', 'Method', 'register_method', 'load_methods', 'list_methods', 'rounds_of', 'Pruned',
-           'zero_share', 'prune']
+           'zero_share', 'check_request', 'prune']
 
-# %% ../nbs/pruning.ipynb #c002
+# %% ../nbs/pruning.ipynb #c003
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from .masks import Masks, Pattern, check_allocation, check_sparsity, parse_patte
 from .models import context_of, tokenizer_of
 from .statistics import NEEDS, Seen, as_batches, calibrate, calibration_hash
 
-# %% ../nbs/pruning.ipynb #c004
+# %% ../nbs/pruning.ipynb #c005
 @dataclass(frozen=True)
 class Method:
     "A score-based pruning method."
@@ -43,7 +43,7 @@ def register_method(
     METHODS[method.name] = method
     return method
 
-# %% ../nbs/pruning.ipynb #c006
+# %% ../nbs/pruning.ipynb #c007
 def load_methods() -> dict:  # name → `Method`, in alphabetical order of the modules
     "Import every module of `pruneresearch.methods` and return what they registered."
     package = import_module("pruneresearch.methods")
@@ -57,7 +57,7 @@ def list_methods() -> list:  # of dicts name, formula, needs, allocation, source
     return [dict(name=m.name, formula=m.formula, needs=", ".join(m.needs) or "nothing", allocation=m.allocation, source=m.source)
             for m in load_methods().values()]
 
-# %% ../nbs/pruning.ipynb #c009
+# %% ../nbs/pruning.ipynb #c010
 SCHEDULES = {  # share of the rounds done, in (0, 1] → share of the final sparsity
     "one-shot": lambda t: 1.0,
     "linear": lambda t: t,
@@ -76,7 +76,7 @@ def rounds_of(
     progress = lookup(SCHEDULES, schedule, "schedule")
     return [round(sparsity * progress(i / rounds), 6) for i in range(1, rounds)] + [sparsity]
 
-# %% ../nbs/pruning.ipynb #c012
+# %% ../nbs/pruning.ipynb #c013
 @dataclass
 class Pruned:
     "What `prune` did, counted from the model's tensors."
@@ -99,7 +99,7 @@ def zero_share(
     tensors = list(tensors)
     return sum(int((t == 0).sum()) for t in tensors) / max(1, sum(t.numel() for t in tensors))
 
-# %% ../nbs/pruning.ipynb #c014
+# %% ../nbs/pruning.ipynb #c015
 def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rounds: int, structure: Anatomy):
     "(method, sparsity, pattern, allocation name), or the `UsageError` that says why not."
     method, pattern = lookup(load_methods(), method, "method"), parse_pattern(pattern)
@@ -115,6 +115,15 @@ def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rou
     if pattern.structured and not structure.blocks: raise UsageError(f"pattern {pattern.kind!r} needs transformer blocks, this model has none: use an unstructured or N:M pattern.")
     rounds_of(schedule, 0.5, rounds)
     return method, sparsity, pattern, name
+
+
+def check_request(
+    model: nn.Module,  # any model
+    method: str = "magnitude", sparsity=None, pattern: str = "unstructured", allocation=None,
+    scope: str = "blocks", schedule: str = "one-shot", rounds: int = 1,  # as for `prune`
+) -> None:
+    "Raise the `UsageError` that `prune` would raise, without pruning: for callers with long work to do before."
+    _checked(method, sparsity, pattern, allocation, schedule, rounds, anatomy(model, scope))
 
 
 def _one_list(sparsity, allocation) -> list:
@@ -135,7 +144,7 @@ def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, structure: Anatomy)
             raise UsageError(f"pattern {pattern.n}:{pattern.m} needs a number of inputs divisible by {pattern.m}, {name} has {linear.in_features}: choose another M.")
     return only
 
-# %% ../nbs/pruning.ipynb #c016
+# %% ../nbs/pruning.ipynb #c017
 def _calibration(model, task, calibration, method: Method, n: int, length, batch_size: int, seed: int) -> list:
     "Batches to calibrate on; [] where the method needs none."
     if not method.needs: return []
@@ -146,7 +155,7 @@ def _calibration(model, task, calibration, method: Method, n: int, length, batch
     length = length or task.default_length(tokenizer, context_of(model))
     return list(task.calibration(tokenizer, n=n, length=length, seed=seed, batch_size=batch_size))
 
-# %% ../nbs/pruning.ipynb #c018
+# %% ../nbs/pruning.ipynb #c019
 def _scores(method: Method, structure: Anatomy, seen: dict, seed: int, before) -> dict:
     "Parameter name → scores of every linear in scope."
     generator = torch.Generator().manual_seed(seed)
@@ -165,7 +174,7 @@ def _target(sparsity, share: float, final: bool):
     if final: return sparsity
     return [round(s * share, 6) for s in sparsity] if isinstance(sparsity, list) else round(sparsity * share, 6)
 
-# %% ../nbs/pruning.ipynb #c020
+# %% ../nbs/pruning.ipynb #c021
 def prune(
     model: nn.Module,            # changed in place: pruned weights become zero
     task=None,                   # a `Task` to calibrate on; or

@@ -6,7 +6,7 @@
 __all__ = ['DEFAULTS', 'distillation_loss', 'recovery_loss', 'RecoveryTrainer', 'settings_of', 'last_whole_checkpoint', 'recover',
            'fine_tune']
 
-# %% ../nbs/recovery.ipynb #c002
+# %% ../nbs/recovery.ipynb #c003
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .basics import RunError, UsageError
 from .models import example_losses, forward, quiet, tokenizer_of
 
-# %% ../nbs/recovery.ipynb #c004
+# %% ../nbs/recovery.ipynb #c005
 def distillation_loss(
     student: Tensor,            # (n, classes) logits
     teacher: Tensor,            # (n, classes) logits
@@ -26,7 +26,7 @@ def distillation_loss(
     soft = lambda z: F.log_softmax(z.float() / temperature, dim=-1)
     return temperature ** 2 * F.kl_div(soft(student), soft(teacher), log_target=True, reduction="batchmean")
 
-# %% ../nbs/recovery.ipynb #c006
+# %% ../nbs/recovery.ipynb #c007
 def _comparable_logits(output, batch) -> list:
     "The rows of logits that carry a prediction: one per example, per end of a span, or per predicted token."
     if hasattr(output, "start_logits"): return [output.start_logits, output.end_logits]
@@ -51,7 +51,7 @@ def recovery_loss(
     else: soft = sum(distillation_loss(s, t, temperature) for s, t in pairs) / len(pairs)
     return alpha * task_loss + (1 - alpha) * soft
 
-# %% ../nbs/recovery.ipynb #c008
+# %% ../nbs/recovery.ipynb #c009
 class RecoveryTrainer(transformers.Trainer):
     "`Trainer` with the losses of this room."
     def __init__(self, *args, teacher=None, alpha=0.5, temperature=2.0, **kwargs):
@@ -65,7 +65,7 @@ class RecoveryTrainer(transformers.Trainer):
             raise RunError(f"training stopped at step {self.state.global_step}: the loss is {loss.item()}; lower the learning rate or clip the gradient harder.")
         return loss
 
-# %% ../nbs/recovery.ipynb #c010
+# %% ../nbs/recovery.ipynb #c011
 DEFAULTS = dict(learning_rate=5e-5, epochs=3, batch_size=16)
 
 
@@ -84,7 +84,7 @@ def _arguments(model, folder: str, resumable: bool, epochs, batch_size, learning
         dataloader_pin_memory=False, save_strategy="steps" if resumable else "no", save_steps=0.1, save_total_limit=2)
     return transformers.TrainingArguments(folder, **{**settings, **extra})
 
-# %% ../nbs/recovery.ipynb #c012
+# %% ../nbs/recovery.ipynb #c013
 def last_whole_checkpoint(
     folder,      # an output folder of `recover`
 ):               # the path of the newest complete checkpoint, or None
@@ -96,7 +96,7 @@ def last_whole_checkpoint(
     found = [path for path in Path(folder).glob("checkpoint-*") if whole(path)]
     return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
 
-# %% ../nbs/recovery.ipynb #c014
+# %% ../nbs/recovery.ipynb #c015
 def recover(
     model: nn.Module,             # trained in place
     task,                         # a `Task`; its train split is used
@@ -126,6 +126,7 @@ def recover(
         trainer.remove_callback(transformers.PrinterCallback)
         with masks.hold(model) if masks else nullcontext():
             done = trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if output else None)
+    model.untrained = []
     model.eval()
     return dict(steps=done.global_step, loss=done.training_loss)
 

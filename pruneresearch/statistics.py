@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDS', 'Seen', 'by_example', 'real_tokens', 'frozen_except', 'calibrate', 'as_batches', 'calibration_hash']
 
-# %% ../nbs/statistics.ipynb #c002
+# %% ../nbs/statistics.ipynb #c003
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .basics import RunError, UsageError
 from .models import example_losses, forward, to_device
 
-# %% ../nbs/statistics.ipynb #c004
+# %% ../nbs/statistics.ipynb #c005
 @dataclass
 class Seen:
     "What one linear layer saw. Fields that nobody asked for stay None."
@@ -27,7 +27,7 @@ class Seen:
 
 NEEDS = ("norm", "gradient", "squared_gradient")
 
-# %% ../nbs/statistics.ipynb #c006
+# %% ../nbs/statistics.ipynb #c007
 def by_example(
     x: Tensor,    # (batch, tokens, in), (batch · tokens, in) or (batch, in)
     batch: int,   # number of examples
@@ -44,7 +44,7 @@ def real_tokens(
     if attention_mask is None or attention_mask.shape != x.shape[:2]: return x.flatten(0, 1)
     return x[attention_mask.bool()]
 
-# %% ../nbs/statistics.ipynb #c009
+# %% ../nbs/statistics.ipynb #c010
 @contextmanager
 def _hooks(linears: dict, make) -> Iterator[None]:
     "Attach `make(name)` as a forward hook to every linear while the block lasts."
@@ -63,7 +63,7 @@ def _adding_squares(sums: dict, batch: dict):
         return hook
     return make
 
-# %% ../nbs/statistics.ipynb #c011
+# %% ../nbs/statistics.ipynb #c012
 def _adding_squared_gradients(sums: dict, batch: dict):
     "Forward hooks that wait for the gradient at each output and add Σ_n (δ_nᵀ x_n)² to `sums`."
     def make(name):
@@ -76,7 +76,7 @@ def _adding_squared_gradients(sums: dict, batch: dict):
         return hook
     return make
 
-# %% ../nbs/statistics.ipynb #c013
+# %% ../nbs/statistics.ipynb #c014
 @contextmanager
 def frozen_except(
     model: nn.Module,  # any model
@@ -92,7 +92,7 @@ def frozen_except(
         for p, required in before: p.requires_grad_(required)
         for module in training: module.training = True
 
-# %% ../nbs/statistics.ipynb #c014
+# %% ../nbs/statistics.ipynb #c015
 def _size(batch) -> int: return len(next(iter(batch.values())))
 
 
@@ -124,7 +124,7 @@ def calibrate(
     return {name: _seen(linear.weight, norms.get(name), gradients[i], squares.get(name), examples, needs)
             for i, (name, linear) in enumerate(linears.items())}
 
-# %% ../nbs/statistics.ipynb #c015
+# %% ../nbs/statistics.ipynb #c016
 def _finite(loss: Tensor) -> Tensor:
     if torch.isfinite(loss): return loss
     raise RunError("the loss on the calibration set is not finite: the model's weights or its inputs hold NaN or infinite values.")
@@ -138,7 +138,7 @@ def _seen(weight: Tensor, squares, gradient, squared_gradient, examples: int, ne
         gradient=full(gradient, weight.shape) / examples if "gradient" in needs else None,
         squared_gradient=full(squared_gradient, weight.shape) if "squared_gradient" in needs else None)
 
-# %% ../nbs/statistics.ipynb #c026
+# %% ../nbs/statistics.ipynb #c027
 def as_batches(
     calibration,          # (n, length) token ids, or an iterable of dicts of tensors
     batch_size: int = 8,  # examples per batch where ids are given

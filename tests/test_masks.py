@@ -396,6 +396,20 @@ def test_damaged_missing_and_foreign_files(tmp_path):
         with pytest.raises(RunError, match=file): Masks.load(tmp_path/file)
 
 
+def test_a_changed_byte_is_noticed_or_harmless(tmp_path):
+    "In the header or in the bits: never another mask, never an error that is not ours."
+    masks = Masks({"a.weight": torch.rand(5, 7, generator=torch.Generator().manual_seed(0)) > 0.5})
+    masks.save(tmp_path/"m.safetensors")
+    whole, file, wrong = (tmp_path/"m.safetensors").read_bytes(), tmp_path/"changed.safetensors", []
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
+        try: found = Masks.load(file).keep
+        except RunError: continue
+        except Exception as error: wrong.append((place, type(error).__name__)); continue
+        if found.keys() != masks.keep.keys() or any(not torch.equal(found[k], masks.keep[k]) for k in found): wrong.append((place, "another mask"))
+    assert not wrong
+
+
 # Units.
 
 def test_from_units_takes_rows_biases_and_columns():

@@ -1,13 +1,14 @@
 "Pruning: every architecture × pattern × allocation × method, counted weight by weight; what is refused; what must not matter."
-import copy, itertools
+import copy, functools, itertools
 from decimal import Decimal
 
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.prune import l1_unstructured
 
 from architectures import ARCHITECTURES, DECODERS, batch
-from pruneresearch.basics import UsageError
+from pruneresearch.basics import RunError, UsageError
 from pruneresearch.masks import ALLOCATIONS
 from pruneresearch.models import SimpleMLP
 from pruneresearch.pruning import METHODS, Method, list_methods, prune, register_method, rounds_of
@@ -18,13 +19,12 @@ ALL = sorted(method["name"] for method in list_methods())
 GRADIENT = ("gradient", "taylor", "fisher", "fisher_weighted")
 PATTERNS = {"unstructured": "unstructured", "1:4": "n:m", "2:4": "n:m", "3:4": "n:m", "4:8": "n:m", "heads": "heads", "neurons": "neurons"}
 LISTS = {2: [0.5, 0.25], 3: [0.25, 0.75, 0.5]}  # one sparsity per block
-_models = {}
+made = functools.cache(lambda name: ARCHITECTURES[name]())
 
 
 def model_of(name):
     "A fresh copy of the architecture's model."
-    if name not in _models: _models[name] = ARCHITECTURES[name]()
-    return copy.deepcopy(_models[name])
+    return copy.deepcopy(made(name))
 
 
 def calibration(name, n=4): return [batch(name, n=n, padded=True)]
@@ -181,7 +181,7 @@ REFUSED = NO_DATA + [
     # request, one of these words must be in the sentence
     ({"sparsity": 0.5, "method": "wonda"}, "wanda"), ({"sparsity": 0.5, "method": None}, "magnitude"), ({}, "sparsity"),
     ({"sparsity": 50}, "0.5"), ({"sparsity": 1.0}, "fraction", "[0, 1)"), ({"sparsity": -0.1}, "fraction", "[0, 1)"),
-    ({"sparsity": float("nan")}, "fraction", "[0, 1)"), ({"sparsity": "half"}, "fraction", "[0, 1)", "number"),
+    ({"sparsity": float("nan")}, "fraction", "[0, 1)"), ({"sparsity": "half"}, "fraction", "[0, 1)"), ({"sparsity": "half", "pattern": "2:4"}, "0.5", "fraction"),
     ({"sparsity": 0.5, "pattern": "rows"}, "unstructured", "neurons"), ({"pattern": "4:2"}, "N:M", "2:4"), ({"pattern": "4:4"}, "N:M", "2:4"),
     ({"pattern": "0:4"}, "N:M", "2:4"), ({"pattern": "3:5"}, "divi", "multiple", "4"), ({"pattern": "2:4", "sparsity": 0.7}, "0.5"),
     ({"pattern": "1:4", "sparsity": 0.5}, "0.75"), ({"pattern": "2:4", "sparsity": [0.5, 0.5, 0.5]}, "0.5", "list"),
@@ -190,13 +190,18 @@ REFUSED = NO_DATA + [
     ({"sparsity": 0.5, "allocation": "group"}, "row", "layer"), ({"sparsity": 0.5, "allocation": "fair"}, "row", "layer"),
     ({"sparsity": [0.5, 0.5]}, "3"), ({"sparsity": [0.5] * 4}, "3"), ({"sparsity": []}, "3"), ({"sparsity": [0.5, 50, 0.5]}, "fraction", "0.5"),
     ({"sparsity": [0.5] * 3, "allocation": "global"}, "list", "one sparsity", "layer"), ({"sparsity": [0.5] * 3, "allocation": "row"}, "list", "one sparsity", "layer"),
-    ({"sparsity": 0.5, "allocation": [0.5] * 3}, "list"), ({"sparsity": 0.5, "allocation": "list"}, "list", "per block"),
+    ({"sparsity": 0.5, "allocation": [0.1, 0.2, 0.3]}, "one of them"), ({"sparsity": [0.5] * 3, "allocation": [0.1, 0.2, 0.3]}, "one of them", "twice"),
+    ({"sparsity": 0.5, "allocation": "list"}, "list", "per block"), ({"sparsity": 0.5, "allocation": 5}, "layer", "list"),
+    ({"pattern": "2:4", "allocation": [0.5] * 3}, "group", "unstructured"),
     ({"sparsity": 0.5, "schedule": "quadratic"}, "cubic"), ({"sparsity": 0.5, "rounds": 3}, "cubic", "linear"),
     ({"sparsity": 0.5, "schedule": "cubic", "rounds": 0}, "1", "round"), ({"sparsity": 0.5, "schedule": "cubic", "rounds": -2}, "1", "round"),
     ({"pattern": "2:4", "schedule": "cubic", "rounds": 2}, "one-shot"),
     ({"sparsity": 0.5, "scope": "everything"}, "all-linear"),
-    ({"sparsity": 0.9, "pattern": "heads", "allocation": "global"}, "heads", "0.5"),  # 5 of 6 heads, but one a block must stay
-    ({"sparsity": 0.5, "method": "wanda", "calibration": []}, "example", "calibration"),
+    *[({"sparsity": 0.9, "pattern": "heads", "allocation": "global", **schedule}, "3 of 6", "0.5")  # 5 of 6 heads, but one a block must stay
+      for schedule in ({}, {"schedule": "linear", "rounds": 2})],
+    *[({"sparsity": 0.5, "method": "wanda", "calibration": wrong}, "example", "calibration", "batch", "(n, length)")
+      for wrong in ([], [{}], 5, [1, 2], batch("llama"), torch.zeros(0, 5, dtype=torch.long))],
+    ({"sparsity": 0.5, "method": "wanda", "calibration": torch.ones(2, 5, dtype=torch.long), "batch_size": 0}, "1", "batch"),
     ({"sparsity": 0.5, "method": "wanda", "calibration": torch.zeros(5)}, "(n, length)", "length"),
     *[({"sparsity": 0.5, "method": method, "calibration": "unlabelled"}, "label") for method in GRADIENT],
 ]
@@ -216,6 +221,24 @@ def test_refused_in_one_sentence_before_any_work(request_, words):
     assert not any(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()) and all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("request_", [dict(sparsity=50), dict(pattern="2:4", sparsity=0.7), dict(sparsity=0.5, allocation="group"), dict(sparsity=[0.5]),
+                                      dict(sparsity=0.9, pattern="heads", allocation="global")], ids=str)
+def test_what_is_refused_is_not_calibrated_first(request_):
+    def untouched(): raise AssertionError("the calibration set was read"); yield
+    with pytest.raises(UsageError): prune(model_of("llama"), method="wanda", calibration=untouched(), **request_)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_weights_that_are_not_numbers(method):
+    if method in ("random", "fisher", "gradient"): pytest.skip("does not look at the weight itself")
+    model = model_of("llama")
+    model.model.layers[1].mlp.down_proj.weight.data[0, 0] = float("nan")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(RunError) as error: prune(model, calibration=calibration("llama"), method=method, sparsity=0.5)
+    assert "\n" not in str(error.value)
+    assert all(torch.equal(value.nan_to_num(7), before[key].nan_to_num(7)) for key, value in model.state_dict().items())
+
+
 def test_units_need_blocks():
     for pattern in ("heads", "neurons"):
         model = SimpleMLP(8, [16], 4)
@@ -224,10 +247,29 @@ def test_units_need_blocks():
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_unknown_methods_and_double_names():
+@pytest.fixture
+def methods():
+    "Whatever a test registers is forgotten afterwards."
+    before = dict(METHODS)
+    yield METHODS
+    METHODS.clear()
+    METHODS.update(before)
+
+
+def test_methods_cannot_be_replaced_or_need_the_unknown(methods):
+    assert register_method(methods["magnitude"]) is methods["magnitude"]  # the same method again
     with pytest.raises(UsageError): register_method(Method("magnitude", lambda weight, seen, generator: -weight.abs()))
     with pytest.raises(UsageError): register_method(Method("new", lambda weight, seen, generator: weight, needs=("everything",)))
-    assert sorted(METHODS) == ALL
+    assert sorted(methods) == ALL
+
+
+@pytest.mark.parametrize("wrong", [lambda weight: weight[0], lambda weight: weight.T, lambda weight: weight.sum()])
+def test_a_score_of_the_wrong_shape(methods, wrong):
+    register_method(Method("wrong", lambda weight, seen, generator: wrong(weight)))
+    model = nn.Sequential(nn.Linear(4, 2))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(UsageError, match="shape"): prune(model, method="wrong", sparsity=0.5)
+    assert torch.equal(model[0].weight, before)
 
 
 # Scope.
@@ -336,55 +378,85 @@ def test_schedules_by_hand():
     assert rounds_of("linear", 0.9, 3) == pytest.approx([0.3, 0.6, 0.9])
 
 
+def train(model, after_step=lambda: None, lr=0.05):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=0.1)
+    for seed in range(3):
+        optimizer.zero_grad(); model(**batch("bert", seed=seed)).loss.backward(); optimizer.step()
+        after_step()
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+def test_between_runs_with_the_masks_held(method):
+    "Training between the rounds takes no precautions of its own; no pruned weight may come back and be calibrated with."
+    calls = []
+    def between(model, masks): train(model, lambda: calls.append(masks.verify(model)))
+    prune(model_of("bert"), calibration=calibration("bert"), method=method, sparsity=0.5, schedule="cubic", rounds=3, between=between)
+    assert len(calls) == 6
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "heads", "neurons"])
+def test_the_result_tells_the_sparsity_of_every_round(pattern):
+    "Counted from the tensors, as `achieved` is."
+    counted, model = [], model_of("bert")
+    weights = [w for block in weights_of(model).values() for w in block.values()]
+    def count(*_): counted.append(sum(map(zeros, weights)) / sum(w.numel() for w in weights))
+    result = prune(model, sparsity=0.57, pattern=pattern, schedule="cubic", rounds=3, between=count)
+    count()
+    assert result.rounds == pytest.approx(counted, abs=1e-9) and result.achieved == pytest.approx(counted[-1], abs=1e-12)
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "heads", "neurons"])
 @pytest.mark.parametrize("method", ["magnitude", "random", "wanda", "taylor"])
-def test_rounds_are_monotone_and_between_trains_held_weights(pattern, method):
-    "Between the rounds all weights are trained, with momentum and without further precautions; masks only ever grow."
+def test_rounds_are_monotone(pattern, method):
+    "Between the rounds the weights are trained, held; masks only ever grow."
     model, rounds = model_of("bert"), []
     def between(given, masks):
         assert given is model
         masks.verify(model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
-        for seed in range(3):
-            optimizer.zero_grad(); model(**batch("bert", seed=seed)).loss.backward(); optimizer.step()
-            masks.verify(model)
+        with masks.hold(model): train(model)
         rounds.append({name: keep.clone() for name, keep in masks.keep.items()})
     result = prune(model, calibration=calibration("bert"), method=method, sparsity=0.75, pattern=pattern, schedule="cubic", rounds=4, between=between)
     assert len(rounds) == 3  # after each round but the last
     rounds.append(result.masks.keep)
     for earlier, later in zip(rounds, rounds[1:]):
         assert all(not (later[name] & ~earlier[name]).any() for name in earlier)
-        assert any((earlier[name] != later[name]).any() for name in earlier)
+    assert any((rounds[0][name] != rounds[-1][name]).any() for name in rounds[0])
     result.masks.verify(model)
     for keep, share in zip(rounds, (0.75 * (1 - (1 - k / 4) ** 3) for k in (1, 2, 3, 4))):
         for name, mask in keep.items():
-            if pattern == "unstructured": assert int((~mask).sum()) == int(share * mask.numel() + 1e-9)
+            if pattern == "unstructured" and method != "wanda": assert abs(int((~mask).sum()) - share * mask.numel()) <= 1
+            if pattern == "unstructured" and method == "wanda": assert ((~mask).sum(1) - share * mask.shape[1]).abs().max() <= 1
     weights = [w for block in weights_of(model).values() for w in block.values()]
     assert sum(map(zeros, weights)) == check_counts("bert", model, pattern, "layer", 0.75)
-    assert len(result.rounds) == 4 and result.rounds == sorted(result.rounds) and result.rounds[-1] == pytest.approx(result.achieved, abs=1e-12)
 
 
 @pytest.mark.parametrize("allocation", ["global", "list"])
 def test_rounds_with_other_allocations(allocation):
     model, sparsity = model_of("llama"), 0.6 if allocation == "global" else [0.25, 0.75, 0.5]
     seen = []
-    result = prune(model, method="random", sparsity=sparsity, schedule="linear", rounds=3, between=lambda model, masks: seen.append(copy.deepcopy(masks.keep)))
+    result = prune(model, method="random", sparsity=sparsity, allocation=None if allocation == "list" else allocation, schedule="linear", rounds=3, between=lambda model, masks: seen.append(copy.deepcopy(masks.keep)))
     weights = [w for block in weights_of(model).values() for w in block.values()]
     assert sum(map(zeros, weights)) == check_counts("llama", model, "unstructured", allocation, sparsity)
     for earlier, later in zip(seen, [*seen[1:], result.masks.keep]): assert all(not (later[name] & ~earlier[name]).any() for name in earlier)
 
 
-def test_once_pruned_always_pruned_against_the_score():
+@pytest.mark.parametrize("sequence", [list, tuple])
+def test_a_sequence_is_a_sequence(sequence):
+    for schedule in ({}, dict(schedule="linear", rounds=2)):
+        model = model_of("llama")
+        result = prune(model, sparsity=sequence([0.25, 0.75, 0.5]), **schedule)
+        assert result.allocation == "list" and result.achieved == pytest.approx(check_counts("llama", model, "unstructured", "list", [0.25, 0.75, 0.5]) / 27648)
+
+
+def test_once_pruned_always_pruned_against_the_score(methods):
     "A score that turns around between the rounds would bring the weights of the first round back."
     calls = []
     def turning(weight, seen, generator):
         calls.append(1)
         return torch.arange(weight.numel(), dtype=torch.float32).reshape(weight.shape) * (1 if len(calls) == 1 else -1)
-    METHODS["turning"] = Method("turning", turning)
-    try:
-        model, seen = nn.Sequential(nn.Linear(4, 4, bias=False)), []
-        result = prune(model, method="turning", sparsity=0.5, schedule="linear", rounds=2, between=lambda model, masks: seen.append(masks.keep["0.weight"].clone()))
-    finally: del METHODS["turning"]
+    register_method(Method("turning", turning))
+    model, seen = nn.Sequential(nn.Linear(4, 4, bias=False)), []
+    result = prune(model, method="turning", sparsity=0.5, schedule="linear", rounds=2, between=lambda model, masks: seen.append(masks.keep["0.weight"].clone()))
     assert seen[0].flatten().tolist() == [False] * 4 + [True] * 12
     assert result.masks.keep["0.weight"].flatten().tolist() == [False] * 4 + [True] * 8 + [False] * 4
 
@@ -428,7 +500,7 @@ def test_masks_follow_the_score_and_not_the_magnitude(name, method):
         weight = dense.get_parameter(key).detach()
         def by_torch(**scores):
             layer = nn.Linear(*weight.shape[::-1]); layer.weight.data = weight.clone()
-            return torch.nn.utils.prune.l1_unstructured(layer, "weight", amount=floor_of(0.4, weight.numel()), **scores).weight_mask.bool()
+            return l1_unstructured(layer, "weight", amount=floor_of(0.4, weight.numel()), **scores).weight_mask.bool()
         agree += (by_torch(importance_scores=formula(key, weight)) == keep).sum().item()
         defect += (by_torch() == keep).sum().item()
         total += keep.numel()
