@@ -64,7 +64,9 @@ class Run:
     @property
     def done(self) -> bool: return (self.folder/"result.json").is_file()
 
-    def __str__(self): return " ".join([self.name, *(str(v) for v in self.parameters.values() if isinstance(v, (str, int, float)))])
+    def __str__(self):
+        seeds = [f"seed {','.join(map(str, self.parameters['seeds']))}"] if "seeds" in self.parameters else []
+        return " ".join([self.name, *(v for v in self.parameters.values() if isinstance(v, str)), *seeds])
 
 
 def plan(
@@ -85,10 +87,12 @@ def _run(name: str, path: Path, parameters: dict, results: Path) -> Run:
     return Run(name, path, parameters, results/"runs"/name/fingerprint([sources, parameters], 12))
 
 # %% ../nbs/bench.ipynb #c010
-def _threads(jobs: int) -> dict:
-    "Share the cores between jobs, unless the user has decided."
+def _environment(jobs: int) -> dict:
+    "Share the cores between jobs, unless the user has decided; a run works in another folder, so paths become absolute."
     each = str(max(1, (os.cpu_count() or 1) // jobs))
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", each), "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    settings = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", each), "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    if os.environ.get("PRUNERESEARCH_DATA"): settings["PRUNERESEARCH_DATA"] = os.path.abspath(os.environ["PRUNERESEARCH_DATA"])
+    return settings
 
 
 def execute(
@@ -104,7 +108,7 @@ def execute(
                "--autosave-cell-every", "30", "-k", "python3", "-y", json.dumps(parameters)]
     started = time.perf_counter()
     with open(run.folder/"log.txt", "w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **_threads(jobs)}).returncode
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **_environment(jobs)}).returncode
     seconds = time.perf_counter() - started
     if code == 0 and run.done: return dict(status="done", seconds=seconds, reason="")
     return dict(status="failed", seconds=seconds, reason=_reason(run.folder/"log.txt", code))

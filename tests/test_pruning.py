@@ -470,6 +470,20 @@ def test_rounds_score_again():
     assert model[0].weight.tolist() == [[0, 2, 3, 0]]
 
 
+def test_rounds_calibrate_again():
+    "The second round must hear how loud the inputs are after what happened between."
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line, self.scale = nn.Linear(4, 1, bias=False), torch.tensor([1., 2., 3., 4.])
+            nn.init.ones_(self.line.weight)
+        def forward(self, inputs): return self.line(inputs * self.scale)
+    model = Scaled()
+    def between(model, masks): model.scale = torch.tensor([4., 3., 2., 1.])
+    prune(model, calibration=[{"inputs": torch.ones(1, 4)}], method="wanda", sparsity=0.5, schedule="linear", rounds=2, between=between)
+    assert model.line.weight.tolist() == [[0, 1, 1, 0]]
+
+
 # Defects of circulating implementations, each built here, so that one sees that ours is something else.
 
 def example_gradients(model, data):
