@@ -10,7 +10,7 @@ import ast, json, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-import pruneresearch
+from . import basics
 from .basics import RunError, UsageError, fingerprint, lookup, read_json
 
 # %% ../nbs/bench.ipynb #c005
@@ -21,7 +21,7 @@ def project_root(
     start=None,  # where to look; None: the working directory, then the checkout that this package runs from
 ) -> Path:       # the folder with settings.ini and nbs/benchmarks; raises `UsageError` elsewhere
     "The checkout that holds the benchmark notebooks."
-    places = [Path(start).resolve()] if start else [Path.cwd(), Path(pruneresearch.__file__).resolve().parent]
+    places = [Path(start).resolve()] if start else [Path.cwd(), Path(basics.__file__).resolve().parent]
     for place in places:
         for folder in (place, *place.parents):
             if (folder/"settings.ini").is_file() and (folder/"nbs"/"benchmarks").is_dir(): return folder

@@ -230,7 +230,7 @@ def altered(
     fact: dict,
 ) -> tuple:  # the other fact, and what was changed: "swap", "attributes", "negation" or "antonym"
     "A fact with another meaning that is said in nearly the same words."
-    change = rng.choice(("swap", "attributes" if fact["attributes"] else "swap", "negation", "antonym"))
+    change = rng.choices(("swap", "attributes" if fact["attributes"] else "swap", "negation", "antonym"), (1, 1, 9, 9))[0]
     place = rng.randrange(len(fact["negated"]))
     other = {
         "swap": {"things": fact["things"][::-1]},
@@ -274,7 +274,7 @@ def pretraining_text(
     label: bool,  # the verdict, or whether the second sentence says the same
 ):                # a sentence, or a pair of sentences
     "A review, a review with its verdict, or two statements with the word that relates them."
-    kind = rng.choices(("sentence", "clause", "review", "bare", "relation"), (1, 3, 5, 8, 6))[0]
+    kind = rng.choices(("sentence", "clause", "review", "bare", "relation"), (1, 4, 5, 7, 6))[0]
     if kind in ("bare", "relation"):
         left, right, change = sentence_pair(rng, label, **(dict(detail=0, negation=0.1, typical=0.8) if kind == "bare" else {}))
         return left, f"{RELATIONS[change]}, {right}"

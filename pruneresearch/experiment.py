@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from torch import nn
-import pruneresearch
+from . import basics
 from .basics import RunError, UsageError, fingerprint, lookup, read_json, whole_folder, write_json
 from .measure import evaluate_with_outcomes, latency, macs, measured, parameter_counts, protocol
 from .models import context_of, load_model, save_model, tokenizer_of
@@ -64,7 +64,7 @@ def versions() -> dict:  # name → version, Python included
 @functools.lru_cache(maxsize=1)
 def commit() -> str:  # of the checkout this package runs from, "" outside one; "+" where files differ from it
     "Which state of the source made a row."
-    git = lambda *words: subprocess.run(["git", "-C", str(Path(pruneresearch.__file__).parent), *words], capture_output=True, text=True)
+    git = lambda *words: subprocess.run(["git", "-C", str(Path(basics.__file__).parent), *words], capture_output=True, text=True)
     head = git("rev-parse", "--short=12", "HEAD")
     if head.returncode: return ""
     return head.stdout.strip() + ("+" if git("status", "--porcelain", "--", ".").stdout.strip() else "")

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ALLOCATIONS', 'check_sparsity', 'count_pruned', 'lowest', 'Pattern', 'parse_pattern', 'lowest_n_m',
-           'check_allocation', 'lowest_global', 'Masks', 'sparsity_by_block', 'select']
+           'check_allocation', 'lowest_global', 'Masks', 'sparsity_by_block', 'require_units_left', 'select']
 
 # %% ../nbs/masks.ipynb #c003
-import json, math, re
-from collections.abc import Iterator, Sequence
+import hashlib, json, math, re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -104,6 +104,7 @@ def check_allocation(
     allocation,        # a name of `ALLOCATIONS`, or a sequence with one sparsity per block
 ) -> str:              # its name; raises `UsageError` for a combination that makes no sense
     "Does this way of spreading the budget go with this pattern?"
+    if not isinstance(allocation, (str, list, tuple)): raise UsageError(f"allocation must be a name or a list of sparsities, one per block, got {allocation!r}.")
     name = allocation if isinstance(allocation, str) else "list"
     known = sorted({a for names in ALLOCATIONS.values() for a in names})
     if name not in known: raise UsageError(f"unknown allocation {name!r}: known are {', '.join(known)}.")
@@ -181,14 +182,21 @@ def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
 Masks.hold = _hold
 
 # %% ../nbs/masks.ipynb #c030
+def _hash(packed: dict) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(packed): digest.update(name.encode() + bytes(packed[name]))
+    return digest.hexdigest()
+
+
 def _save(self: Masks, path) -> None:
     "Write the masks as packed bits in one safetensors file, whole or not at all."
     import numpy as np
     from safetensors.torch import save_file
-    packed = {name: torch.from_numpy(np.packbits(keep.cpu().numpy().reshape(-1))) for name, keep in self.keep.items()}
+    packed = {name: np.packbits(keep.cpu().numpy().reshape(-1)) for name, keep in self.keep.items()}
     shapes = {name: list(keep.shape) for name, keep in self.keep.items()}
     with whole_file(path) as temporary:
-        save_file(packed, temporary, metadata={"format": "pruneresearch-masks-1", "shapes": json.dumps(shapes)})
+        save_file({name: torch.from_numpy(bits) for name, bits in packed.items()}, temporary,
+                  metadata={"format": "pruneresearch-masks-1", "shapes": json.dumps(shapes), "sha256": _hash(packed)})
 
 
 def _load(path) -> Masks:
@@ -201,7 +209,11 @@ def _load(path) -> Masks:
     except (SafetensorError, OSError) as error:
         raise RunError(f"{str(path)!r} cannot be read as masks ({error}): the file is missing, damaged or cut short.") from None
     if metadata.get("format") != "pruneresearch-masks-1": raise RunError(f"{str(path)!r} holds no masks of this version: save them again with Masks.save.")
-    shapes = json.loads(metadata["shapes"])
+    if metadata.get("sha256") != _hash(packed): raise RunError(f"{str(path)!r} is damaged: its bits do not have the hash that was saved with them; save the masks again.")
+    try: shapes = json.loads(metadata["shapes"])
+    except (KeyError, ValueError): shapes = {}
+    if set(shapes) != set(packed) or any(-(-math.prod(shape) // 8) != len(packed[name]) for name, shape in shapes.items()):
+        raise RunError(f"{str(path)!r} is damaged: the shapes in it do not fit its bits; save the masks again.")
     bits = lambda name: np.unpackbits(packed[name], count=math.prod(shapes[name])).astype(bool).reshape(shapes[name])
     return Masks({name: torch.from_numpy(bits(name)) for name in shapes})
 
@@ -234,7 +246,7 @@ def sparsity_by_block(
 ) -> list:                  # one fraction per block (per linear for a module without blocks)
     "Spread one sparsity over all blocks, or check a list of them."
     count = len(structure.blocks) or len(structure.linears)
-    values = list(sparsity) if isinstance(sparsity, Sequence) else [sparsity] * count
+    values = list(sparsity) if isinstance(sparsity, (list, tuple)) else [sparsity] * count
     if len(values) != count: raise UsageError(f"the list of sparsities has {len(values)} entries, this model has {count} {'blocks' if structure.blocks else 'linear layers'}.")
     return [check_sparsity(value) for value in values]
 
@@ -248,15 +260,21 @@ def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str)
     return {name: lowest(score, share(name), per="row" if allocation == "row" else "layer") for name, score in scores.items()}
 
 # %% ../nbs/masks.ipynb #c039
+def require_units_left(structure: Anatomy, sparsity, kind: str, allocation: str) -> None:
+    "Raise `UsageError` where structured pruning cannot keep one unit in every block."
+    if not structure.blocks: raise UsageError(f"pattern {kind!r} needs transformer blocks, this model has none: use an unstructured or N:M pattern.")
+    if allocation != "global": return
+    total, blocks = sum(getattr(block, kind).count for block in structure.blocks), len(structure.blocks)
+    if count_pruned(sparsity, total) > total - blocks: raise UsageError(f"sparsity {sparsity} would leave a block without {kind}: at most {total - blocks} of {total} can go.")
+
+
 def _select_units(scores: dict, structure: Anatomy, sparsity, kind: str, allocation: str) -> dict:
     "Which heads or neurons stay, by (block, kind)."
+    require_units_left(structure, sparsity, kind, allocation)
     groups = {(block.index, kind): getattr(block, kind) for block in structure.blocks}
-    if not groups: raise UsageError(f"pattern {kind!r} needs transformer blocks, this model has none: use an unstructured or N:M pattern.")
     ranked = {key: unit_score(group, scores) for key, group in groups.items()}
     if allocation != "global":
         return {key: lowest(score, share) for (key, score), share in zip(ranked.items(), sparsity_by_block(sparsity, structure))}
-    total = sum(len(score) for score in ranked.values())
-    if count_pruned(sparsity, total) > total - len(ranked): raise UsageError(f"sparsity {sparsity} would leave a block without {kind}: at most {total - len(ranked)} of {total} can go.")
     for score in ranked.values(): score[score.argmax()] = math.inf
     return lowest_global(ranked, sparsity)
 
@@ -267,11 +285,12 @@ def select(
     sparsity,              # fraction in [0, 1), or one per block; for N:M it follows from the pattern
     pattern: Pattern,      # as parsed
     allocation: str,       # a valid name for this pattern
+    by_row: bool = False,  # with a list: count by row, not by layer
 ) -> Masks:                # exactly ⌊s·n⌋ zeros per row, layer, group or model
     "Choose the masks that a set of scores asks for."
     if pattern.structured: return Masks.from_units(structure, _select_units(scores, structure, sparsity, pattern.kind, allocation))
     if pattern.kind == "n:m": return Masks({name: _n_m(name, score, pattern) for name, score in scores.items()})
-    return Masks(_select_weights(scores, structure, sparsity, allocation))
+    return Masks(_select_weights(scores, structure, sparsity, "row" if by_row and allocation == "list" else allocation))
 
 
 def _n_m(name: str, score: Tensor, pattern: Pattern) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from .anatomy import Anatomy, anatomy
 from .basics import UsageError, lookup
-from .masks import Masks, Pattern, check_allocation, check_sparsity, parse_pattern, select, sparsity_by_block
+from .masks import Masks, Pattern, check_allocation, parse_pattern, require_units_left, select, sparsity_by_block
 from .models import context_of, tokenizer_of
 from .statistics import NEEDS, Seen, as_batches, calibrate, calibration_hash
 
@@ -34,12 +34,22 @@ class Method:
 METHODS: dict = {}
 
 
+def _code(function): return getattr(getattr(function, "__code__", None), "co_code", function)
+
+
+def _same(a: Method, b: Method) -> bool:
+    "Equal but for the identity of the function: a notebook and its module define the same method twice."
+    return replace(a, score=None) == replace(b, score=None) and _code(a.score) == _code(b.score)
+
+
 def register_method(
     method: Method,  # its name must be new, or the same method again
 ) -> Method:         # the same
     "Make a method known by name to `prune`, the command line and the contest."
     unknown = set(method.needs) - set(NEEDS)
     if unknown: raise UsageError(f"method {method.name!r} needs {', '.join(unknown)}: statistics are {', '.join(NEEDS)}.")
+    if method.name in METHODS and not _same(method, METHODS[method.name]):
+        raise UsageError(f"there is another method named {method.name!r} already: choose a new name.")
     METHODS[method.name] = method
     return method
 
@@ -74,7 +84,7 @@ def rounds_of(
     if not isinstance(rounds, int) or rounds < 1: raise UsageError(f"rounds must be a whole number from 1, got {rounds!r}.")
     if schedule == "one-shot" and rounds > 1: raise UsageError("a one-shot schedule has one round: choose linear or cubic for more.")
     progress = lookup(SCHEDULES, schedule, "schedule")
-    return [round(sparsity * progress(i / rounds), 6) for i in range(1, rounds)] + [sparsity]
+    return [round(sparsity * progress(i / rounds), 12) for i in range(1, rounds)] + [sparsity]
 
 # %% ../nbs/pruning.ipynb #c013
 @dataclass
@@ -89,7 +99,7 @@ class Pruned:
     sparsity: object        # as asked for: a fraction, or a list of them
     seed: int
     calibration: str = None # hash of the calibration set, None where no data was needed
-    rounds: list = field(default_factory=list)  # sparsity after each round
+    rounds: list = field(default_factory=list)  # achieved sparsity after each round
 
 
 def zero_share(
@@ -103,16 +113,18 @@ def zero_share(
 def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rounds: int, structure: Anatomy):
     "(method, sparsity, pattern, allocation name), or the `UsageError` that says why not."
     method, pattern = lookup(load_methods(), method, "method"), parse_pattern(pattern)
+    sparsity, allocation = _plain(sparsity, "sparsity", (int, float)), _plain(allocation, "allocation", str)
     default = {"unstructured": method.allocation, "n:m": "group"}.get(pattern.kind, "layer")
-    if isinstance(sparsity, (list, tuple)) and allocation is None: allocation = "list"
+    if isinstance(sparsity, list) and isinstance(allocation, list): raise UsageError("sparsity and allocation are both lists: give one of them only.")
+    if isinstance(sparsity, list) and allocation is None: allocation = "list"
     name = check_allocation(pattern, default if allocation is None else allocation)
     if name == "list" and not isinstance(allocation, str): sparsity = _one_list(sparsity, allocation)
-    if (name == "list") != isinstance(sparsity, (list, tuple)):
+    if (name == "list") != isinstance(sparsity, list):
         raise UsageError("allocation 'list' needs a list of sparsities, one per block, and only it takes one.")
     if pattern.kind == "n:m": sparsity = _n_m_sparsity(sparsity, pattern, schedule, structure)
     if sparsity is None: raise UsageError("say how sparse: sparsity=0.5 removes half of the weights.")
     sparsity_by_block(sparsity, structure)
-    if pattern.structured and not structure.blocks: raise UsageError(f"pattern {pattern.kind!r} needs transformer blocks, this model has none: use an unstructured or N:M pattern.")
+    if pattern.structured: require_units_left(structure, sparsity, pattern.kind, name)
     rounds_of(schedule, 0.5, rounds)
     return method, sparsity, pattern, name
 
@@ -126,18 +138,24 @@ def check_request(
     _checked(method, sparsity, pattern, allocation, schedule, rounds, anatomy(model, scope))
 
 
-def _one_list(sparsity, allocation) -> list:
-    if sparsity is None or isinstance(sparsity, (list, tuple)): return list(allocation)
+def _plain(value, what: str, single):
+    "None, one value of the right type, or a list of numbers; tuples become lists."
+    if value is None or isinstance(value, single) and not isinstance(value, bool): return value
+    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value): return list(value)
+    raise UsageError(f"{what} must be {'a fraction such as 0.5' if what == 'sparsity' else 'a name such as layer'}, or a list of fractions, one per block, got {value!r}.")
+
+
+def _one_list(sparsity, allocation: list) -> list:
     mean = sum(allocation) / max(1, len(allocation))
-    if abs(mean - sparsity) > 1e-6: raise UsageError(f"the list of sparsities has mean {mean:.4g}, but sparsity={sparsity}: give one of them only.")
-    return list(allocation)
+    if sparsity is not None and abs(mean - sparsity) > 1e-6: raise UsageError(f"the list of sparsities has mean {mean:.4g}, but sparsity={sparsity}: give one of them only.")
+    return allocation
 
 
 def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, structure: Anatomy) -> float:
     "N:M has one sparsity, and every layer must be divisible."
     only = 1 - pattern.n / pattern.m
-    if sparsity is not None and abs(sparsity - only) > 1e-9:
-        raise UsageError(f"pattern {pattern.n}:{pattern.m} has sparsity {only:g}, not {sparsity:g}: leave sparsity out or choose another pattern.")
+    if sparsity is not None and (isinstance(sparsity, list) or abs(sparsity - only) > 1e-9):
+        raise UsageError(f"pattern {pattern.n}:{pattern.m} has sparsity {only:g}, not {sparsity}: leave sparsity out or choose another pattern.")
     if schedule != "one-shot": raise UsageError(f"pattern {pattern.n}:{pattern.m} has no sparsity in between: use schedule='one-shot'.")
     for name, linear in structure.linears.items():
         if linear.in_features % pattern.m:
@@ -148,6 +166,7 @@ def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, structure: Anatomy)
 def _calibration(model, task, calibration, method: Method, n: int, length, batch_size: int, seed: int) -> list:
     "Batches to calibrate on; [] where the method needs none."
     if not method.needs: return []
+    if not isinstance(batch_size, int) or batch_size < 1: raise UsageError(f"batch_size must be a whole number from 1, got {batch_size!r}.")
     if calibration is not None: return as_batches(calibration, batch_size)
     if task is None:
         raise UsageError(f"method {method.name!r} needs data: give a task, or calibration=token ids of shape (n, length); random and magnitude need none.")
@@ -172,7 +191,7 @@ def _scores(method: Method, structure: Anatomy, seen: dict, seed: int, before) -
 def _target(sparsity, share: float, final: bool):
     "The sparsity of one round: the request itself at the end."
     if final: return sparsity
-    return [round(s * share, 6) for s in sparsity] if isinstance(sparsity, list) else round(sparsity * share, 6)
+    return [round(s * share, 12) for s in sparsity] if isinstance(sparsity, list) else round(sparsity * share, 12)
 
 # %% ../nbs/pruning.ipynb #c021
 def prune(
@@ -187,7 +206,7 @@ def prune(
     scope: str = "blocks",       # "blocks": linears inside the blocks; "all-linear": also pooler, classifier, untied lm_head
     schedule: str = "one-shot",  # "one-shot", "linear" or "cubic"
     rounds: int = 1,             # rounds of score → prune → between
-    between: Callable = None,    # called as between(model, masks) after each round but the last, e.g. to recover
+    between: Callable = None,    # called as between(model, masks) after each round but the last, with the masks held, e.g. to recover
     n_calibration: int = 128,    # examples or sequences, drawn from the training split
     length: int = None,          # tokens per sequence; None: 128 for encoders, min(2048, context) for decoders
     batch_size: int = 8,         # of the calibration pass; does not change the result
@@ -198,14 +217,15 @@ def prune(
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
     batches = _calibration(model, task, calibration, method, n_calibration, length, batch_size, seed)
-    masks, shares = None, rounds_of(schedule, 1.0, rounds)
+    masks, done, shares, weights = None, [], rounds_of(schedule, 1.0, rounds), [linear.weight for linear in structure.linears.values()]
     for i, share in enumerate(shares):
-        if i and between: between(model, masks)
+        if i and between:
+            with masks.hold(model): between(model, masks)
         seen = calibrate(model, batches, structure.linears, method.needs, progress) if method.needs else {}
         scores = _scores(method, structure, seen, seed, masks)
-        masks = select(scores, structure, _target(sparsity, share, i + 1 == len(shares)), pattern, name)
+        masks = select(scores, structure, _target(sparsity, share, i + 1 == len(shares)), pattern, name, by_row=method.allocation == "row")
         masks.apply(model)
         masks.verify(model)
-    return Pruned(masks, zero_share(l.weight for l in structure.linears.values()), zero_share(model.parameters()), method.name,
-                  f"{pattern.n}:{pattern.m}" if pattern.n else pattern.kind, name, sparsity, seed,
-                  calibration_hash(batches) if batches else None, [_target(sparsity, s, i + 1 == len(shares)) for i, s in enumerate(shares)])
+        done.append(zero_share(weights))
+    return Pruned(masks, done[-1], zero_share(model.parameters()), method.name, f"{pattern.n}:{pattern.m}" if pattern.n else pattern.kind,
+                  name, sparsity, seed, calibration_hash(batches) if batches else None, done)

@@ -7,8 +7,8 @@ __all__ = ['NEEDS', 'Seen', 'by_example', 'real_tokens', 'frozen_except', 'calib
 
 # %% ../nbs/statistics.ipynb #c003
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 import torch
 from torch import nn, Tensor
@@ -111,7 +111,6 @@ def calibrate(
     adders = [(_adding_squares, norms)] * ("norm" in needs) + [(_adding_squared_gradients, squares)] * ("squared_gradient" in needs)
     backward = bool(needs & {"gradient", "squared_gradient"})
     with frozen_except(model, weights if backward else []), torch.set_grad_enabled(backward):
-        from contextlib import ExitStack
         with ExitStack() as stack:
             for adder, sums in adders: stack.enter_context(_hooks(linears, adder(sums, current)))
             for batch in tqdm(batches, "calibrating", disable=not progress):
@@ -139,25 +138,42 @@ def _seen(weight: Tensor, squares, gradient, squared_gradient, examples: int, ne
         squared_gradient=full(squared_gradient, weight.shape) if "squared_gradient" in needs else None)
 
 # %% ../nbs/statistics.ipynb #c027
+def _checked_batches(batches) -> list:
+    "A list of dicts of tensors, or a `UsageError` that says what is there instead."
+    wrong = "calibration must be token ids of shape (n, length), or a list of batches, each a dict of tensors"
+    if isinstance(batches, dict): raise UsageError(f"{wrong}; this is one batch: put it into a list.")
+    if not isinstance(batches, Iterable): raise UsageError(f"{wrong}, got {type(batches).__name__}.")
+    batches = list(batches)
+    for batch in batches:
+        if not isinstance(batch, Mapping) or not batch or not all(isinstance(v, Tensor) for v in batch.values()):
+            raise UsageError(f"{wrong}; an entry is {type(batch).__name__} {str(batch)[:40]!r}.")
+    return batches
+
+
 def as_batches(
     calibration,          # (n, length) token ids, or an iterable of dicts of tensors
     batch_size: int = 8,  # examples per batch where ids are given
 ) -> list:                # of dicts of tensors
     "Token ids become labelled batches; batches stay what they are."
-    if not isinstance(calibration, Tensor): return list(calibration)
-    if calibration.dim() != 2 or calibration.is_floating_point():
-        raise UsageError(f"calibration token ids must be integers of shape (n, length), got {tuple(calibration.shape)} of {calibration.dtype}.")
+    if not isinstance(calibration, Tensor): return _checked_batches(calibration)
+    if calibration.dim() != 2 or calibration.is_floating_point() or not len(calibration):
+        raise UsageError(f"calibration token ids must be integers of shape (n, length) with n from 1, got {tuple(calibration.shape)} of {calibration.dtype}.")
     return [dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids) for ids in calibration.split(batch_size)]
 
 
 def calibration_hash(
     batches: list,  # dicts of tensors
 ) -> str:           # 16 hexadecimal digits, the same however the examples were batched without padding
-    "A name for what a method was calibrated on: the hash of the real tokens, example by example."
+    "A name for what a method was calibrated on: the hash of real tokens and labels, example by example."
     digest = hashlib.sha256()
     for batch in batches:
-        values = batch.get("input_ids", batch.get("inputs"))
-        for i, row in enumerate(values):
-            real = row[batch["attention_mask"][i].bool()] if "attention_mask" in batch else row
-            digest.update(real.cpu().numpy().tobytes() + b"|")
+        keys = [key for key in ("input_ids", "inputs", "labels", "start_positions", "end_positions") if key in batch]
+        for i in range(_size(batch)):
+            for key in keys: digest.update(_real(batch, key, i).cpu().numpy().tobytes() + b"|")
     return digest.hexdigest()[:16]
+
+
+def _real(batch, key: str, i: int) -> Tensor:
+    "One example's value, without the padding where it has one entry per token."
+    value, mask = batch[key][i], batch.get("attention_mask")
+    return value[mask[i].bool()] if mask is not None and value.shape == mask[i].shape else value

@@ -1,0 +1,130 @@
+"Rows: whole or absent, found again, gated; benchmarks: one failure loses nothing, resumption."
+import json, signal, subprocess, sys
+
+import nbformat
+import pytest
+
+from pruneresearch.basics import RunError, UsageError
+from pruneresearch.bench import bench, plan, profiles_of, rows_of
+from pruneresearch.compare import leaderboard
+from pruneresearch.experiment import Config, dense_start, load_rows, row_id, run
+
+DIGITS = dict(model="mlp", task="digits", sparsity=0.75)
+
+
+def test_a_row_is_found_again_and_says_where_it_comes_from(tmp_path):
+    config = Config(method="wanda", **DIGITS)
+    row = run(config, tmp_path)
+    assert run(config, tmp_path) == row and load_rows(tmp_path) == [row]
+    assert row["achieved"] == 0.75 and 0 < row["sparsity_all"] < 0.75
+    assert row["value"] == pytest.approx(sum(row["outcomes"])/len(row["outcomes"])) and len(row["outcomes"]) == 360
+    for key in ("data", "split", "join", "tokenizer", "length", "dtype", "scope", "versions", "model"): assert key in row["protocol_parts"], key
+    for key in ("calibration", "commit", "prune_seconds", "prune_peak_bytes", "recovery_seconds", "bytes_dense", "bytes_sparse", "macs", "latency_median_s", "latency_iqr_s"):
+        assert row[key] is not None, key
+
+
+def test_ids_follow_the_request():
+    base = Config(method="wanda", **DIGITS)
+    others = [Config(method="random", **DIGITS), Config(method="wanda", **DIGITS, seed=1), Config(method="wanda", **DIGITS, recovery="distil"),
+              Config(method="wanda", **DIGITS, precision="bfloat16")]
+    assert len({row_id(c) for c in [base, *others]}) == 5 and row_id(base) == row_id(Config(method="wanda", **DIGITS))
+
+
+def test_seeds_share_a_protocol_and_scopes_do_not(tmp_path):
+    rows = [run(Config(method="magnitude", **DIGITS, **extra), tmp_path) for extra in ({}, {"seed": 1}, {"scope": "all-linear"})]
+    assert rows[0]["protocol"] == rows[1]["protocol"] != rows[2]["protocol"]
+    controls = [run(Config(method="random", **DIGITS), tmp_path)]
+    with pytest.raises(UsageError, match="scope"): leaderboard(rows + controls)
+
+
+def test_recovery_changes_the_model_and_its_cost_is_in_the_row(tmp_path):
+    plain, trained = (run(Config(method="random", recovery=how, **DIGITS), tmp_path) for how in ("none", "fine-tune"))
+    assert trained["value"] > plain["value"] and trained["recovery_seconds"] > 10*plain["recovery_seconds"]
+    assert trained["achieved"] == plain["achieved"] == 0.75
+
+
+def test_the_gate_refuses_another_dense_model(tmp_path):
+    config = Config(method="wanda", **DIGITS)
+    dense_start(config, tmp_path)
+    record = next(tmp_path.glob("dense/*/dense.json"))
+    stored = json.loads(record.read_text())
+    stored["metrics"]["accuracy"] -= 0.05
+    record.write_text(json.dumps(stored))
+    with pytest.raises(RunError, match="dense model"): dense_start(config, tmp_path)
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(recovery="pray"), "known are"), (dict(precision="float8"), "known are"), (dict(rounds=3, schedule="cubic"), "without recovery")])
+def test_wrong_configurations(wrong, says, tmp_path):
+    with pytest.raises(UsageError, match=says): run(Config(method="wanda", **DIGITS, **wrong), tmp_path)
+    assert not list((tmp_path/"rows").glob("*"))
+
+
+def test_a_killed_run_leaves_no_row(tmp_path):
+    script = f"""
+import os, signal
+from pruneresearch import experiment
+experiment.evaluate_with_outcomes, real = None, experiment.evaluate_with_outcomes
+def dying(*a, **k):
+    dying.calls += 1
+    if dying.calls == 2: os.kill(os.getpid(), signal.SIGKILL)
+    return real(*a, **k)
+dying.calls = 0
+experiment.evaluate_with_outcomes = dying
+experiment.run(experiment.Config("mlp", "digits", "wanda", 0.75), {str(tmp_path)!r})
+"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -signal.SIGKILL
+    assert load_rows(tmp_path) == []
+    assert run(Config(method="wanda", **DIGITS), tmp_path)["value"] > 0
+
+
+# ---- bench
+
+CELLS = [("x = 1; name = 'a'; results = output = done = None", "parameters"), ("profiles = {'smoke': [{'x': 1}, {'x': 0}, {'x': 2}]}", "profiles"),
+         ("import os, signal\nif x == 2 and not os.path.exists(os.path.join(results, 'lives')): os.kill(os.getpid(), signal.SIGKILL)", ""),
+         ("from pruneresearch.basics import write_json\nwrite_json(done, {'value': 1/x, 'rows': []})", "")]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    "A checkout with one benchmark: three parameter sets, one raises, one kills its kernel."
+    (tmp_path/"nbs"/"benchmarks").mkdir(parents=True)
+    (tmp_path/"settings.ini").touch()
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
+    cells = [nbformat.v4.new_code_cell(source, metadata={"tags": [tag] if tag else []}) for source, tag in CELLS]
+    nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=cells), tmp_path/"nbs"/"benchmarks"/"divide.ipynb")
+    return tmp_path
+
+
+def test_failures_are_listed_and_lose_nothing(checkout):
+    lines = []
+    first = bench(profile="smoke", jobs=2, root=checkout, say=lines.append)
+    assert sorted(r["status"] for r in first) == ["done", "failed", "failed"] and len(lines) == 3
+    reasons = " ".join(r["reason"] for r in first)
+    assert "ZeroDivisionError" in reasons and "died" in reasons.lower()
+    (checkout/"runs"/"lives").touch()
+    again = bench(profile="smoke", jobs=2, root=checkout, say=lines.append)
+    assert sorted(r["status"] for r in again) == ["done", "failed", "skipped"]
+
+
+def test_without_resume_everything_runs_again(checkout):
+    (checkout/"runs").mkdir(); (checkout/"runs"/"lives").touch()
+    for _ in range(2): assert sorted(r["status"] for r in bench(profile="smoke", jobs=2, root=checkout, resume=False, say=lambda line: None)) == ["done", "done", "failed"]
+
+
+def test_a_changed_notebook_or_parameter_is_another_run(checkout):
+    before = {r.folder for r in plan((), "smoke", checkout/"runs", checkout)}
+    notebook = checkout/"nbs"/"benchmarks"/"divide.ipynb"
+    notebook.write_text(notebook.read_text().replace("1/x", "2/x"))
+    assert len(before) == 3 and before.isdisjoint(r.folder for r in plan((), "smoke", checkout/"runs", checkout))
+
+
+def test_profiles_are_read_without_running(checkout):
+    notebook = checkout/"nbs"/"benchmarks"/"divide.ipynb"
+    notebook.write_text(notebook.read_text().replace("profiles = {'smoke': [{'x': 1}, {'x': 0}, {'x': 2}]}", "profiles = make()"))
+    with pytest.raises(RunError, match="literal"): profiles_of(notebook)
+
+
+def test_rows_of_nothing(checkout):
+    with pytest.raises(UsageError, match="no finished run"): rows_of("smoke", root=checkout)
+    with pytest.raises(UsageError, match="no benchmark has runs"): bench(profile="tiny", root=checkout)
