@@ -2,7 +2,7 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 PROFILE ?= tiny
-JOBS    ?= 1
+JOBS    ?= 2
 BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: help install bench test notebooks docs readme lab constraints clean
 help:
-	@echo "make bench [PROFILE=tiny] [JOBS=1]   compare the pruning methods, write figures/PROFILE"
+	@echo "make bench [PROFILE=tiny] [JOBS=2]   compare the pruning methods, write figures/PROFILE"
 	@echo "make test                            run every notebook and every test"
 	@echo "make docs                            build the site into _docs"
 	@echo "make lab                             open the notebooks in JupyterLab"

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = ['PUBLIC']
 
-# %% ../nbs/package.ipynb #c002
+# %% ../nbs/package.ipynb #c003
 from importlib import import_module
 
 PUBLIC = {  # public name → the room that defines it

@@ -25,7 +25,7 @@ def check_sparsity(
 ) -> float:           # the same; raises `UsageError` outside [0, 1)
     "A sparsity is a fraction: 0.5, not 50."
     if isinstance(sparsity, (int, float)) and 0 <= sparsity < 1: return sparsity
-    raise UsageError(f"sparsity must be a fraction in [0, 1), got {sparsity!r}" + (f": for {sparsity} % say {sparsity / 100}." if isinstance(sparsity, (int, float)) and 1 < sparsity < 100 else "."))
+    raise UsageError(f"sparsity must be a fraction in [0, 1), got {sparsity!r}" + (f": for {sparsity:g} % say {sparsity / 100:g}." if isinstance(sparsity, (int, float)) and 1 < sparsity < 100 else "."))
 
 
 def count_pruned(

@@ -23,6 +23,8 @@ from .basics import RunError, UsageError, read_json, whole_folder, write_json
 # %% ../nbs/models.ipynb #c005
 class SimpleMLP(nn.Module):
     "Linear layers with ReLU between them."
+    fine_tuning = dict(learning_rate=1e-3, epochs=20, batch_size=32)  # see `recovery.settings_of`
+
     def __init__(self,
         input_dim: int = 64,             # numbers per example
         hidden_dims=(256, 128),          # widths of the hidden layers

@@ -73,7 +73,7 @@ def settings_of(
     model: nn.Module,  # any model
 ) -> dict:             # learning_rate, epochs, batch_size
     "A model's own fine-tuning settings, or the usual ones."
-    return {**DEFAULTS, **(getattr(getattr(model, "config", None), "fine_tuning", None) or {})}
+    return {**DEFAULTS, **(getattr(getattr(model, "config", model), "fine_tuning", None) or {})}
 
 
 def _arguments(model, folder: str, resumable: bool, epochs, batch_size, learning_rate, seed, progress, extra: dict):

@@ -6,11 +6,11 @@
 __all__ = ['random_score', 'magnitude_score', 'gradient_score', 'taylor_score', 'fisher_score', 'fisher_weighted_score',
            'wanda_score', 'unit_score']
 
-# %% ../nbs/scores.ipynb #c002
+# %% ../nbs/scores.ipynb #c003
 import torch
 from torch import Tensor
 
-# %% ../nbs/scores.ipynb #c006
+# %% ../nbs/scores.ipynb #c007
 def random_score(
     weight: Tensor,              # (out, in)
     generator: torch.Generator,  # on the CPU, so that the same seed gives the same scores on every device
@@ -25,7 +25,7 @@ def magnitude_score(
     "|W| (Janowsky 1989; Han et al. 2015)"
     return weight.float().abs()
 
-# %% ../nbs/scores.ipynb #c009
+# %% ../nbs/scores.ipynb #c010
 def gradient_score(
     gradient: Tensor,  # (out, in), ∂L/∂W of the mean loss
 ) -> Tensor:           # (out, in) float32
@@ -55,7 +55,7 @@ def fisher_weighted_score(
     "W²·Σ g_n², Optimal Brain Damage (LeCun et al. 1990, eq. 5) with the Fisher diagonal for the Hessian"
     return weight.float() ** 2 * squared_gradient.float()
 
-# %% ../nbs/scores.ipynb #c012
+# %% ../nbs/scores.ipynb #c013
 def wanda_score(
     weight: Tensor,      # (out, in)
     input_norm: Tensor,  # (in,), L2 norm of each input over the calibration tokens
@@ -63,7 +63,7 @@ def wanda_score(
     "|W| · ‖x‖₂ (Sun et al. 2024, eq. 1)"
     return weight.float().abs() * input_norm.float()
 
-# %% ../nbs/scores.ipynb #c017
+# %% ../nbs/scores.ipynb #c018
 def unit_score(
     group,         # a `Group` of the anatomy
     scores: dict,  # parameter name → (out, in) scores of every linear that the group touches

@@ -21,7 +21,7 @@ def told(capsys, words, code):
 
 @pytest.mark.parametrize("command, says", [
     (f"{LLAMA} --method wonda --sparsity 0.5", "did you mean 'wanda'?"),
-    (f"{LLAMA} --sparsity 50", "for 50.0 % say 0.5"),
+    (f"{LLAMA} --sparsity 50", "for 50 % say 0.5"),
     (f"{LLAMA} --sparsity 1.0", "fraction in [0, 1)"),
     (f"{LLAMA} --sparsity=-0.1", "fraction in [0, 1)"),
     (f"{LLAMA} --sparsity half", "sparsity must be a fraction such as 0.5"),

@@ -3,6 +3,7 @@ import math, random
 from pathlib import Path
 import pytest, torch
 from pruneresearch import corpora
+from pruneresearch.basics import fingerprint
 from pruneresearch.models import example_losses, forward, load_model
 from pruneresearch.recovery import fine_tune, settings_of
 from pruneresearch.tasks import load_task
@@ -33,6 +34,13 @@ def test_no_duplicates_balanced_and_reproducible(name):
     assert len({texts(row) for row in rows}) == 2000
     assert 0.48 <= sum(row["label"] for row in rows) / 2000 <= 0.52
     assert make(2000, seed=5) == rows and make(2000, seed=6) != rows
+
+
+@pytest.mark.parametrize("make, expected", [
+    (corpora.sentiment_examples, "79798a0b016076fe"), (corpora.paraphrase_examples, "2ea246502636ed15"), (corpora.pretraining_sentences, "021e024a2f7d38e6")])
+def test_same_sentences_on_every_platform(make, expected):
+    "A change of the grammar changes these; the embedded models must then be trained again."
+    assert fingerprint(make(200, 1)) == expected
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -71,7 +79,8 @@ def verdict(sentence):
         praise = any(w in GOOD or w in likes or w in map(corpora.past, likes) for w in words)
         blame = any(w in BAD or w in dislikes or w in map(corpora.past, dislikes) for w in words)
         assert praise != blame, part
-        return praise != any(f" {negation} " in f" {part} " for negation in corpora.NEGATIONS)
+        turns = [any(phrase in f" {part} " for phrase in map(" {} ".format, phrases)) for phrases in (corpora.NEGATIONS, corpora.DENIALS)]
+        return praise ^ turns[0] ^ turns[1]
 
     for joint in ("; however, ", ", but ", ", yet "):
         if joint in text: return polarity(text.split(joint)[1])

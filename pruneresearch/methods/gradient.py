@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRADIENT', 'TAYLOR', 'FISHER', 'FISHER_WEIGHTED']
 
-# %% ../../nbs/methods/gradient.ipynb #c002
+# %% ../../nbs/methods/gradient.ipynb #c003
 from ..pruning import Method, register_method
 from ..scores import fisher_score, fisher_weighted_score, gradient_score, taylor_score
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MAGNITUDE']
 
-# %% ../../nbs/methods/magnitude.ipynb #c002
+# %% ../../nbs/methods/magnitude.ipynb #c003
 from ..pruning import Method, register_method
 from ..scores import magnitude_score
 
