@@ -6,13 +6,13 @@
 __all__ = ['UsageError', 'RunError', 'lookup', 'whole_file', 'require_empty', 'whole_folder', 'write_json', 'read_json',
            'fingerprint']
 
-# %% ../nbs/basics.ipynb #c003
+# %% ../nbs/basics.ipynb #c004
 import hashlib, json, os, shutil, tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../nbs/basics.ipynb #c005
+# %% ../nbs/basics.ipynb #c006
 class UsageError(ValueError):
     "The request cannot be met as made; the message says what would work. Exit code 2."
 
@@ -20,7 +20,7 @@ class UsageError(ValueError):
 class RunError(RuntimeError):
     "The request was fine, its execution failed; the message says why. Exit code 1."
 
-# %% ../nbs/basics.ipynb #c007
+# %% ../nbs/basics.ipynb #c008
 def lookup(
     table,       # a mapping from names to values
     name: str,   # the wanted name
@@ -33,7 +33,7 @@ def lookup(
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UsageError(f"unknown {what} {name!r}: {hint}known are {', '.join(sorted(table))}.")
 
-# %% ../nbs/basics.ipynb #c010
+# %% ../nbs/basics.ipynb #c011
 @contextmanager
 def whole_file(
     path,  # where the finished file shall stand; its folder is made when missing
@@ -51,7 +51,7 @@ def whole_file(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/basics.ipynb #c013
+# %% ../nbs/basics.ipynb #c014
 def require_empty(
     path,  # an output folder
 ) -> Path:  # the same path; raises `UsageError` if something is in it
@@ -72,13 +72,13 @@ def whole_folder(
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         yield temporary
+        for made in (temporary, *temporary.rglob("*")): made.chmod(0o755 if made.is_dir() else 0o644)
         if path.is_dir(): path.rmdir()
         os.replace(temporary, path)
-        path.chmod(0o755)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
-# %% ../nbs/basics.ipynb #c015
+# %% ../nbs/basics.ipynb #c016
 def write_json(
     path,   # the file
     value,  # anything the json module can write
@@ -98,7 +98,7 @@ def read_json(
         line = getattr(error, "lineno", 1)
         raise RunError(f"{str(path)!r}, line {line}: not valid JSON; the file is damaged or cut short.") from None
 
-# %% ../nbs/basics.ipynb #c018
+# %% ../nbs/basics.ipynb #c019
 def fingerprint(
     value,            # anything the json module can write
     digits: int = 16, # how many hexadecimal digits to keep
