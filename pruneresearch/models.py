@@ -8,8 +8,7 @@ __all__ = ['MODELS', 'KINDS', 'LABELS', 'SimpleMLP', 'ModelEntry', 'list_models'
            'save_model']
 
 # %% ../nbs/models.ipynb #c003
-import hashlib, logging
-from collections.abc import Mapping
+import hashlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ import torch, transformers
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .basics import RunError, UsageError, read_json, whole_folder, write_json
+from .tasks import hub_answers
 
 # %% ../nbs/models.ipynb #c005
 class SimpleMLP(nn.Module):
@@ -164,9 +164,9 @@ def require_fit(
         raise UsageError(f"task {task.name!r} ({task.kind}) needs {fitting[needs]}, but {name!r} is {'an' if has == 'encoder' else 'a'} {has} network ({model_type}).")
 
 # %% ../nbs/models.ipynb #c019
-def _config(source: str, task, trust_remote_code: bool):
+def _config(source: str, task, trust_remote_code: bool, local: bool):
     "The checkpoint's configuration, with the number of labels that the task has."
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=local)
     if task is None or task.kind not in ("classification", "regression"): return config
     count, trained = max(1, len(task.labels)), (config.architectures or [""])[0].endswith("ForSequenceClassification")
     if trained and config.num_labels != count:
@@ -206,14 +206,15 @@ def load_model(
     if folder.is_dir() and read_json(folder/"config.json").get("model_type") == "mlp":
         if task: require_fit("mlp", task, str(name))
         return _ready(_load_mlp(folder), name, device)
-    with _hub_errors(name): config = _config(source, task, trust_remote_code)
+    local = folder.is_dir() or not hub_answers()  # without a hub its cache is asked, and no retry is waited for
+    with _hub_errors(name): config = _config(source, task, trust_remote_code, local)
     if task: require_fit(config.model_type, task, str(name))
     with _hub_errors(name), quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, found = _head_class(config, task).from_pretrained(source, config=config, trust_remote_code=trust_remote_code,
+        model, found = _head_class(config, task).from_pretrained(source, config=config, trust_remote_code=trust_remote_code, local_files_only=local,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True)
         model.untrained = sorted(found["missing_keys"])  # parameters of a new head
-        model.tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        model.tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=local)
     if model.tokenizer.pad_token is None: model.tokenizer.pad_token = model.tokenizer.eos_token
     return _ready(model, name, device)
 

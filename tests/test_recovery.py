@@ -102,7 +102,7 @@ model = load_model("mlp", digits)
 masks = prune(model, method="magnitude", sparsity=0.8).masks
 loss = RecoveryTrainer.compute_loss
 def dying(self, *a, **k):
-    if self.state.global_step == 60: os.kill(os.getpid(), signal.SIGKILL)
+    if self.state.global_step == 30: os.kill(os.getpid(), signal.SIGKILL)
     return loss(self, *a, **k)
 RecoveryTrainer.compute_loss = dying
 recover(model, digits, masks=masks, epochs=1, output=sys.argv[1])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RANDOM']
 
-# %% ../../nbs/methods/random.ipynb #c002
+# %% ../../nbs/methods/random.ipynb #c003
 from ..pruning import Method, register_method
 from ..scores import random_score
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WANDA']
 
-# %% ../../nbs/methods/wanda.ipynb #c002
+# %% ../../nbs/methods/wanda.ipynb #c003
 from ..pruning import Method, register_method
 from ..scores import wanda_score
 
