@@ -83,7 +83,7 @@ def plan(
 
 
 def _run(name: str, path: Path, parameters: dict, results: Path) -> Run:
-    sources = ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code"]
+    sources = ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code" and "profiles" not in cell["metadata"].get("tags", [])]
     return Run(name, path, parameters, results/"runs"/name/fingerprint([sources, parameters], 12))
 
 # %% ../nbs/bench.ipynb #c010
@@ -107,11 +107,19 @@ def execute(
     command = [sys.executable, "-m", "papermill", str(run.notebook), str(run.folder/"notebook.ipynb"), "--cwd", str(run.notebook.parent), "--no-progress-bar",
                "--autosave-cell-every", "30", "-k", "python3", "-y", json.dumps(parameters)]
     started = time.perf_counter()
-    with open(run.folder/"log.txt", "w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **_environment(jobs)}).returncode
+    for _ in range(2):
+        with open(run.folder/"log.txt", "w") as log:
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **_environment(jobs)}).returncode
+        if code == 0 or _began(run.folder/"notebook.ipynb"): break
     seconds = time.perf_counter() - started
     if code == 0 and run.done: return dict(status="done", seconds=seconds, reason="")
     return dict(status="failed", seconds=seconds, reason=_reason(run.folder/"log.txt", code))
+
+
+def _began(notebook: Path) -> bool:
+    "Whether a cell was started: kernels that start at the same moment may take each other's port, and then none is."
+    if not notebook.is_file(): return False
+    return any(cell["metadata"].get("papermill", {}).get("start_time") for cell in read_json(notebook)["cells"])
 
 
 def _reason(log: Path, code: int) -> str:

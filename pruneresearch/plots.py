@@ -7,7 +7,7 @@ __all__ = ['INK', 'RC', 'METHOD_ORDER', 'MARKERS', 'LINES', 'PANEL', 'COST_LABEL
            'freeze', 'arrow', 'draw_dense', 'draw_method', 'draw_methods', 'log_axis', 'quality_against_sparsity',
            'tiles', 'mask_picture', 'draw_differences', 'difference_plot', 'cost_plot', 'save_figure']
 
-# %% ../nbs/plots.ipynb #c003
+# %% ../nbs/plots.ipynb #c004
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from .basics import UsageError, whole_file
 from .compare import LOG_SCALE, frame, gate, groups, higher_is_better, matched, mean_interval, require_one_protocol
 
-# %% ../nbs/plots.ipynb #c005
+# %% ../nbs/plots.ipynb #c006
 INK = "#333333"
 RC = {
     "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "savefig.dpi": 150, "figure.dpi": 100,
@@ -32,7 +32,7 @@ def style() -> Iterator[None]:
     import matplotlib
     with matplotlib.rc_context(RC): yield
 
-# %% ../nbs/plots.ipynb #c007
+# %% ../nbs/plots.ipynb #c008
 METHOD_ORDER = (
     "magnitude", "wanda", "sparsegpt", "taylor", "gradient", "fisher", "gradprobe", "hebbian", "activation-change", "gumbel",
     "fisher_weighted", "owl", "fisher-search", "hard-concrete", "structured",
@@ -52,7 +52,7 @@ def method_styles(
     present = set(methods)
     return {name: looks[name] for name in ["random", *names, "dense"] if name in present}
 
-# %% ../nbs/plots.ipynb #c012
+# %% ../nbs/plots.ipynb #c013
 PANEL = ("model", "task", "pattern", "recovery")
 
 
@@ -61,10 +61,13 @@ def panels(
     title: str,       # of the whole figure
     height: float = 3.6,  # of a panel, in inches
 ) -> tuple:           # (matplotlib Figure, list of axes), titled
-    "An empty row of titled panels."
+    "Empty titled panels: up to three in a row, more of them in two columns, so that they stay legible on a page."
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(1.5 + 4.2*len(keys), height))
-    axes = list(figure.subplots(1, len(keys), squeeze=False)[0])
+    columns = len(keys) if len(keys) <= 3 else 2
+    lines = -(-len(keys) // columns)
+    figure = Figure(figsize=(1.5 + 4.2*columns, height*lines))
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for spare in axes[len(keys):]: spare.remove()
     for axis, (model, task, pattern, recovery) in zip(axes, keys):
         axis.set_title(f"{task}, {pattern}" + ("" if recovery == "none" else f", then {recovery}"))
     models = ", ".join(dict.fromkeys(str(key[0]) for key in keys))
@@ -99,7 +102,7 @@ def arrow(
     "A metric with its direction, for an axis."
     return f"{metric} ({'higher' if higher_is_better(metric) else 'lower'} is better)"
 
-# %% ../nbs/plots.ipynb #c014
+# %% ../nbs/plots.ipynb #c015
 def draw_dense(
     axis,        # of matplotlib
     rows: list,  # the rows of the panel
@@ -132,7 +135,7 @@ def draw_method(
         if ranked: joined.append((x, mean))
     if joined: axis.plot(*zip(*sorted(joined)), color=look["color"], linestyle=look["linestyle"])
 
-# %% ../nbs/plots.ipynb #c015
+# %% ../nbs/plots.ipynb #c016
 def draw_methods(
     axis,             # of matplotlib
     by_method: dict,  # (method,) → its marked rows
@@ -161,7 +164,7 @@ def log_axis(
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
 
-# %% ../nbs/plots.ipynb #c016
+# %% ../nbs/plots.ipynb #c017
 def quality_against_sparsity(
     rows: list,                # rows of experiments; within a model and task of one protocol
     tolerance: float = 0.001,  # of the matched budget, see `compare.matched`
@@ -185,7 +188,7 @@ def quality_against_sparsity(
                "Shifted sideways for legibility. Hollow: outside the matched budget." + " Random may leave the panel."*(focus and "random" in looks))
     return figure
 
-# %% ../nbs/plots.ipynb #c021
+# %% ../nbs/plots.ipynb #c022
 def tiles(
     keep,              # (out, in) boolean
     limit: int = 128,  # most tiles along one side
@@ -199,7 +202,7 @@ def tiles(
         keep = np.add.reduceat(keep, starts, axis=axis) / np.expand_dims(counts, 1 - axis)
     return keep
 
-# %% ../nbs/plots.ipynb #c023
+# %% ../nbs/plots.ipynb #c024
 def mask_picture(
     masks,  # name → (out, in) tensor or array: a boolean mask, True = stays, or a weight; a single one is fine too
 ):          # a matplotlib Figure, one panel per matrix
@@ -221,7 +224,7 @@ def mask_picture(
         freeze(figure)
     return figure
 
-# %% ../nbs/plots.ipynb #c027
+# %% ../nbs/plots.ipynb #c028
 def draw_differences(
     axis,         # of matplotlib
     lines,        # the panel's lines of the leaderboard
@@ -245,7 +248,7 @@ def draw_differences(
     axis.grid(axis="y", visible=False)
     axis.set(ylabel="sparsity", xlabel=f"difference in {arrow(metric)}" if factor == 1 else f"relative difference (%) in {arrow(metric)}")
 
-# %% ../nbs/plots.ipynb #c028
+# %% ../nbs/plots.ipynb #c029
 def difference_plot(
     board,                 # a leaderboard (see `compare.leaderboard`)
     without=("random",),   # methods that are not drawn
@@ -261,7 +264,7 @@ def difference_plot(
                + (f" Not drawn: {', '.join(without)}." if without else ""))
     return figure
 
-# %% ../nbs/plots.ipynb #c031
+# %% ../nbs/plots.ipynb #c032
 COST_LABELS = {
     "prune_seconds": "time to prune (s)", "prune_peak_mb": "peak memory while pruning (MB)", "recovery_seconds": "time to recover (s)",
     "recovery_peak_mb": "peak memory while recovering (MB)", "sparse_mb": "size, bitmask + values (MB)", "dense_mb": "size, dense (MB)",
@@ -295,7 +298,7 @@ def cost_plot(
         finish(figure, points, "Mean over seeds, bars: 95 % t-interval of the quality. Cost: mean over seeds.")
     return figure
 
-# %% ../nbs/plots.ipynb #c035
+# %% ../nbs/plots.ipynb #c036
 def save_figure(
     figure,  # a matplotlib Figure
     path,    # where to write; the suffix may be left out

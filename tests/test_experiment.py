@@ -109,7 +109,9 @@ def test_failures_are_listed_and_lose_nothing(checkout):
 
 def test_without_resume_everything_runs_again(checkout):
     (checkout/"runs").mkdir(); (checkout/"runs"/"lives").touch()
-    for _ in range(2): assert sorted(r["status"] for r in bench(profile="smoke", jobs=2, root=checkout, resume=False, say=lambda line: None)) == ["done", "done", "failed"]
+    for _ in range(2):
+        outcome = bench(profile="smoke", jobs=2, root=checkout, resume=False, say=lambda line: None)
+        assert sorted(r["status"] for r in outcome) == ["done", "done", "failed"], [r["reason"] for r in outcome]
 
 
 def test_a_changed_notebook_or_parameter_is_another_run(checkout):

@@ -612,6 +612,7 @@ def test_cached_data_still_load_without_network(monkeypatch, tmp_path):
     for split, n in (("train", 30), ("validation", 5)):
         write(source/f"{split}.jsonl", "".join(json.dumps({"sentence": f"s{i}", "label": i % 2, "idx": i}) + "\n" for i in range(n)))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path/"cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # as without this suite's own setting
     built = datasets.load_dataset("json", data_files={s: str(source/f"{s}.jsonl") for s in ("train", "validation")}, cache_dir=str(tmp_path/"built"))
     folder = tmp_path/"cache"/"nyu-mll___glue"/"sst2"/"0.0.0"/"abc"   # as a download leaves it
     folder.mkdir(parents=True)
