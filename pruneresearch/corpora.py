@@ -7,7 +7,7 @@ __all__ = ['WORLDS', 'QUALITIES', 'DEEDS', 'NEGATIONS', 'WEAK', 'STRONG', 'LIKES
            'CONTRASTS', 'NOMINALS', 'BALANCES', 'ATTRIBUTES', 'CIRCUMSTANCES', 'VERDICTS', 'VERDICT_PATTERNS',
            'RELATIONS', 'OUTSIDE', 'DOCUMENTED', 'synonym_groups', 'past', 'judgement', 'review', 'clause',
            'concession', 'distinct', 'sentiment_examples', 'fact', 'say', 'altered', 'sentence_pair',
-           'paraphrase_examples', 'pretraining_text', 'pretraining_sentences', 'library_files', 'documentation',
+           'paraphrase_examples', 'pretraining_text', 'pretraining_sentences', 'source_files', 'documentation',
            'normalised', 'read_library', 'standard_library_documents', 'stable_split']
 
 # %% ../nbs/corpora.ipynb #c003
@@ -294,7 +294,7 @@ def pretraining_sentences(
 OUTSIDE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_vendor", "__pycache__"}
 
 
-def library_files(
+def source_files(
     root=None,  # a folder of Python source; None: the running Python's standard library
 ) -> list:      # of Path, in an order that is the same on every machine
     "The source files of the standard library, without its tests."
@@ -325,7 +325,7 @@ def normalised(text: str) -> str: return " ".join(text.split())
 @lru_cache(maxsize=1)
 def read_library() -> tuple:
     documents = {}
-    for path in library_files():
+    for path in source_files():
         try: found = documentation(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, SyntaxError): continue
         for text in found:

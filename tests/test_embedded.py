@@ -150,17 +150,17 @@ def test_library_is_read_not_run(tmp_path):
     (tmp_path/"tests"/"inside.py").write_text('"Not wanted."')
     (tmp_path/"b.py").write_text('"Wanted."\nraise SystemExit')
     (tmp_path/"a.py").write_text("x = 1")
-    assert [path.name for path in corpora.library_files(tmp_path)] == ["a.py", "b.py"]
+    assert [path.name for path in corpora.source_files(tmp_path)] == ["a.py", "b.py"]
     assert corpora.documentation((tmp_path/"b.py").read_text()) == ["Wanted."]
 
 
-def test_missing_and_broken_library_files_are_skipped(tmp_path, monkeypatch):
+def test_missing_and_broken_source_files_are_skipped(tmp_path, monkeypatch):
     long = "A documentation string that is long enough to count as a document."
     (tmp_path/"good.py").write_text(f'"{long}"')
     (tmp_path/"template.py").write_text("def {name}(:")
     (tmp_path/"old.py").write_bytes(b'"\xe9\xe8"')
-    found = [*corpora.library_files(tmp_path), tmp_path/"gone.py"]
-    monkeypatch.setattr(corpora, "library_files", lambda: found)
+    found = [*corpora.source_files(tmp_path), tmp_path/"gone.py"]
+    monkeypatch.setattr(corpora, "source_files", lambda: found)
     assert corpora.read_library.__wrapped__() == (long,)
 
 
