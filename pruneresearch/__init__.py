@@ -16,7 +16,10 @@ PUBLIC = {  # public name → the room that defines it
     "Masks": "masks",
     "prune": "pruning", "list_methods": "pruning", "register_method": "pruning", "Method": "pruning",
     "recover": "recovery", "fine_tune": "recovery",
+    "remove": "surgery",
+    "save_pruned": "checkpoints", "load_pruned": "checkpoints",
     "evaluate_model": "measure",
+    "export_onnx": "export",
     "UsageError": "basics", "RunError": "basics",
 }
 

@@ -241,6 +241,10 @@ def _load(path) -> Masks:
 Masks.save, Masks.load = _save, staticmethod(_load)
 
 # %% ../nbs/masks.ipynb #c036
+def _none_left(kind: str, block: int) -> UsageError:
+    return UsageError(f"at least one of the {kind} of block {block} must stay: remove the whole block instead.")
+
+
 def _from_units(
     model,        # a transformers model, or its `Anatomy`
     units: dict,  # (block index, "heads" or "neurons") → bool tensor (count,), True = stays
@@ -254,13 +258,40 @@ def _from_units(
         group, kept = getattr(blocks[index], kind), torch.as_tensor(kept)
         if kept.dtype != torch.bool or tuple(kept.shape) != (group.count,):
             raise UsageError(f"block {index} has {group.count} {kind}: give a bool tensor of that length, not {tuple(kept.shape)} of {kept.dtype}.")
-        if not kept.any(): raise UsageError(f"at least one of the {kind} of block {index} must stay: remove the whole block instead.")
+        if not kept.any(): raise _none_left(kind, index)
         keep.update(group.weight_masks(kept))
     return Masks(keep)
 
 Masks.from_units = staticmethod(_from_units)
 
 # %% ../nbs/masks.ipynb #c039
+def _units(
+    self: Masks,
+    model: nn.Module,  # a transformers model
+) -> dict:             # (block index, "heads" or "neurons") → bool (count,), True = stays
+    "Masks of whole units as decisions about them. Raises `UsageError` for masks of another model, and for masks that are not whole units."
+    list(self._parameters(model))
+    units, explained, structure = {}, set(), anatomy(model)
+    for group in structure.groups:
+        columns = self.keep.get(f"{group.consumer}.weight")
+        if columns is None: continue
+        kept = columns.cpu().any(0).view(group.count, group.columns).any(1)
+        if not kept.any(): raise _none_left(group.kind, group.block)
+        for name, mask in group.weight_masks(kept).items():
+            if name in self.keep and not torch.equal(self.keep[name].cpu(), mask.cpu()): raise _not_whole(name)
+            explained.add(name)
+        units[group.block, group.kind] = kept
+    for name, keep in self.keep.items():
+        if name not in explained and not keep.all(): raise _not_whole(name)
+    return units
+
+
+def _not_whole(name: str) -> UsageError:
+    return UsageError(f"the mask of {name} is not made of whole heads or neurons, and only those can be taken out: prune with pattern 'heads' or 'neurons'.")
+
+Masks.units = _units
+
+# %% ../nbs/masks.ipynb #c042
 def sparsity_by_block(
     sparsity,               # one fraction, or one per block
     structure: Anatomy,     # of the model
@@ -280,7 +311,7 @@ def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str)
     share = lambda name: shares[place[name]] if place[name] is not None else sum(shares) / len(shares)
     return {name: lowest(score, share(name), per="row" if allocation == "row" else "layer") for name, score in scores.items()}
 
-# %% ../nbs/masks.ipynb #c041
+# %% ../nbs/masks.ipynb #c044
 def require_units_left(structure: Anatomy, sparsity, kind: str, allocation: str) -> None:
     "Raise `UsageError` where structured pruning cannot keep one unit in every block."
     if not structure.blocks: raise UsageError(f"pattern {kind!r} needs transformer blocks, this model has none: use an unstructured or N:M pattern.")

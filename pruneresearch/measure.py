@@ -8,7 +8,7 @@ __all__ = ['TOKENS_AT_ONCE', 'MEASURES', 'HOOKS', 'check_fit', 'check_output', '
            'window_length', 'protocol', 'evaluate_with_outcomes', 'evaluate_model', 'parameter_counts', 'macs',
            'require_no_hooks', 'latency', 'Phase', 'watched_memory', 'watched_cuda', 'measured']
 
-# %% ../nbs/measure.ipynb #c003
+# %% ../nbs/measure.ipynb #c004
 import threading, time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from .anatomy import anatomy
 from .basics import RunError, UsageError, fingerprint, lookup
 from .models import KINDS, context_of, example_losses, forward, require_fit, to_device, tokenizer_of
 
-# %% ../nbs/measure.ipynb #c005
+# %% ../nbs/measure.ipynb #c006
 def check_fit(
     model: nn.Module,  # any model
     task,              # a `Task`
@@ -45,7 +45,7 @@ def check_output(
         raise UsageError(f"the model gives {width} numbers per example, task {task.name!r} needs {classes}: load it with load_model(name, task).")
     if logits.isnan().any(): raise RunError(f"the output of {type(model).__name__} is not a number: the model has diverged, prune less or lower the learning rate.")
 
-# %% ../nbs/measure.ipynb #c007
+# %% ../nbs/measure.ipynb #c008
 @contextmanager
 def evaluating(
     model: nn.Module,  # any model
@@ -58,7 +58,7 @@ def evaluating(
     finally:
         for module, mode in training.items(): module.training = mode
 
-# %% ../nbs/measure.ipynb #c010
+# %% ../nbs/measure.ipynb #c011
 def outputs_of(
     model: nn.Module,  # in evaluation mode
     task,              # a `Task`
@@ -71,7 +71,7 @@ def outputs_of(
         check_output(output, model, task)
         yield batch, output
 
-# %% ../nbs/measure.ipynb #c011
+# %% ../nbs/measure.ipynb #c012
 def measure_classification(model, task, split, tokenizer, length, batch_size):
     "Metrics of the predicted classes; outcomes 1 (right) and 0 (wrong) when accuracy is the main metric."
     from pruneresearch.metrics import load_metric
@@ -98,7 +98,7 @@ def measure_regression(model, task, split, tokenizer, length, batch_size):
     for name in task.metrics: metrics |= load_metric(name).compute(predictions=predictions, references=references)
     return metrics, None, None
 
-# %% ../nbs/measure.ipynb #c013
+# %% ../nbs/measure.ipynb #c014
 TOKENS_AT_ONCE = 4096
 
 
@@ -112,7 +112,7 @@ def measure_language_modelling(model, task, split, tokenizer, length, batch_size
     sums = [loss*count for loss, count in zip(outcomes, weights)]
     return load_metric("perplexity").compute(predictions=sums, references=weights), outcomes, weights
 
-# %% ../nbs/measure.ipynb #c015
+# %% ../nbs/measure.ipynb #c016
 def measure_question_answering(model, task, split, tokenizer, length, batch_size):
     "Exact match and F1 of the answers; the outcome of a question is its share in the main metric."
     from pruneresearch.metrics import answer_f1, answer_match, load_metric, normalise_answer
@@ -133,7 +133,7 @@ def measure_question_answering(model, task, split, tokenizer, length, batch_size
 MEASURES = {"classification": measure_classification, "regression": measure_regression,
             "language-modelling": measure_language_modelling, "question-answering": measure_question_answering}
 
-# %% ../nbs/measure.ipynb #c017
+# %% ../nbs/measure.ipynb #c018
 def window_length(
     model: nn.Module,    # any model
     task,                # a `Task`
@@ -161,7 +161,7 @@ def protocol(
             "tokenizer": tokenizer_hash(tokenizer_of(model)), "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
             "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")}}
 
-# %% ../nbs/measure.ipynb #c018
+# %% ../nbs/measure.ipynb #c019
 def evaluate_with_outcomes(
     model: nn.Module,      # any model that fits the task
     task,                  # a `Task`
@@ -188,7 +188,7 @@ def evaluate_model(
     "Evaluate a model; raises `UsageError` when it does not fit the task, `RunError` when its output is not a number."
     return evaluate_with_outcomes(model, task, split, batch_size, length)[0]
 
-# %% ../nbs/measure.ipynb #c026
+# %% ../nbs/measure.ipynb #c027
 def parameter_counts(
     model: nn.Module,       # any model
     scope: str = "blocks",  # see `anatomy`
@@ -199,12 +199,12 @@ def parameter_counts(
     total, nonzero = sum(p.numel() for p in every), sum(int(p.count_nonzero()) for p in every)
     prunable, kept = sum(w.numel() for w in in_scope), sum(int(w.count_nonzero()) for w in in_scope)
     dense = sum(p.numel()*p.element_size() for p in every)
-    saved = sum((w.numel() - int(w.count_nonzero()))*w.element_size() - -(-w.numel() // 8) for w in in_scope)
+    saved = sum(max(0, (w.numel() - int(w.count_nonzero()))*w.element_size() - -(-w.numel() // 8)) for w in in_scope)
     return {"total": total, "nonzero": nonzero, "prunable": prunable, "prunable_nonzero": kept,
             "sparsity": 1 - kept/prunable if prunable else 0.0, "sparsity_all": 1 - nonzero/total if total else 0.0,
             "bytes_dense": dense, "bytes_sparse": dense - saved}
 
-# %% ../nbs/measure.ipynb #c029
+# %% ../nbs/measure.ipynb #c030
 def macs(
     model: nn.Module,  # any model
     batch,             # dict of tensors, as a task makes them
@@ -216,7 +216,7 @@ def macs(
         forward(model, to_device(batch, model))
     return counter.get_total_flops() // 2
 
-# %% ../nbs/measure.ipynb #c032
+# %% ../nbs/measure.ipynb #c033
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -246,7 +246,7 @@ def latency(
         measured = timer.blocked_autorange(min_run_time=max(min_run_time, 5*once))
     return {"median": measured.median, "iqr": measured.iqr, "runs": len(measured.times)*measured.number_per_run, "threads": threads}
 
-# %% ../nbs/measure.ipynb #c035
+# %% ../nbs/measure.ipynb #c036
 @dataclass
 class Phase:
     "What a phase took; complete when the block of `measured` has ended."
@@ -282,7 +282,7 @@ def watched_memory(
         thread.join()
         look()
 
-# %% ../nbs/measure.ipynb #c036
+# %% ../nbs/measure.ipynb #c037
 @contextmanager
 def watched_cuda(
     phase: Phase,  # receives the peak

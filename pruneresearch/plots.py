@@ -145,7 +145,9 @@ def draw_methods(
     "All methods of a panel, side by side around each sparsity; random last, so that it cannot stretch the axis."
     names = [name for name in looks if (name,) in by_method]
     targets = np.unique([row["sparsity"] for rows in by_method.values() for row in rows if row["sparsity"] is not None])
-    step = 60*(np.diff(targets).min() if len(targets) > 1 else 0.1)/len(names)
+    gap, span = (np.diff(targets).min(), np.ptp(targets)) if len(targets) > 1 else (0.1, 0.1)
+    step = min(60*gap/len(names), 1.2*span)  # in percent: neighbours stay apart, and near the sparsity that they were measured at
+    if 0 < len(targets) <= 8: axis.set_xticks(100*targets, [f"{100*t:.3g}" for t in targets])
     limits = None
     for i, name in sorted(enumerate(names), key=lambda pair: pair[1] == "random"):
         if name == "random" and len(names) > 1 and focus: limits = axis.get_ylim()

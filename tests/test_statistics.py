@@ -10,7 +10,7 @@ from pruneresearch.basics import RunError, UsageError
 from pruneresearch.statistics import as_batches, calibrate, calibration_hash
 
 NAMES = list(ARCHITECTURES)
-FIELDS = ("norm", "gradient", "squared_gradient")
+FIELDS = ("norm", "mean", "gradient", "squared_gradient")
 
 
 def linears_of(model):
@@ -40,15 +40,18 @@ def wider(data, extra, filler=0):
 
 
 def oracle(model, data):
-    "name → (norm, gradient of the mean loss, sum of squared example gradients), each example alone."
+    "name → (norm, mean, gradient of the mean loss, sum of squared example gradients), each example alone."
     linears, model = linears_of(model), model.eval()
     squares = {name: torch.zeros(module.in_features, dtype=torch.float64) for name, module in linears.items()}
+    heard = {name: [] for name in linears}
     first = {name: torch.zeros(module.weight.shape, dtype=torch.float64) for name, module in linears.items()}
     second = {name: total.clone() for name, total in first.items()}
 
     def watch(name):
         def add(module, inputs):
-            for token in inputs[0].detach().reshape(-1, module.in_features): squares[name] += token.double() ** 2
+            for token in inputs[0].detach().reshape(-1, module.in_features):
+                squares[name] += token.double() ** 2
+                heard[name].append(token.double())
         return add
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in linears.items()]
     count = 0
@@ -61,12 +64,12 @@ def oracle(model, data):
             second[name] += gradient.double() ** 2
         count += 1
     for hook in hooks: hook.remove()
-    return {name: (squares[name].sqrt(), first[name] / count, second[name]) for name in linears}
+    return {name: (squares[name].sqrt(), torch.stack(heard[name]).mean(0), first[name] / count, second[name]) for name in linears}
 
 
-def far(a, b):
-    "Relative distance of two tensors. A key's bias moves no softmax, so gradients that ought to be zero are compared absolutely."
-    return ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-6)).item()
+def far(a, b, floor=1e-6):
+    "Relative distance of two tensors. A key's bias moves no softmax, so what ought to be zero is compared with `floor` instead of its own norm."
+    return ((a.double() - b.double()).norm() / b.double().norm().clamp(min=floor)).item()
 
 
 def assert_same(found, expected, tolerance=1e-4):
@@ -112,9 +115,10 @@ def test_shapes_that_could_be_taken_for_another(name, n, length):
     if length > 2: data["attention_mask"][0, -1] = 0
     if length > 2 and name in DECODERS: data["labels"][0, -1] = -100
     if length > 2: data["input_ids"][0, -1] = 1 if name in ("roberta", "opt") else 0
-    found = calibrate(model, [data], linears_of(model))
-    for linear, expected in oracle(model, data).items():
-        for field, value in zip(FIELDS, expected): assert far(getattr(found[linear], field), value) < 1e-4, f"{field} of {linear}"
+    found, expected = calibrate(model, [data], linears_of(model)), oracle(model, data)
+    for i, field in enumerate(FIELDS):
+        loudest = max(values[i].norm().item() for values in expected.values())  # with one key a softmax is flat: rounding of what passes by is all there is
+        for linear, values in expected.items(): assert far(getattr(found[linear], field), values[i], loudest / 100) < 1e-4, f"{field} of {linear}"
 
 
 @pytest.mark.parametrize("name", NAMES)
