@@ -36,7 +36,7 @@ def pack(
 
 def unpack(
     bits: Tensor,    # as `pack` makes them
-    values: Tensor,
+    values: Tensor,  # as `pack` makes them
     shape,           # of the tensor
 ) -> Tensor:         # bit for bit what was packed
     "The inverse of `pack`."

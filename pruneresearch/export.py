@@ -20,9 +20,9 @@ from .models import context_of, quiet, tokenizer_of
 # %% ../nbs/export.ipynb #c005
 def example_inputs(
     model: nn.Module,  # a transformers model with its tokenizer
-    rows: int,
+    rows: int,         # examples
     length: int,       # tokens of the longest row; the others are padded
-    seed: int = 0,
+    seed: int = 0,     # of the ids
 ) -> dict:             # name → (rows, length) integers
     "Random token ids, every row shorter than the one before, in the form that the tokenizer makes."
     random = torch.Generator().manual_seed(seed)

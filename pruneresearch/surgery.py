@@ -32,7 +32,7 @@ def kept_parts(
     consumer = group.linears[group.consumer]
     yield consumer, "weight", part(consumer.weight, 1, group.cols(keep))
 
-# %% ../nbs/surgery.ipynb #c009
+# %% ../nbs/surgery.ipynb #c011
 def settle(
     model: nn.Module,  # whose matrices have new shapes
 ) -> None:
@@ -48,7 +48,7 @@ def settle(
             place, _, attribute = path.rpartition(".")
             setattr(block.module.get_submodule(place), attribute, sizes[size])
 
-# %% ../nbs/surgery.ipynb #c011
+# %% ../nbs/surgery.ipynb #c013
 def widths_of(
     structure: Anatomy,  # of any model
 ) -> list:               # one dict per block, {"heads": units, "neurons": units}
@@ -74,7 +74,7 @@ def widths_for(
     structure = anatomy(model)
     return [{**block, kind: block[kind] - count_pruned(share, block[kind])} for block, share in zip(widths_of(structure), sparsity_by_block(sparsity, structure))]
 
-# %% ../nbs/surgery.ipynb #c012
+# %% ../nbs/surgery.ipynb #c014
 @dataclass(frozen=True)
 class Reload:
     "How a cut model can be loaded again."
@@ -114,7 +114,7 @@ def _on_meta(model: nn.Module, entries: dict) -> nn.Module:
     config = type(model.config).from_dict(model.config.to_dict() | entries)
     with torch.device("meta"): return type(model)(config)
 
-# %% ../nbs/surgery.ipynb #c013
+# %% ../nbs/surgery.ipynb #c015
 def reload_plan(
     model: nn.Module,      # a transformers model, cut or not yet
     widths: list = None,   # what the blocks shall have, as `widths_after`; None: what they have
@@ -136,7 +136,7 @@ def reload_plan(
         return Reload("from_pretrained", "the configuration states these sizes", entries)
     return Reload("load_pruned", f"the configuration of {model.config.model_type} cannot state these sizes", {})
 
-# %% ../nbs/surgery.ipynb #c017
+# %% ../nbs/surgery.ipynb #c019
 def _require_own(groups: list) -> None:
     "A layer that two blocks share cannot be cut for one of them."
     seen = set()
@@ -162,7 +162,7 @@ def cut(
     settle(model)
     return model
 
-# %% ../nbs/surgery.ipynb #c019
+# %% ../nbs/surgery.ipynb #c021
 def _gone_weights(group: Group, keep: Tensor) -> tuple:  # (columns that go, bool (in,); their weights (out, gone))
     "What a fold needs; raises `UsageError` where it is zero already."
     weight = group.linears[group.consumer].weight.detach()
@@ -185,7 +185,7 @@ def _cut_and_fold(model: nn.Module, units: dict, batches: list) -> nn.Module:
         consumer.bias = nn.Parameter((before + gain).to(consumer.weight.dtype), consumer.weight.requires_grad)
     return model
 
-# %% ../nbs/surgery.ipynb #c020
+# %% ../nbs/surgery.ipynb #c022
 def remove(
     model: nn.Module,       # a transformers model; the masks need not be applied to it
     masks: Masks,           # of whole heads and neurons, as structured patterns and `Masks.from_units` make them
