@@ -16,7 +16,7 @@ from pruneresearch.pruning import METHODS, Method, list_methods, prune, register
 NAMES = list(ARCHITECTURES)
 GROUPED = ("llama", "mistral", "qwen2")
 ALL = sorted(method["name"] for method in list_methods())
-GRADIENT = ("gradient", "taylor", "fisher", "fisher_weighted")
+GRADIENT = ("gradient", "taylor", "hebbian", "fisher", "fisher_weighted")
 PATTERNS = {"unstructured": "unstructured", "1:4": "n:m", "2:4": "n:m", "3:4": "n:m", "4:8": "n:m", "heads": "heads", "neurons": "neurons"}
 LISTS = {2: [0.5, 0.25], 3: [0.25, 0.75, 0.5]}  # one sparsity per block
 made = functools.cache(lambda name: ARCHITECTURES[name]())
@@ -506,7 +506,8 @@ def test_masks_follow_the_score_and_not_the_magnitude(name, method):
     data, dense = batch(name, n=6, padded=True), model_of(name)
     gradients = list(example_gradients(dense, data))
     mean, squares = {k: g / 6 for k, g in summed(gradients).items()}, summed([{k: g ** 2 for k, g in table.items()} for table in gradients])
-    formula = {"gradient": lambda k, w: mean[k].abs(), "taylor": lambda k, w: (w * mean[k]).abs(),
+    formula = {"gradient": lambda k, w: mean[k].abs(), "hebbian": lambda k, w: mean[k].abs(),  # six examples are one group
+               "taylor": lambda k, w: (w * mean[k]).abs(),
                "fisher": lambda k, w: squares[k], "fisher_weighted": lambda k, w: w ** 2 * squares[k]}[method]
     found = prune(model_of(name), calibration=[data], method=method, sparsity=0.4).masks
     agree, defect, total = 0, 0, 0

@@ -10,7 +10,7 @@ from pruneresearch.basics import RunError, UsageError
 from pruneresearch.statistics import as_batches, calibrate, calibration_hash
 
 NAMES = list(ARCHITECTURES)
-FIELDS = ("norm", "mean", "gradient", "squared_gradient")
+FIELDS = ("norm", "mean", "gradient", "squared_gradient")  # the grouped gradient has its own oracle in test_hebbian.py
 
 
 def linears_of(model):
