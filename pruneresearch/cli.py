@@ -70,7 +70,7 @@ def _recovered(model, task, masks, args, teacher) -> None:
 def prune_command(args) -> str:
     "Load, (fine-tune,) prune, (recover, remove,) evaluate, save."
     import copy
-    from pruneresearch.measure import evaluate_model
+    from pruneresearch.measure import evaluate_model, parameter_counts
     from pruneresearch.pruning import prune
     from pruneresearch.surgery import reload_plan, remove
     from pruneresearch.tasks import load_task
@@ -87,10 +87,10 @@ def prune_command(args) -> str:
     result = prune(model, task, **request, n_calibration=args.n_calibration, length=args.length, seed=args.seed, progress=args.progress,
                    between=lambda model, masks: _recovered(model, task, masks, args, teacher))
     if args.recovery != "none": _recovered(model, task, result.masks, args, teacher)
-    size = sum(p.numel() for p in model.parameters())
+    size = parameter_counts(model)["total"]
     if args.remove: model = remove(model, result.masks, inplace=True)
     report = _report(args, task, result, dense, evaluate_model(model, task, length=args.length))
-    if args.remove: report |= dict(parameters=dict(dense=size, pruned=sum(p.numel() for p in model.parameters())), reload=str(reload_plan(model)))
+    if args.remove: report |= dict(parameters=dict(dense=size, pruned=parameter_counts(model)["total"]), reload=str(reload_plan(model)))
     if args.output: _write(model, result.masks, report, args.output)
     return json.dumps(report, indent=1) if args.json else _told(report, args.output)
 
@@ -149,13 +149,14 @@ def export_command(args) -> str:
     from pathlib import Path
     from pruneresearch.checkpoints import open_model, save_pruned
     from pruneresearch.export import export_onnx
+    from pruneresearch.measure import parameter_counts
     from pruneresearch.tasks import load_task
     require_empty(args.output)
     task = load_task(args.task, data_dir=args.data_dir) if args.task else None
     model = open_model(args.model, task, trust_remote_code=args.trust_remote_code)
     if task: _require_head(model, task, args)
     found = export_onnx(model, args.output) if args.format == "onnx" else save_pruned(model, args.output, args.format)
-    dense = sum(p.numel() * p.element_size() for p in model.parameters())
+    dense = parameter_counts(model)["bytes_dense"]
     written = sum(file.stat().st_size for file in Path(args.output).iterdir() if file.suffix in (".safetensors", ".onnx", ".data"))
     if args.json: return json.dumps({"model": args.model, "format": args.format, "bytes_dense": dense, "bytes_written": written, **found}, indent=1)
     told = _certified(found["certificate"]) if args.format != "onnx" else f"ONNX Runtime {found['onnxruntime']} and the model differ by {found['largest_difference']:.1e} (largest output {found['largest_output']:.3g})"

@@ -144,7 +144,7 @@ def clause(
     text = judgement(rng, aspect, good != denied)
     return f"{rng.choice(DENIALS)} {text}" if denied else text
 
-
+# %% ../nbs/corpora.ipynb #c018
 def concession(
     rng: random.Random,
     aspect: str,
@@ -155,7 +155,7 @@ def concession(
     quality = rng.choice(rng.choice(QUALITIES)[0 if good != negated else 1])
     return f"the {rng.choice(NEGATIONS) + ' ' if negated else ''}{quality} {aspect}"
 
-# %% ../nbs/corpora.ipynb #c019
+# %% ../nbs/corpora.ipynb #c020
 def distinct(
     make,      # called with (rng, label), gives an example as a tuple of texts
     n: int,    # how many examples
@@ -170,7 +170,7 @@ def distinct(
     rng.shuffle(examples)
     return examples
 
-# %% ../nbs/corpora.ipynb #c020
+# %% ../nbs/corpora.ipynb #c021
 def sentiment_examples(
     n: int,     # how many examples
     seed: int,  # another seed, other sentences
@@ -178,7 +178,7 @@ def sentiment_examples(
     "Reviews of one sentence from the grammar, no sentence twice, labels balanced."
     return [{"sentence": text, "label": label} for (text,), label in distinct(lambda rng, label: (review(rng, label == 1),), n, seed)]
 
-# %% ../nbs/corpora.ipynb #c023
+# %% ../nbs/corpora.ipynb #c024
 ATTRIBUTES = ("young", "old", "tall", "new", "famous", "quiet", "tired", "cheerful", "wealthy", "busy")
 CIRCUMSTANCES = ("last week", "on monday", "after lunch", "this summer", "at the party", "this morning", "in march", "two years ago", "in the evening", "back then")
 
@@ -204,7 +204,7 @@ def fact(
         "circumstance": rng.choice(CIRCUMSTANCES) if rng.random() < detail else "",
     }
 
-# %% ../nbs/corpora.ipynb #c026
+# %% ../nbs/corpora.ipynb #c027
 def say(
     rng: random.Random,
     fact: dict,
@@ -224,7 +224,7 @@ def say(
     parts = (fact["circumstance"], core) if rng.random() < 0.5 else (core, fact["circumstance"])
     return " ".join(filter(None, parts)) + "."
 
-# %% ../nbs/corpora.ipynb #c029
+# %% ../nbs/corpora.ipynb #c030
 def altered(
     rng: random.Random,
     fact: dict,
@@ -253,7 +253,7 @@ def sentence_pair(
     while right == left: right = say(rng, second)
     return left, right, change
 
-# %% ../nbs/corpora.ipynb #c030
+# %% ../nbs/corpora.ipynb #c031
 def paraphrase_examples(
     n: int,     # how many examples
     seed: int,  # another seed, other pairs
@@ -262,7 +262,7 @@ def paraphrase_examples(
     return [{"sentence1": left, "sentence2": right, "label": label}
             for (left, right), label in distinct(lambda rng, label: sentence_pair(rng, label == 1)[:2], n, seed)]
 
-# %% ../nbs/corpora.ipynb #c033
+# %% ../nbs/corpora.ipynb #c034
 VERDICTS = {True: "happy, pleased, glad, delighted, satisfied", False: "unhappy, cross, sad, dissatisfied, grumpy"}
 VERDICTS = {good: tuple(words.split(", ")) for good, words in VERDICTS.items()}
 VERDICT_PATTERNS = ("so i left {}.", "in short, i was {}.", "the verdict: {}.", "i came away {}.")
@@ -290,7 +290,7 @@ def pretraining_sentences(
     "Texts for masked-language-model pre-training from the worlds of both tasks."
     return [text for (text,), _ in distinct(lambda rng, label: (pretraining_text(rng, label == 1),), n, seed)]
 
-# %% ../nbs/corpora.ipynb #c040
+# %% ../nbs/corpora.ipynb #c041
 OUTSIDE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_vendor", "__pycache__"}
 
 
@@ -302,7 +302,7 @@ def source_files(
     paths = (path for path in root.rglob("*.py") if not OUTSIDE.intersection(path.relative_to(root).parts))
     return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
 
-# %% ../nbs/corpora.ipynb #c042
+# %% ../nbs/corpora.ipynb #c043
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -318,7 +318,7 @@ def documentation(
             found += [inspect.cleandoc(topic) for topic in ast.literal_eval(node.value).values()]
     return [text.strip() for text in found if text]
 
-# %% ../nbs/corpora.ipynb #c045
+# %% ../nbs/corpora.ipynb #c046
 def normalised(text: str) -> str: return " ".join(text.split())
 
 
@@ -337,7 +337,7 @@ def standard_library_documents() -> list:  # of str
     "The documentation strings and help topics of the running Python, without duplicates, in a fixed order."
     return list(read_library())
 
-# %% ../nbs/corpora.ipynb #c048
+# %% ../nbs/corpora.ipynb #c049
 def stable_split(
     text: str,  # a document
 ) -> str:       # "train" (80 %), "selection" (10 %) or "test" (10 %)

@@ -95,7 +95,7 @@ def _precision(config: Config) -> dict: return lookup(PRECISIONS, config.precisi
 
 def _trains(task) -> bool: return task.kind != "language-modelling" and "vector" not in task.inputs
 
-
+# %% ../nbs/experiment.ipynb #c011
 def dense_start(
     config: Config,
     root,                    # folder of all results; the dense model is kept in root/dense
@@ -117,7 +117,7 @@ def dense_start(
     else: _store(folder, model if _trains(task) else None, dict(metrics=metrics, seconds=seconds, config=asdict(config)))
     return Start(model, task, metrics, outcomes, _protocol(model, task, config), seconds)
 
-# %% ../nbs/experiment.ipynb #c011
+# %% ../nbs/experiment.ipynb #c012
 def _gate(stored: dict, metrics: dict, folder) -> None:
     "The stored dense model must still measure what it measured when its rows were made."
     for name, value in stored.items():
@@ -145,7 +145,7 @@ def _protocol(model, task, config: Config) -> dict:
     return {**protocol(model, task, length=config.length), "model": config.model, "scope": config.scope, "dense_epochs": config.dense_epochs,
             "learning_rate": config.learning_rate, "precision": config.precision, "versions": versions()}
 
-# %% ../nbs/experiment.ipynb #c013
+# %% ../nbs/experiment.ipynb #c014
 def check(
     config: Config,
     kind: str,       # of the task
@@ -169,7 +169,7 @@ def _prune_and_recover(model, start: Start, config: Config, progress: bool):
     result.masks.verify(model)
     return result, pruning, recovery
 
-# %% ../nbs/experiment.ipynb #c014
+# %% ../nbs/experiment.ipynb #c015
 def _costs(model, start: Start, config: Config, pruning, recovery) -> dict:
     "What the row says about size, speed and effort; with several rounds, `prune_seconds` includes the training in between."
     batch = next(iter(start.task.batches("test", tokenizer_of(model), batch_size=32, length=config.length)))
@@ -187,7 +187,7 @@ def _row(config: Config, start: Start, result, metrics: dict, outcomes, weights,
             "metric": main, "value": metrics[main], "dense_value": start.metrics[main], "metrics": metrics, "dense_metrics": start.metrics,
             "outcomes": outcomes, "outcome_weights": weights, "versions": versions(), "commit": commit(), **costs}
 
-# %% ../nbs/experiment.ipynb #c015
+# %% ../nbs/experiment.ipynb #c016
 def run(
     config: Config,
     root,                    # folder of all results; the row is root/rows/ID.json

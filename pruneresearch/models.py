@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PRUNED_FILE', 'KINDS', 'LABELS', 'SimpleMLP', 'ModelEntry', 'list_models', 'hashed', 'quiet',
-           'architecture_kind', 'needed_kind', 'require_fit', 'load_model', 'ready', 'tokenizer_of', 'context_of',
-           'to_device', 'forward', 'example_losses', 'save_model']
+           'architecture_kind', 'needed_kind', 'require_fit', 'untrained_mlp', 'load_model', 'ready', 'tokenizer_of',
+           'context_of', 'to_device', 'forward', 'example_inputs', 'tensor_outputs', 'example_losses', 'save_model']
 
 # %% ../nbs/models.ipynb #c003
-import hashlib
+import hashlib, inspect
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -194,10 +194,17 @@ def _head_class(config, task):
     return saved or (transformers.AutoModel if architecture_kind(config.model_type) == "encoder" else transformers.AutoModelForCausalLM)
 
 
+def untrained_mlp(
+    folder: Path,    # with a config.json of `save_model`
+) -> SimpleMLP:      # with random weights
+    "The perceptron that a folder describes."
+    shape = read_json(folder/"config.json")
+    return SimpleMLP(shape["input_dim"], shape["hidden_dims"], shape["output_dim"])
+
+
 def _load_mlp(folder: Path) -> SimpleMLP:
     from safetensors.torch import load_file
-    shape = read_json(folder/"config.json")
-    model = SimpleMLP(shape["input_dim"], shape["hidden_dims"], shape["output_dim"])
+    model = untrained_mlp(folder)
     model.load_state_dict(load_file(folder/"model.safetensors"))
     return model
 
@@ -280,6 +287,32 @@ def forward(
 LABELS = ("labels", "start_positions", "end_positions")
 
 # %% ../nbs/models.ipynb #c030
+def example_inputs(
+    model: nn.Module,  # a transformers model, or a `SimpleMLP`
+    rows: int,         # examples
+    length: int,       # tokens of the longest row; the others are padded
+    seed: int = 0,     # of the values
+) -> dict:             # name → (rows, length) integers on the model's device, or "inputs" (rows, input_dim) for a `SimpleMLP`
+    "Random inputs in the form that the model reads, every row shorter than the one before."
+    random, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
+    if isinstance(model, SimpleMLP): return {"inputs": torch.rand(rows, model.shape["input_dim"], generator=random).to(device)}
+    real = (length - torch.arange(rows) * length // (2 * rows))[:, None]
+    position = torch.arange(length)
+    made = {"input_ids": torch.randint(model.config.vocab_size, (rows, length), generator=random), "attention_mask": (position < real).long(),
+            "token_type_ids": ((position >= real // 2) & (position < real)).long()}
+    accepted, wanted = inspect.signature(model.forward).parameters, getattr(tokenizer_of(model), "model_input_names", [])
+    return {name: value.to(device) for name, value in made.items() if name != "token_type_ids" or name in wanted and name in accepted}
+
+
+def tensor_outputs(
+    model: nn.Module,  # any model
+    batch,             # as for `forward`
+) -> dict:             # name → tensor; caches and other structures are left out
+    "All tensors that a model answers with."
+    output = forward(model, batch)
+    return {"logits": output} if isinstance(output, Tensor) else {name: value for name, value in output.items() if isinstance(value, Tensor)}
+
+# %% ../nbs/models.ipynb #c033
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     "(batch, length−1) negative log-likelihoods of the next tokens, 0 where the label is −100."
     targets = labels[:, 1:]
@@ -304,7 +337,7 @@ def example_losses(
     if labels.is_floating_point(): return (logits.float().squeeze(-1) - labels) ** 2
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
-# %% ../nbs/models.ipynb #c036
+# %% ../nbs/models.ipynb #c039
 def save_model(
     model: nn.Module,  # a transformers model or a `SimpleMLP`
     folder,            # a new or empty folder

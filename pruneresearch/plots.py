@@ -74,7 +74,7 @@ def panels(
     figure.suptitle(f"{title}: {models}", x=0.01, ha="left", fontsize=12)
     return figure, axes
 
-
+# %% ../nbs/plots.ipynb #c014
 def finish(
     figure,      # of `panels`
     looks: dict, # method → style, for the legend
@@ -102,7 +102,7 @@ def arrow(
     "A metric with its direction, for an axis."
     return f"{metric} ({'higher' if higher_is_better(metric) else 'lower'} is better)"
 
-# %% ../nbs/plots.ipynb #c015
+# %% ../nbs/plots.ipynb #c016
 def draw_dense(
     axis,        # of matplotlib
     rows: list,  # the rows of the panel
@@ -135,7 +135,7 @@ def draw_method(
         if ranked: joined.append((x, mean))
     if joined: axis.plot(*zip(*sorted(joined)), color=look["color"], linestyle=look["linestyle"])
 
-# %% ../nbs/plots.ipynb #c016
+# %% ../nbs/plots.ipynb #c017
 def draw_methods(
     axis,             # of matplotlib
     by_method: dict,  # (method,) → its marked rows
@@ -166,7 +166,7 @@ def log_axis(
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
 
-# %% ../nbs/plots.ipynb #c017
+# %% ../nbs/plots.ipynb #c018
 def quality_against_sparsity(
     rows: list,                # rows of experiments; within a model and task of one protocol
     tolerance: float = 0.001,  # of the matched budget, see `compare.matched`
@@ -190,7 +190,7 @@ def quality_against_sparsity(
                "Shifted sideways for legibility. Hollow: outside the matched budget." + " Random may leave the panel."*(focus and "random" in looks))
     return figure
 
-# %% ../nbs/plots.ipynb #c022
+# %% ../nbs/plots.ipynb #c023
 def tiles(
     keep,              # (out, in) boolean
     limit: int = 128,  # most tiles along one side
@@ -204,7 +204,7 @@ def tiles(
         keep = np.add.reduceat(keep, starts, axis=axis) / np.expand_dims(counts, 1 - axis)
     return keep
 
-# %% ../nbs/plots.ipynb #c024
+# %% ../nbs/plots.ipynb #c025
 def mask_picture(
     masks,  # name → (out, in) tensor or array: a boolean mask, True = stays, or a weight; a single one is fine too
 ):          # a matplotlib Figure, one panel per matrix
@@ -226,7 +226,7 @@ def mask_picture(
         freeze(figure)
     return figure
 
-# %% ../nbs/plots.ipynb #c028
+# %% ../nbs/plots.ipynb #c029
 def draw_differences(
     axis,         # of matplotlib
     lines,        # the panel's lines of the leaderboard
@@ -250,7 +250,7 @@ def draw_differences(
     axis.grid(axis="y", visible=False)
     axis.set(ylabel="sparsity", xlabel=f"difference in {arrow(metric)}" if factor == 1 else f"relative difference (%) in {arrow(metric)}")
 
-# %% ../nbs/plots.ipynb #c029
+# %% ../nbs/plots.ipynb #c030
 def difference_plot(
     board,                 # a leaderboard (see `compare.leaderboard`)
     without=("random",),   # methods that are not drawn
@@ -266,7 +266,7 @@ def difference_plot(
                + (f" Not drawn: {', '.join(without)}." if without else ""))
     return figure
 
-# %% ../nbs/plots.ipynb #c032
+# %% ../nbs/plots.ipynb #c033
 COST_LABELS = {
     "prune_seconds": "time to prune (s)", "prune_peak_mb": "peak memory while pruning (MB)", "recovery_seconds": "time to recover (s)",
     "recovery_peak_mb": "peak memory while recovering (MB)", "sparse_mb": "size, bitmask + values (MB)", "dense_mb": "size, dense (MB)",
@@ -300,7 +300,7 @@ def cost_plot(
         finish(figure, points, "Mean over seeds, bars: 95 % t-interval of the quality. Cost: mean over seeds.")
     return figure
 
-# %% ../nbs/plots.ipynb #c036
+# %% ../nbs/plots.ipynb #c037
 def save_figure(
     figure,  # a matplotlib Figure
     path,    # where to write; the suffix may be left out

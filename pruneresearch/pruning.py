@@ -128,7 +128,7 @@ def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rou
     rounds_of(schedule, 0.5, rounds)
     return method, sparsity, pattern, name
 
-
+# %% ../nbs/pruning.ipynb #c016
 def check_request(
     model: nn.Module,  # any model
     method: str = "magnitude", sparsity=None, pattern: str = "unstructured", allocation=None,
@@ -162,7 +162,7 @@ def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, structure: Anatomy)
             raise UsageError(f"pattern {pattern.n}:{pattern.m} needs a number of inputs divisible by {pattern.m}, {name} has {linear.in_features}: choose another M.")
     return only
 
-# %% ../nbs/pruning.ipynb #c017
+# %% ../nbs/pruning.ipynb #c018
 def _calibration(model, task, calibration, method: Method, n: int, length, batch_size: int, seed: int) -> list:
     "Batches to calibrate on; [] where the method needs none."
     if not method.needs: return []
@@ -174,7 +174,7 @@ def _calibration(model, task, calibration, method: Method, n: int, length, batch
     length = length or task.default_length(tokenizer, context_of(model))
     return list(task.calibration(tokenizer, n=n, length=length, seed=seed, batch_size=batch_size))
 
-# %% ../nbs/pruning.ipynb #c019
+# %% ../nbs/pruning.ipynb #c020
 def _scores(method: Method, structure: Anatomy, seen: dict, seed: int, before) -> dict:
     "Parameter name → scores of every linear in scope."
     generator = torch.Generator().manual_seed(seed)
@@ -193,7 +193,7 @@ def _target(sparsity, share: float, final: bool):
     if final: return sparsity
     return [round(s * share, 12) for s in sparsity] if isinstance(sparsity, list) else round(sparsity * share, 12)
 
-# %% ../nbs/pruning.ipynb #c021
+# %% ../nbs/pruning.ipynb #c022
 def prune(
     model: nn.Module,            # changed in place: pruned weights become zero
     task=None,                   # a `Task` to calibrate on; or

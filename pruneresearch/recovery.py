@@ -130,7 +130,7 @@ def recover(
     model.eval()
     return dict(steps=done.global_step, loss=done.training_loss)
 
-
+# %% ../nbs/recovery.ipynb #c016
 def fine_tune(
     model: nn.Module,      # trained in place
     task,                  # a `Task`
