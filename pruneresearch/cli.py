@@ -44,7 +44,7 @@ def _ready_model(args, task, request: dict):
     check_request(model, **request)
     _require_head(model, task, args)
     if args.remove: _announce(model, request)
-    if args.fine_tune: fine_tune(model, task, length=args.length, seed=args.seed, progress=args.progress)
+    if args.fine_tune: fine_tune(model, task, **_training(args))
     return model
 
 
@@ -64,19 +64,25 @@ def _announce(model, request: dict) -> None:
 
 def _recovered(model, task, masks, args, teacher) -> None:
     from pruneresearch.recovery import recover
-    recover(model, task, masks=masks, teacher=teacher, epochs=args.recovery_epochs / args.rounds, length=args.length, seed=args.seed, progress=args.progress)
+    recover(model, task, masks=masks, teacher=teacher, epochs=args.recovery_epochs / args.rounds, alpha=args.alpha, temperature=args.temperature, **_training(args))
+
+
+def _training(args) -> dict:
+    "What all training of a command shares."
+    return dict(length=args.length, optimizer=args.optimizer, learning_rate=args.learning_rate, seed=args.seed, progress=args.progress)
 
 # %% ../nbs/cli.ipynb #c007
 def prune_command(args) -> str:
     "Load, (fine-tune,) prune, (recover, remove,) evaluate, save."
     import copy
+    from pruneresearch.masks import STRUCTURES
     from pruneresearch.measure import evaluate_model, parameter_counts
     from pruneresearch.pruning import prune
     from pruneresearch.surgery import reload_plan, remove
     from pruneresearch.tasks import load_task
     if args.output: require_empty(args.output)
-    if args.remove and args.pattern not in ("heads", "neurons"):
-        raise UsageError(f"--remove takes out whole units, and pattern {args.pattern!r} has none: add --pattern heads or --pattern neurons, or leave --remove out.")
+    if args.remove and args.pattern not in STRUCTURES:
+        raise UsageError(f"--remove takes out whole units, and pattern {args.pattern!r} has none: add --pattern {', '.join(STRUCTURES)}, or leave --remove out.")
     request = dict(method=args.method, sparsity=_sparsity(args.sparsity) if args.sparsity else None, pattern=args.pattern, allocation=args.allocation,
                    scope=args.scope, schedule=args.schedule, rounds=args.rounds)
     if args.rounds > 1 and args.recovery == "none": raise UsageError("several rounds need recovery between them: add --recovery fine-tune, or leave --rounds out.")
@@ -166,12 +172,34 @@ def export_command(args) -> str:
 def bench_command(args) -> str:
     "Run benchmark notebooks; exit code 1 where one failed."
     from pruneresearch.bench import bench
-    outcome = bench(args.names, args.profile, args.jobs, args.results, args.resume, say=lambda line: print(line, flush=True))
+    changes = _changes(args.set)
+    if args.dry_run: return _planned(args, changes)
+    outcome = bench(args.names, args.profile, args.jobs, args.results, args.resume, say=lambda line: print(line, flush=True), changes=changes)
     failed = [r for r in outcome if r["status"] == "failed"]
     if failed:
         listing = "\n".join(f"  {r['run']}: {r['reason']}\n    log: {os.path.relpath(r['folder'])}/log.txt" for r in failed)
         raise RunError(f"{len(failed)} of {len(outcome)} runs failed; run the same command again to resume:\n{listing}")
     return f"{len(outcome)} runs finished, {sum(r['status'] == 'skipped' for r in outcome)} of them before."
+
+
+def _changes(words) -> dict:
+    "NAME=VALUE words as a dictionary; what Python does not read as a value is text."
+    import ast
+    changes = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not (name and equals): raise UsageError(f"--set takes NAME=VALUE, such as --set task=glue/sst2, got {word!r}.")
+        try: changes[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError): changes[name] = text
+    return changes
+
+
+def _planned(args, changes: dict) -> str:
+    "Every run that would be made."
+    from pathlib import Path
+    from pruneresearch.bench import plan, project_root
+    runs = plan(args.names, args.profile, Path(args.results or project_root()/"runs"), changes=changes)
+    return "\n".join([*(run.told() for run in runs), f"{len(runs)} runs, {sum(not run.done for run in runs)} to do; nothing was run."])
 
 
 def report_command(args) -> str:
@@ -195,16 +223,20 @@ def _add_prune(parser) -> None:
     _add_common(parser)
     parser.add_argument("--method", default="magnitude", help="a name of 'pruneresearch list methods'")
     parser.add_argument("--sparsity", help="fraction in [0, 1), or one per block with commas")
-    parser.add_argument("--pattern", default="unstructured", help="unstructured, N:M such as 2:4, heads or neurons")
+    parser.add_argument("--pattern", default="unstructured", help="unstructured, N:M such as 2:4, heads, neurons or heads+neurons")
     parser.add_argument("--allocation", help="row, layer or global (default: the method's own)")
     parser.add_argument("--scope", default="blocks", help="blocks or all-linear")
     parser.add_argument("--schedule", default="one-shot", help="one-shot, linear or cubic")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of scoring and recovery")
     parser.add_argument("--recovery", default="none", choices=("none", "fine-tune", "distil"), help="training after pruning, masks held")
     parser.add_argument("--recovery-epochs", type=float, default=1.0)
+    parser.add_argument("--optimizer", default="adamw", help="of all training: adamw or sgd")
+    parser.add_argument("--learning-rate", type=float, help="of all training (default: the model's own)")
+    parser.add_argument("--alpha", type=float, default=0.5, help="weight of the labels in distillation")
+    parser.add_argument("--temperature", type=float, default=2.0, help="of distillation")
     parser.add_argument("--fine-tune", action="store_true", help="train the dense model on the task first")
     parser.add_argument("--n-calibration", type=int, default=128, help="calibration examples or sequences")
-    parser.add_argument("--remove", action="store_true", help="take pruned heads or neurons out: a really smaller model")
+    parser.add_argument("--remove", action="store_true", help="take pruned heads and neurons out: a really smaller model")
     parser.add_argument("--output", help="new or empty folder for checkpoint, masks and report")
 
 # %% ../nbs/cli.ipynb #c014
@@ -214,6 +246,8 @@ def _add_bench(parser) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--results", help="folder of all results (default: runs/)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip what is done")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a notebook's parameter in every run, e.g. task=glue/sst2")
+    parser.add_argument("--dry-run", action="store_true", help="print every run that would be made, and make none")
 
 
 def _add_report(parser) -> None:

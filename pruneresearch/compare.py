@@ -6,15 +6,15 @@
 __all__ = ['GROUP', 'HIGHER_IS_BETTER', 'LOG_SCALE', 'CONTROLS', 'COSTS', 'MARKS', 'LEGEND', 'groups', 'frame',
            'higher_is_better', 'require_one_protocol', 'gate', 'require_controls', 'matched', 'Interval', 'spread',
            'mean_interval', 'outcome_mean', 'paired_outcomes', 'by_seed', 'two_way_bootstrap', 't_ends', 'hull_ends',
-           'Difference', 'paired_difference', 'mean_costs', 'board_line', 'leaderboard', 'number', 'with_interval',
-           'cell', 'as_markdown']
+           'Difference', 'paired_difference', 'mean_costs', 'board_line', 'leaderboard', 'versus', 'number',
+           'with_interval', 'cell', 'as_markdown']
 
-# %% ../nbs/compare.ipynb #c003
+# %% ../nbs/compare.ipynb #c004
 from typing import NamedTuple
 import numpy as np
 from .basics import UsageError, lookup
 
-# %% ../nbs/compare.ipynb #c006
+# %% ../nbs/compare.ipynb #c007
 GROUP = ("model", "task", "pattern", "recovery", "sparsity")
 
 
@@ -30,7 +30,7 @@ def groups(
         out.setdefault(key, []).append(row)
     return out
 
-# %% ../nbs/compare.ipynb #c007
+# %% ../nbs/compare.ipynb #c008
 def frame(
     rows: list,  # rows of experiments
 ):               # a pandas.DataFrame, one line per row
@@ -46,7 +46,7 @@ def frame(
         lines.append(line)
     return pd.DataFrame(lines)
 
-# %% ../nbs/compare.ipynb #c010
+# %% ../nbs/compare.ipynb #c011
 HIGHER_IS_BETTER = {
     "accuracy": True, "f1": True, "precision": True, "recall": True, "matthews": True, "matthews_correlation": True,
     "pearson": True, "spearman": True, "spearmanr": True, "exact": True, "exact_match": True, "top1_agreement": True,
@@ -61,7 +61,7 @@ def higher_is_better(
     "Whether a larger value of `metric` is the better one; an unknown metric is a `UsageError`."
     return lookup(HIGHER_IS_BETTER, metric, "metric")
 
-# %% ../nbs/compare.ipynb #c013
+# %% ../nbs/compare.ipynb #c014
 def require_one_protocol(
     rows: list,  # rows meant for one comparison
 ) -> str:        # the protocol they share; raises `UsageError` naming what differs
@@ -76,7 +76,7 @@ def require_one_protocol(
                          "compare rows of one protocol, or run them again under one.")
     return rows[0]["protocol"]
 
-# %% ../nbs/compare.ipynb #c016
+# %% ../nbs/compare.ipynb #c017
 def gate(
     rows: list,               # rows of experiments
     tolerance: float = 1e-4,  # largest allowed relative deviation of a dense value
@@ -93,7 +93,7 @@ def gate(
                          "leave them out, or run them again from the same dense model.")
     return rows
 
-# %% ../nbs/compare.ipynb #c019
+# %% ../nbs/compare.ipynb #c020
 CONTROLS = ("random", "magnitude")
 
 
@@ -107,7 +107,7 @@ def require_controls(
             where = ", ".join(f"{k} {v}" for k, v in zip(GROUP, key))
             raise UsageError(f"the group ({where}) has no {' and no '.join(missing)}: a comparison needs both controls, run them at this sparsity too.")
 
-# %% ../nbs/compare.ipynb #c022
+# %% ../nbs/compare.ipynb #c023
 def matched(
     rows: list,                # rows of experiments
     tolerance: float = 0.001,  # largest allowed distance from the budget, absolute, as a fraction of the weights
@@ -115,17 +115,17 @@ def matched(
     "Mark the rows that met their group's budget."
     out = []
     for (*_, sparsity), members in groups(rows, GROUP).items():
-        reference = [row["achieved"] for row in members if row["method"] == "magnitude"]
-        budget = float(np.mean(reference)) if reference else np.nan if sparsity is None else sparsity
+        reference = {row["seed"]: row["achieved"] for row in members if row["method"] == "magnitude"}
+        usual = float(np.mean(list(reference.values()))) if reference else np.nan if sparsity is None else sparsity
         for row in members:
-            reason = ""
+            reason, budget = "", reference.get(row["seed"], usual)
             if not abs(row["achieved"] - budget) <= tolerance + 1e-12:
                 reason = f"achieved {100*row['achieved']:.2f} % where the budget is {100*budget:.2f} %"
             elif not np.isfinite(row["value"]): reason = f"{row['metric']} is not finite"
             out.append(row | {"ranked": not reason, "reason": reason})
     return out
 
-# %% ../nbs/compare.ipynb #c025
+# %% ../nbs/compare.ipynb #c026
 class Interval(NamedTuple):
     "A mean with its confidence interval; `low` and `high` are NaN when fewer than two values are there."
     mean: float
@@ -156,7 +156,7 @@ def mean_interval(
     out = np.array([mean, mean - half, mean + half])
     return Interval(*(float(v) for v in (np.exp(out) if log else out)), n)
 
-# %% ../nbs/compare.ipynb #c028
+# %% ../nbs/compare.ipynb #c029
 def outcome_mean(
     row: dict,      # a row with outcomes
 ) -> float:         # the weighted mean of the outcomes: accuracy, or the logarithm of the perplexity
@@ -168,7 +168,7 @@ def outcome_mean(
                          "store the outcomes of the same evaluation, or none.")
     return mean
 
-# %% ../nbs/compare.ipynb #c029
+# %% ../nbs/compare.ipynb #c030
 def paired_outcomes(
     rows_a: list,  # one row per seed
     rows_b: list,  # the same of the other method; seeds that only one of them has are left out
@@ -202,7 +202,7 @@ def by_seed(
                          f"allocations here are {sorted({str(row.get('allocation')) for row in rows})}.")
     return out
 
-# %% ../nbs/compare.ipynb #c032
+# %% ../nbs/compare.ipynb #c033
 def two_way_bootstrap(
     differences,              # (seeds, items)
     weights,                  # (items,), for instance predicted tokens
@@ -222,7 +222,7 @@ def two_way_bootstrap(
         out[start:start + step] = (chunk @ differences * drawn_items).sum(1) / (n_seeds * drawn_items.sum(1))
     return out
 
-# %% ../nbs/compare.ipynb #c035
+# %% ../nbs/compare.ipynb #c036
 def t_ends(
     differences,         # (seeds, items)
     weights,             # (items,)
@@ -247,7 +247,7 @@ def hull_ends(
     student = t_ends(differences, weights, confidence)
     return float(np.minimum(boot[0], student[0])), float(np.maximum(boot[1], student[1]))
 
-# %% ../nbs/compare.ipynb #c038
+# %% ../nbs/compare.ipynb #c039
 class Difference(NamedTuple):
     "A paired difference a − b with its interval. `unit` is 'absolute', or 'relative' for metrics on a logarithmic scale."
     difference: float
@@ -277,7 +277,7 @@ def paired_difference(
     values = (float(np.expm1(v)) if metric in LOG_SCALE else v for v in (centre, low, high))
     return Difference(*values, verdict, "relative" if metric in LOG_SCALE else "absolute", len(differences), n_items)
 
-# %% ../nbs/compare.ipynb #c043
+# %% ../nbs/compare.ipynb #c044
 COSTS = {  # column of the leaderboard: (field of the row, factor to the column's unit)
     "prune_seconds": ("prune_seconds", 1), "prune_peak_mb": ("prune_peak_bytes", 1e-6),
     "recovery_seconds": ("recovery_seconds", 1), "recovery_peak_mb": ("recovery_peak_bytes", 1e-6),
@@ -296,7 +296,7 @@ def mean_costs(
         out[column] = float(np.mean(known)) if known else np.nan
     return out
 
-# %% ../nbs/compare.ipynb #c044
+# %% ../nbs/compare.ipynb #c045
 def board_line(
     rows: list,       # marked rows of one method in one group (see `matched`)
     reference: list,  # those of magnitude
@@ -320,7 +320,7 @@ def board_line(
         line |= dict(difference=d.difference, difference_low=d.low, difference_high=d.high, unit=d.unit, verdict=d.verdict)
     return line | mean_costs(rows)
 
-# %% ../nbs/compare.ipynb #c045
+# %% ../nbs/compare.ipynb #c046
 def leaderboard(
     rows: list,                # rows of experiments, any number of models, tasks, patterns and sparsities
     tolerance: float = 0.001,  # see `matched`
@@ -343,6 +343,23 @@ def leaderboard(
     return board.sort_values([*GROUP, "rank", "method"]).reset_index(drop=True)
 
 # %% ../nbs/compare.ipynb #c048
+def versus(
+    rows: list,         # rows of experiments
+    method: str,        # the method in question
+    others=CONTROLS,    # the methods to compare it with
+    **options,          # for `paired_difference`
+):                      # a pandas.DataFrame, one line per group and other method
+    "Paired differences of one method from others, with intervals and verdicts."
+    import pandas as pd
+    lines = []
+    for key, members in groups(matched(rows), GROUP).items():
+        by_method = {name: own for (name,), own in groups(members, ("method",)).items() if all(row["ranked"] for row in own)}
+        for other in (other for other in others if other in by_method and method in by_method):
+            found = paired_difference(by_method[method], by_method[other], **options)
+            lines.append(dict(zip(GROUP, key)) | {"against": other} | found._asdict())
+    return pd.DataFrame(lines)
+
+# %% ../nbs/compare.ipynb #c051
 MARKS = {"better": " ▲", "worse": " ▼", "not separable": " ≈", "reference": "", "": ""}
 LEGEND = ("Mean over seeds with its 95 % interval. Paired with magnitude over seeds and test items: ▲ better, ▼ worse, "
           "≈ not separable. In parentheses: not ranked, because the run missed the budget (the sparsity it achieved is given), failed, or lacks a seed. "
@@ -366,7 +383,7 @@ def with_interval(
     if np.isnan(low) or low == high: return number(value)
     return f"{number(value)} [{number(low)}, {number(high)}]" if log else f"{number(value)} ± {number((high - low)/2)}"
 
-# %% ../nbs/compare.ipynb #c050
+# %% ../nbs/compare.ipynb #c053
 def cell(
     line,        # one line of the leaderboard
     best: bool,  # whether it has rank 1

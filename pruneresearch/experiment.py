@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['RECOVERIES', 'LIBRARIES', 'PRECISIONS', 'Config', 'row_id', 'versions', 'commit', 'Start', 'dense_start', 'check',
-           'run', 'load_rows']
+           'run', 'run_all', 'load_rows', 'save_rows', 'saved_rows']
 
 # %% ../nbs/experiment.ipynb #c003
-import copy, functools, platform, subprocess
-from dataclasses import asdict, dataclass
+import copy, functools, gzip, json, platform, subprocess, zlib
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from torch import nn
+from tqdm.auto import tqdm
 from . import basics
-from .basics import RunError, UsageError, fingerprint, lookup, read_json, whole_folder, write_json
-from .measure import evaluate_with_outcomes, latency, macs, measured, parameter_counts, protocol
-from .models import context_of, load_model, save_model, tokenizer_of
+from .basics import RunError, UsageError, fingerprint, lookup, read_json, whole_file, whole_folder, write_json
+from .masks import parse_pattern
+from .measure import evaluate_with_outcomes, inference_bytes, latency, macs, measured, parameter_counts, protocol
+from .models import load_model, save_model, tokenizer_of
 from .pruning import prune
-from .recovery import fine_tune, recover, settings_of
+from .recovery import OPTIMIZERS, fine_tune, recover
+from .surgery import remove
 from .tasks import load_task
 
 # %% ../nbs/experiment.ipynb #c005
@@ -27,7 +30,7 @@ class Config:
     model: str                     # a name for `load_model`
     task: str                      # a name for `load_task`
     method: str                    # a name of `list_methods`
-    sparsity: float                # fraction in [0, 1)
+    sparsity: float                # fraction in [0, 1); None where `shares` says it
     pattern: str = "unstructured"
     allocation: str = None         # None: the method's own
     scope: str = "blocks"
@@ -35,11 +38,17 @@ class Config:
     rounds: int = 1
     recovery: str = "none"         # "none", "fine-tune" or "distil"
     recovery_epochs: float = 1.0
-    dense_epochs: float = None     # fine-tuning of the dense start; None: the model's own setting
+    alpha: float = 0.5             # weight of the labels in distillation, in [0, 1]
+    temperature: float = 2.0       # of distillation
+    dense_epochs: float = None     # fine-tuning of the dense model; None: the model's own setting
+    student_epochs: float = None   # what is pruned: None, the dense model; a number, the same pretrained start after so many epochs
+    optimizer: str = "adamw"       # of all training: "adamw" or "sgd"
     learning_rate: float = None    # of dense and recovery training; None: the model's own setting
     precision: str = "float32"     # of dense and recovery training: "float32" or "bfloat16" (autocast); scores and evaluation stay float32
     n_calibration: int = 64
     length: int = None             # tokens per example or window; None: the task's default
+    train_examples: int = None     # the first so many of the shuffled train split; None: all of it
+    shares: dict = None            # instead of a sparsity: {"heads": [share lost by each block], "neurons": […]}
     seed: int = 0
 
 
@@ -73,24 +82,38 @@ def commit() -> str:  # of the checkout this package runs from, "" outside one; 
 @dataclass
 class Start:
     "A dense model ready to be pruned, and what it measured."
-    model: nn.Module
+    model: nn.Module       # the dense model, and the teacher of a distillation
     task: object
     metrics: dict          # by name
     outcomes: list         # per test item, or None
     protocol_parts: dict   # everything that must agree between comparable rows
     seconds: float         # of fine-tuning
+    student: nn.Module = None     # what is pruned; None: the dense model
+    student_metrics: dict = None  # of the student, before anything is pruned
 
 
 def _start_id(config: Config) -> str:
     "What decides the dense model: not the method, not the sparsity."
-    fields = ("model", "task", "dense_epochs", "learning_rate", "precision", "length", "seed")
+    fields = ("model", "task", "dense_epochs", "optimizer", "learning_rate", "precision", "length", "train_examples", "seed")
     return fingerprint({**{f: getattr(config, f) for f in fields}, **versions()})
 
 
 PRECISIONS = {"float32": {}, "bfloat16": {"bf16": True}}  # → arguments of the trainer
 
 
-def _precision(config: Config) -> dict: return lookup(PRECISIONS, config.precision, "precision")
+def _training(config: Config) -> dict:
+    "What dense and recovery training share."
+    return dict(length=config.length, optimizer=config.optimizer, learning_rate=config.learning_rate, seed=config.seed, **lookup(PRECISIONS, config.precision, "precision"))
+
+
+def _task(config: Config, data_dir):
+    "The task, with as much of its train split as the configuration wants."
+    task = load_task(config.task, data_dir=data_dir)
+    if config.train_examples is None: return task
+    from datasets import DatasetDict
+    if not 0 < config.train_examples <= len(task.splits["train"]):
+        raise UsageError(f"train_examples must be between 1 and the {len(task.splits['train']):,} that {config.task!r} has, got {config.train_examples}.")
+    return replace(task, splits=DatasetDict(task.splits | {"train": task.splits["train"].shuffle(seed=0).select(range(config.train_examples))}), _memo={})
 
 
 def _trains(task) -> bool: return task.kind != "language-modelling" and "vector" not in task.inputs
@@ -102,15 +125,22 @@ def dense_start(
     data_dir=None,           # local data, as for `load_task`
     progress: bool = False,
 ) -> Start:                  # raises `RunError` where a stored model no longer measures what it did
-    "Load or make the dense model of a configuration, and measure it."
-    task = load_task(config.task, data_dir=data_dir)
+    "Load or make the dense model of a configuration, and its student where it has one, and measure them."
+    start = _trained_start(config, root, data_dir, progress)
+    if config.student_epochs is None: return start
+    student = _trained_start(replace(config, dense_epochs=config.student_epochs), root, data_dir, progress)
+    return replace(start, student=student.model, student_metrics=student.metrics)
+
+
+def _trained_start(config: Config, root, data_dir, progress: bool) -> Start:
+    "One model: from its folder, or trained now."
+    task = _task(config, data_dir)
     folder = Path(root)/"dense"/_start_id(config)
     stored = read_json(folder/"dense.json") if (folder/"dense.json").is_file() else None
     model = load_model(folder/"model" if stored and _trains(task) else config.model, task, seed=config.seed)
     seconds = stored["seconds"] if stored else 0.0
-    if not stored and _trains(task):
-        with measured() as cost:
-            fine_tune(model, task, epochs=config.dense_epochs, learning_rate=config.learning_rate, length=config.length, seed=config.seed, progress=progress, **_precision(config))
+    if not stored and _trains(task) and config.dense_epochs != 0:
+        with measured() as cost: fine_tune(model, task, epochs=config.dense_epochs, progress=progress, **_training(config))
         seconds = cost.seconds
     metrics, outcomes, _ = _evaluate(model, task, config)
     if stored: _gate(stored["metrics"], metrics, folder)
@@ -141,9 +171,14 @@ def _store(folder: Path, model, record: dict) -> None:
 
 
 def _protocol(model, task, config: Config) -> dict:
-    "What rows must share to be drawn in one figure. The seed is not part of it, the dense training is."
-    return {**protocol(model, task, length=config.length), "model": config.model, "scope": config.scope, "dense_epochs": config.dense_epochs,
-            "learning_rate": config.learning_rate, "precision": config.precision, "versions": versions()}
+    "What rows must share to be drawn in one figure. The seed is not part of it, all training is."
+    return {**protocol(model, task, length=config.length), **_protocol_fields(config), "versions": versions()}
+
+
+def _protocol_fields(config: Config) -> dict:
+    "What a configuration contributes to the protocol."
+    fields = ("model", "scope", "dense_epochs", "student_epochs", "recovery_epochs", "alpha", "temperature", "optimizer", "learning_rate", "precision", "n_calibration", "train_examples")
+    return {field: getattr(config, field) for field in fields}
 
 # %% ../nbs/experiment.ipynb #c014
 def check(
@@ -152,39 +187,48 @@ def check(
 ) -> None:
     "Refuse a configuration that cannot be run, before any work."
     if config.recovery not in RECOVERIES: raise UsageError(f"unknown recovery {config.recovery!r}: known are {', '.join(RECOVERIES)}.")
+    lookup(OPTIMIZERS, config.optimizer, "optimizer")
+    if (config.sparsity is None) == (config.shares is None): raise UsageError("a configuration needs either a sparsity or shares by kind and block.")
     if config.rounds > 1 and config.recovery == "none": raise UsageError("several rounds without recovery between them are one round: set recovery, or rounds=1.")
 
 
-def _prune_and_recover(model, start: Start, config: Config, progress: bool):
-    "The two phases with their costs: (Pruned, cost of pruning, cost of recovery)."
-    teacher = start.model if config.recovery == "distil" else None
-    train = functools.partial(recover, task=start.task, teacher=teacher, epochs=config.recovery_epochs / config.rounds, length=config.length,
-                              learning_rate=config.learning_rate, seed=config.seed, progress=progress, **_precision(config))
+def _prune_and_recover(start: Start, config: Config, progress: bool):
+    "The two phases with their costs: (model, Pruned, cost of pruning, cost of recovery). Whole units are taken out before the recovery."
+    model, teacher = copy.deepcopy(start.student or start.model), start.model if config.recovery == "distil" else None
+    train = functools.partial(recover, task=start.task, teacher=teacher, epochs=config.recovery_epochs / config.rounds, alpha=config.alpha,
+                              temperature=config.temperature, progress=progress, **_training(config))
     with measured() as pruning:
-        result = prune(model, start.task, method=config.method, sparsity=config.sparsity, pattern=config.pattern, allocation=config.allocation, scope=config.scope,
+        result = prune(model, start.task, method=config.method, sparsity=config.shares or config.sparsity, pattern=config.pattern, allocation=config.allocation, scope=config.scope,
             schedule=config.schedule, rounds=config.rounds, n_calibration=config.n_calibration, length=config.length, seed=config.seed,
             between=lambda model, masks: train(model, masks=masks))
+        smaller = parse_pattern(config.pattern).structured
+        if smaller: remove(model, result.masks, inplace=True)
     with measured() as recovery:
-        if config.recovery != "none": train(model, masks=result.masks)
-    result.masks.verify(model)
-    return result, pruning, recovery
+        if config.recovery != "none": train(model, masks=None if smaller else result.masks)
+    if not smaller: result.masks.verify(model)
+    return model, result, pruning, recovery
 
 # %% ../nbs/experiment.ipynb #c015
 def _costs(model, start: Start, config: Config, pruning, recovery) -> dict:
     "What the row says about size, speed and effort; with several rounds, `prune_seconds` includes the training in between."
     batch = next(iter(start.task.batches("test", tokenizer_of(model), batch_size=32, length=config.length)))
-    one = {k: v[:1] for k, v in batch.items()}
-    counts, timing = parameter_counts(model, config.scope), latency(model, batch, min_run_time=0.2)
     return dict(prune_seconds=pruning.seconds, prune_peak_bytes=pruning.peak_bytes, recovery_seconds=recovery.seconds, recovery_peak_bytes=recovery.peak_bytes,
-                dense_seconds=start.seconds, bytes_dense=counts["bytes_dense"], bytes_sparse=counts["bytes_sparse"], parameters=counts["total"],
-                nonzero=counts["nonzero"], macs=macs(model, one), latency_median_s=timing["median"], latency_iqr_s=timing["iqr"])
+                dense_seconds=start.seconds, **_size(model, batch, config), dense_costs=_size(start.model, batch, config))
+
+
+def _size(model, batch: dict, config: Config) -> dict:
+    "What a model costs to keep and to run: MACs of the first example, time and peak memory of the batch."
+    counts, timing = parameter_counts(model, config.scope), latency(model, batch, min_run_time=0.2)
+    return dict(bytes_dense=counts["bytes_dense"], bytes_sparse=counts["bytes_sparse"], parameters=counts["total"], nonzero=counts["nonzero"],
+                macs=macs(model, {k: v[:1] for k, v in batch.items()}), inference_bytes=inference_bytes(model, batch),
+                latency_median_s=timing["median"], latency_iqr_s=timing["iqr"])
 
 
 def _row(config: Config, start: Start, result, metrics: dict, outcomes, weights, costs: dict) -> dict:
     main = start.task.metric
     return {**asdict(config), "id": row_id(config), "protocol": fingerprint(start.protocol_parts), "protocol_parts": start.protocol_parts,
             "allocation": result.allocation, "achieved": result.achieved, "sparsity_all": result.sparsity_all, "calibration": result.calibration,
-            "metric": main, "value": metrics[main], "dense_value": start.metrics[main], "metrics": metrics, "dense_metrics": start.metrics,
+            "metric": main, "value": metrics[main], "dense_value": start.metrics[main], "metrics": metrics, "dense_metrics": start.metrics, "student_metrics": start.student_metrics,
             "outcomes": outcomes, "outcome_weights": weights, "versions": versions(), "commit": commit(), **costs}
 
 # %% ../nbs/experiment.ipynb #c016
@@ -200,12 +244,27 @@ def run(
     if path.is_file(): return read_json(path)
     start = start or dense_start(config, root, data_dir, progress)
     check(config, start.task.kind)
-    model = copy.deepcopy(start.model)
-    result, pruning, recovery = _prune_and_recover(model, start, config, progress)
+    model, result, pruning, recovery = _prune_and_recover(start, config, progress)
     metrics, outcomes, weights = _evaluate(model, start.task, config)
     row = _row(config, start, result, metrics, outcomes, weights, _costs(model, start, config, pruning, recovery))
     write_json(path, row)
     return row
+
+
+def run_all(
+    configs,                 # any number of `Config`; those of one dense start should stand together
+    root,                    # folder of all results
+    data_dir=None,           # local data, as for `load_task`
+    progress: bool = False,  # show a bar
+) -> list:                   # of rows, in the same order
+    "Run experiments one after the other; a dense start is made when the first row that needs it is missing, and kept for the next."
+    rows, start, made_for = [], None, None
+    for config in tqdm(configs, "experiments", disable=not progress):
+        wanted = (_start_id(config), config.student_epochs, tuple(_protocol_fields(config).items()))
+        if not (Path(root)/"rows"/f"{row_id(config)}.json").is_file() and wanted != made_for:
+            start, made_for = dense_start(config, root, data_dir), wanted
+        rows.append(run(config, root, start, data_dir))
+    return rows
 
 
 def load_rows(
@@ -215,3 +274,19 @@ def load_rows(
     "All rows that were finished under a folder."
     paths = sorted((Path(root)/"rows").glob("*.json"))
     return [read_json(path) for path in paths if ids is None or path.stem in ids]
+
+# %% ../nbs/experiment.ipynb #c018
+def save_rows(
+    rows: list,  # of experiments
+    path,        # of the file, .json.gz
+) -> None:
+    "Write rows into one file, whole or not at all; equal rows make equal files."
+    with whole_file(path) as temporary: temporary.write_bytes(gzip.compress(json.dumps(rows, sort_keys=True).encode(), mtime=0))
+
+
+def saved_rows(
+    path,      # of a file written by `save_rows`
+) -> list:     # of rows; raises `RunError` for a missing or damaged file
+    "Read rows back."
+    try: return json.loads(gzip.decompress(Path(path).read_bytes()))
+    except (OSError, EOFError, ValueError, zlib.error) as error: raise RunError(f"{str(path)!r} holds no rows ({error}): write it again with save_rows.") from None

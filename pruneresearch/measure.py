@@ -6,7 +6,7 @@
 __all__ = ['TOKENS_AT_ONCE', 'MEASURES', 'HOOKS', 'check_fit', 'check_output', 'evaluating', 'outputs_of',
            'measure_classification', 'measure_regression', 'measure_language_modelling', 'measure_question_answering',
            'window_length', 'protocol', 'evaluate_with_outcomes', 'evaluate_model', 'parameter_counts', 'macs',
-           'require_no_hooks', 'latency', 'Phase', 'watched_memory', 'watched_cuda', 'measured']
+           'inference_bytes', 'require_no_hooks', 'latency', 'Phase', 'watched_memory', 'watched_cuda', 'measured']
 
 # %% ../nbs/measure.ipynb #c004
 import threading, time
@@ -73,7 +73,7 @@ def outputs_of(
 
 # %% ../nbs/measure.ipynb #c012
 def measure_classification(model, task, split, tokenizer, length, batch_size):
-    "Metrics of the predicted classes; outcomes 1 (right) and 0 (wrong) when accuracy is the main metric."
+    "The task's metrics of the predicted classes, and F1 and precision as means over classes; outcomes 1 (right) and 0 (wrong) when accuracy is the main metric."
     from pruneresearch.metrics import load_metric
     predictions, references = [], []
     for batch, output in outputs_of(model, task, task.batches(split, tokenizer, batch_size, length)):
@@ -83,6 +83,7 @@ def measure_classification(model, task, split, tokenizer, length, batch_size):
     for name in task.metrics:
         how = {"average": "macro"} if name in ("f1", "precision", "recall") and len(task.labels) > 2 else {}
         metrics |= load_metric(name).compute(predictions=predictions, references=references, **how)
+    for name in ("f1", "precision"): metrics |= {f"macro_{name}": load_metric(name).compute(predictions=predictions, references=references, average="macro")[name]}
     right = [int(p == r) for p, r in zip(predictions, references)]
     return metrics, right if task.metric == "accuracy" else None, None
 
@@ -217,6 +218,19 @@ def macs(
     return counter.get_total_flops() // 2
 
 # %% ../nbs/measure.ipynb #c033
+def inference_bytes(
+    model: nn.Module,  # any model
+    batch,             # dict of tensors, as a task makes them
+) -> int:              # bytes of weights, buffers and activations, at the moment when they are most
+    "Counted peak memory of one forward pass without gradients."
+    from torch.distributed._tools.mem_tracker import MemTracker
+    batch = to_device(batch, model)
+    with evaluating(model), MemTracker() as tracker: forward(model, batch)
+    held = sum(p.numel()*p.element_size() for p in (*model.parameters(), *model.buffers()))
+    peaks = tracker.get_tracker_snapshot("peak").values()
+    return held + sum(size for peak in peaks for kind, size in peak.items() if getattr(kind, "name", "") in ("ACT", "TEMP", "OTH"))
+
+# %% ../nbs/measure.ipynb #c036
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -246,7 +260,7 @@ def latency(
         measured = timer.blocked_autorange(min_run_time=max(min_run_time, 5*once))
     return {"median": measured.median, "iqr": measured.iqr, "runs": len(measured.times)*measured.number_per_run, "threads": threads}
 
-# %% ../nbs/measure.ipynb #c036
+# %% ../nbs/measure.ipynb #c039
 @dataclass
 class Phase:
     "What a phase took; complete when the block of `measured` has ended."
@@ -282,7 +296,7 @@ def watched_memory(
         thread.join()
         look()
 
-# %% ../nbs/measure.ipynb #c037
+# %% ../nbs/measure.ipynb #c040
 @contextmanager
 def watched_cuda(
     phase: Phase,  # receives the peak

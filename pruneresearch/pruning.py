@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from .anatomy import Anatomy, anatomy
 from .basics import UsageError, lookup
-from .masks import Masks, Pattern, check_allocation, parse_pattern, require_units_left, select, sparsity_by_block
+from .masks import STRUCTURES, Masks, Pattern, by_kind, check_allocation, parse_pattern, require_units_left, select, select_units, sparsity_by_block
 from .models import context_of, tokenizer_of
 from .statistics import NEEDS, Seen, as_batches, calibrate, calibration_hash
 
@@ -24,11 +24,12 @@ from .statistics import NEEDS, Seen, as_batches, calibrate, calibration_hash
 class Method:
     "A score-based pruning method."
     name: str               # the word to ask for
-    score: Callable         # (weight (out, in), `Seen`, generator) → (out, in) scores, larger = more important
+    score: Callable = None  # (weight (out, in), `Seen`, generator) → (out, in) scores, larger = more important
     needs: tuple = ()       # which fields of `Seen` the score reads; () needs no data
     allocation: str = "layer"  # how it spreads the budget unless told otherwise, for unstructured patterns
     formula: str = ""       # in plain text, for listings
     source: str = ""        # the paper
+    units: Callable = None  # instead of `score`: (`Group`, {linear name: `Seen`}) → (units,) scores of whole heads or neurons
 
 
 METHODS: dict = {}
@@ -38,14 +39,16 @@ def _code(function): return getattr(getattr(function, "__code__", None), "co_cod
 
 
 def _same(a: Method, b: Method) -> bool:
-    "Equal but for the identity of the function: a notebook and its module define the same method twice."
-    return replace(a, score=None) == replace(b, score=None) and _code(a.score) == _code(b.score)
+    "Equal but for the identity of the functions: a notebook and its module define the same method twice."
+    codes = [(replace(m, score=None, units=None), _code(m.score), _code(m.units)) for m in (a, b)]
+    return codes[0] == codes[1]
 
 
 def register_method(
     method: Method,  # its name must be new, or the same method again
 ) -> Method:         # the same
     "Make a method known by name to `prune`, the command line and the contest."
+    if (method.score is None) == (method.units is None): raise UsageError(f"method {method.name!r} must have either score (of weights) or units (of whole heads and neurons).")
     unknown = set(method.needs) - set(NEEDS)
     if unknown: raise UsageError(f"method {method.name!r} needs {', '.join(unknown)}: statistics are {', '.join(NEEDS)}.")
     if method.name in METHODS and not _same(method, METHODS[method.name]):
@@ -62,9 +65,9 @@ def load_methods() -> dict:  # name → `Method`, in alphabetical order of the m
     return import_module("pruneresearch.pruning").METHODS  # the module's table also where this cell runs in its notebook
 
 
-def list_methods() -> list:  # of dicts name, formula, needs, allocation, source
+def list_methods() -> list:  # of dicts name, formula, scores, needs, allocation, source
     "The methods known by name."
-    return [dict(name=m.name, formula=m.formula, needs=", ".join(m.needs) or "nothing", allocation=m.allocation, source=m.source)
+    return [dict(name=m.name, formula=m.formula, scores="units" if m.units else "weights", needs=", ".join(m.needs) or "nothing", allocation=m.allocation, source=m.source)
             for m in load_methods().values()]
 
 # %% ../nbs/pruning.ipynb #c010
@@ -96,7 +99,7 @@ class Pruned:
     method: str
     pattern: str
     allocation: str
-    sparsity: object        # as asked for: a fraction, or a list of them
+    sparsity: object        # as asked for: a fraction, or fractions by block or by kind and block
     seed: int
     calibration: str = None # hash of the calibration set, None where no data was needed
     rounds: list = field(default_factory=list)  # achieved sparsity after each round
@@ -113,18 +116,21 @@ def zero_share(
 def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rounds: int, structure: Anatomy):
     "(method, sparsity, pattern, allocation name), or the `UsageError` that says why not."
     method, pattern = lookup(load_methods(), method, "method"), parse_pattern(pattern)
-    sparsity, allocation = _plain(sparsity, "sparsity", (int, float)), _plain(allocation, "allocation", str)
+    if method.units and not pattern.structured: raise UsageError(f"method {method.name!r} scores whole heads and neurons: choose pattern {', '.join(STRUCTURES)}.")
+    sparsity, allocation = _by_block(sparsity, pattern, structure), _plain(allocation, "allocation", str)
     default = {"unstructured": method.allocation, "n:m": "group"}.get(pattern.kind, "layer")
-    if isinstance(sparsity, list) and isinstance(allocation, list): raise UsageError("sparsity and allocation are both lists: give one of them only.")
-    if isinstance(sparsity, list) and allocation is None: allocation = "list"
+    listed = isinstance(sparsity, (list, dict))
+    if listed and isinstance(allocation, list): raise UsageError("sparsity and allocation are both lists: give one of them only.")
+    if listed and allocation is None: allocation = "list"
     name = check_allocation(pattern, default if allocation is None else allocation)
     if name == "list" and not isinstance(allocation, str): sparsity = _one_list(sparsity, allocation)
-    if (name == "list") != isinstance(sparsity, list):
+    if (name == "list") != isinstance(sparsity, (list, dict)):
         raise UsageError("allocation 'list' needs a list of sparsities, one per block, and only it takes one.")
     if pattern.kind == "n:m": sparsity = _n_m_sparsity(sparsity, pattern, schedule, structure)
     if sparsity is None: raise UsageError("say how sparse: sparsity=0.5 removes half of the weights.")
-    sparsity_by_block(sparsity, structure)
-    if pattern.structured: require_units_left(structure, sparsity, pattern.kind, name)
+    for kind, share in by_kind(sparsity, pattern).items() if pattern.structured else [(None, sparsity)]:
+        sparsity_by_block(share, structure)
+        if kind: require_units_left(structure, share, kind, name)
     rounds_of(schedule, 0.5, rounds)
     return method, sparsity, pattern, name
 
@@ -136,6 +142,12 @@ def check_request(
 ) -> None:
     "Raise the `UsageError` that `prune` would raise, without pruning: for callers with long work to do before."
     _checked(method, sparsity, pattern, allocation, schedule, rounds, anatomy(model, scope))
+
+
+def _by_block(sparsity, pattern: Pattern, structure: Anatomy):
+    "A sparsity as asked for; where kinds of units have their own, all of them by block."
+    if not isinstance(sparsity, dict): return _plain(sparsity, "sparsity", (int, float))
+    return {kind: sparsity_by_block(_plain(share, "sparsity", (int, float)), structure) for kind, share in by_kind(sparsity, pattern).items()}
 
 
 def _plain(value, what: str, single):
@@ -154,7 +166,7 @@ def _one_list(sparsity, allocation: list) -> list:
 def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, structure: Anatomy) -> float:
     "N:M has one sparsity, and every layer must be divisible."
     only = 1 - pattern.n / pattern.m
-    if sparsity is not None and (isinstance(sparsity, list) or abs(sparsity - only) > 1e-9):
+    if sparsity is not None and (not isinstance(sparsity, (int, float)) or abs(sparsity - only) > 1e-9):
         raise UsageError(f"pattern {pattern.n}:{pattern.m} has sparsity {only:g}, not {sparsity}: leave sparsity out or choose another pattern.")
     if schedule != "one-shot": raise UsageError(f"pattern {pattern.n}:{pattern.m} has no sparsity in between: use schedule='one-shot'.")
     for name, linear in structure.linears.items():
@@ -188,9 +200,20 @@ def _scores(method: Method, structure: Anatomy, seen: dict, seed: int, before) -
     return scores
 
 
+def _ranked(method: Method, model: nn.Module, structure: Anatomy, pattern: Pattern, seen: dict, before) -> dict:
+    "(block, kind) → scores of units, for a method that scores them as wholes."
+    kept = {} if before is None else before.units(model)
+    groups = {(group.block, group.kind): group for group in structure.groups if group.kind in pattern.kinds}
+    ranked = {key: method.units(group, seen) for key, group in groups.items()}
+    wrong = next((group for key, group in groups.items() if ranked[key].shape != (group.count,)), None)
+    if wrong: raise UsageError(f"method {method.name!r} scored the {wrong.kind} of block {wrong.block} with shape {tuple(ranked[wrong.block, wrong.kind].shape)}: it must be ({wrong.count},), one number per unit.")
+    return {key: score.masked_fill(~kept[key].to(score.device), -torch.inf) if key in kept else score for key, score in ranked.items()}
+
+
 def _target(sparsity, share: float, final: bool):
     "The sparsity of one round: the request itself at the end."
     if final: return sparsity
+    if isinstance(sparsity, dict): return {kind: _target(values, share, final) for kind, values in sparsity.items()}
     return [round(s * share, 12) for s in sparsity] if isinstance(sparsity, list) else round(sparsity * share, 12)
 
 # %% ../nbs/pruning.ipynb #c022
@@ -200,8 +223,8 @@ def prune(
     *,
     calibration=None,            # (n, length) token ids, or an iterable of batches, instead of a task
     method: str = "magnitude",   # a name of `list_methods`
-    sparsity=None,               # fraction in [0, 1) of the weights in scope (of units for heads and neurons), or one per block
-    pattern: str = "unstructured",  # "unstructured", "N:M", "heads" or "neurons"
+    sparsity=None,               # fraction in [0, 1) of the weights in scope (of units where whole units go), one per block, or {"heads": …, "neurons": …}
+    pattern: str = "unstructured",  # "unstructured", "N:M", "heads", "neurons" or "heads+neurons"
     allocation=None,             # "row", "layer", "global", a list; None takes the method's own
     scope: str = "blocks",       # "blocks": linears inside the blocks; "all-linear": also pooler, classifier, untied lm_head
     schedule: str = "one-shot",  # "one-shot", "linear" or "cubic"
@@ -222,8 +245,9 @@ def prune(
         if i and between:
             with masks.hold(model): between(model, masks)
         seen = calibrate(model, batches, structure.linears, method.needs, progress) if method.needs else {}
-        scores = _scores(method, structure, seen, seed, masks)
-        masks = select(scores, structure, _target(sparsity, share, i + 1 == len(shares)), pattern, name, by_row=method.allocation == "row")
+        target = _target(sparsity, share, i + 1 == len(shares))
+        if method.units: masks = select_units(_ranked(method, model, structure, pattern, seen, masks), structure, target, pattern, name)
+        else: masks = select(_scores(method, structure, seen, seed, masks), structure, target, pattern, name, by_row=method.allocation == "row")
         masks.apply(model)
         masks.verify(model)
         done.append(zero_share(weights))

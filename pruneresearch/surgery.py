@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn, Tensor
 from .anatomy import Anatomy, Group, anatomy, layout_of
 from .basics import UsageError, lookup
-from .masks import Masks, count_pruned, sparsity_by_block
+from .masks import Masks, by_kind, count_pruned, parse_pattern, sparsity_by_block
 from .statistics import as_batches, calibrate
 
 # %% ../nbs/surgery.ipynb #c005
@@ -68,11 +68,12 @@ def widths_after(
 def widths_for(
     model: nn.Module,  # a transformers model
     sparsity,          # share of units that each block loses, or one share per block
-    kind: str,         # "heads" or "neurons"
+    pattern: str,      # "heads", "neurons" or "heads+neurons"
 ) -> list:             # as `widths_of`
     "How many units each block will have, before anything is scored."
-    structure = anatomy(model)
-    return [{**block, kind: block[kind] - count_pruned(share, block[kind])} for block, share in zip(widths_of(structure), sparsity_by_block(sparsity, structure))]
+    structure, pattern = anatomy(model), parse_pattern(pattern)
+    shares = {kind: sparsity_by_block(share, structure) for kind, share in by_kind(sparsity, pattern).items()}
+    return [block | {kind: block[kind] - count_pruned(lost[i], block[kind]) for kind, lost in shares.items()} for i, block in enumerate(widths_of(structure))]
 
 # %% ../nbs/surgery.ipynb #c014
 @dataclass(frozen=True)
