@@ -7,7 +7,7 @@ __all__ = ['GROUP', 'HIGHER_IS_BETTER', 'LOG_SCALE', 'CONTROLS', 'COSTS', 'MARKS
            'higher_is_better', 'require_one_protocol', 'gate', 'require_controls', 'matched', 'Interval', 'spread',
            'mean_interval', 'outcome_mean', 'paired_outcomes', 'by_seed', 'two_way_bootstrap', 't_ends', 'hull_ends',
            'Difference', 'paired_difference', 'mean_costs', 'board_line', 'leaderboard', 'versus', 'number',
-           'with_interval', 'cell', 'as_markdown']
+           'with_interval', 'cell', 'budget', 'as_markdown']
 
 # %% ../nbs/compare.ipynb #c004
 from typing import NamedTuple
@@ -339,7 +339,7 @@ def leaderboard(
             lines.append(dict(zip(GROUP, key)) | {"method": method} | line)
     board = pd.DataFrame(lines)
     goodness = board["value"].where(board["ranked"]) * board["metric"].map(lambda m: 1 if higher_is_better(m) else -1)
-    board.insert(len(GROUP) + 1, "rank", goodness.groupby([board[k] for k in GROUP]).rank(ascending=False, method="min").astype("Int64"))
+    board.insert(len(GROUP) + 1, "rank", goodness.groupby([board[k] for k in GROUP], dropna=False).rank(ascending=False, method="min").astype("Int64"))
     return board.sort_values([*GROUP, "rank", "method"]).reset_index(drop=True)
 
 # %% ../nbs/compare.ipynb #c048
@@ -394,6 +394,14 @@ def cell(
     return (f"**{text}**" if best else text) + MARKS[line["verdict"]]
 
 
+def budget(
+    lines,  # those of the leaderboard with one sparsity
+) -> str:   # "50 %"; "31.2 % by block" where each block had its own share
+    "The heading of a column."
+    asked = lines["sparsity"].iloc[0]
+    return f"{100*lines['achieved'].median():.3g} % by block" if asked is None or np.isnan(asked) else f"{100*asked:.4g} %"
+
+
 def as_markdown(
     board,                # a leaderboard, or a selection of its lines
     legend: bool = True,  # end with what the marks mean
@@ -405,8 +413,8 @@ def as_markdown(
         first, arrow = lines.iloc[0], "↑" if higher_is_better(lines.iloc[0]["metric"]) else "↓"
         dense = with_interval(first["dense"], first["dense_low"], first["dense_high"], first["metric"] in LOG_SCALE)
         cells = {}
-        for _, line in lines.iterrows():
-            cells.setdefault(f"{100*line['sparsity']:.4g} %", {})[line["method"]] = cell(line, line["ranked"] and line["rank"] == 1)
+        for _, same in lines.groupby("sparsity", dropna=False):
+            cells[budget(same)] = {line["method"]: cell(line, line["ranked"] and line["rank"] == 1) for _, line in same.iterrows()}
         order = lines.groupby("method")["rank"].mean().astype(float).sort_values(kind="stable").index
         table = pd.DataFrame(cells).reindex(order).fillna("–").rename_axis("method")
         after = "no recovery" if recovery == "none" else f"then {recovery}"
