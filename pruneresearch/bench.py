@@ -215,10 +215,11 @@ def report(
     base = project_root(root)
     results, output = Path(results or base/"runs"), Path(output or base/"figures"/profile)
     rows_of(profile, results, root)
-    parameters = dict(profile=profile, results=str(results.resolve()), output=str(output.resolve()))
-    reports = [Run("report", base/"nbs"/"benchmarks"/"report.ipynb", parameters, results/"runs"/"report"/profile), *_figure_runs(profile, results, output, base)]
-    for run in reports:
+    board = Run("report", base/"nbs"/"benchmarks"/"report.ipynb", dict(profile=profile, output=str(output.resolve())), results/"runs"/"report"/profile)
+    compared = any(run.done for run in plan(["leaderboard"], profile, results, root))
+    for run in [board]*compared + _figure_runs(profile, results, output, base):
         (run.folder/"result.json").unlink(missing_ok=True)
         done = execute(run, results)
         if done["status"] == "failed": raise RunError(f"the report {run.name!r} failed: {done['reason']}; its log is {os.path.relpath(run.folder)}/log.txt.")
-    return (output/"table.md").read_text(encoding="utf-8") + f"\n\nfigures and rows: {os.path.relpath(output)}"
+    table = (output/"table.md").read_text(encoding="utf-8") + "\n\n" if compared else ""
+    return f"{table}figures and rows: {os.path.relpath(output)}"

@@ -90,6 +90,7 @@ class Start:
     seconds: float         # of fine-tuning
     student: nn.Module = None     # what is pruned; None: the dense model
     student_metrics: dict = None  # of the student, before anything is pruned
+    costs: dict = None            # what the dense model costs to keep and to run
 
 
 def _start_id(config: Config) -> str:
@@ -145,7 +146,7 @@ def _trained_start(config: Config, root, data_dir, progress: bool) -> Start:
     metrics, outcomes, _ = _evaluate(model, task, config)
     if stored: _gate(stored["metrics"], metrics, folder)
     else: _store(folder, model if _trains(task) else None, dict(metrics=metrics, seconds=seconds, config=asdict(config)))
-    return Start(model, task, metrics, outcomes, _protocol(model, task, config), seconds)
+    return Start(model, task, metrics, outcomes, _protocol(model, task, config), seconds, costs=_size(model, _cost_batch(model, task, config), config))
 
 # %% ../nbs/experiment.ipynb #c012
 def _gate(stored: dict, metrics: dict, folder) -> None:
@@ -211,9 +212,15 @@ def _prune_and_recover(start: Start, config: Config, progress: bool):
 # %% ../nbs/experiment.ipynb #c015
 def _costs(model, start: Start, config: Config, pruning, recovery) -> dict:
     "What the row says about size, speed and effort; with several rounds, `prune_seconds` includes the training in between."
-    batch = next(iter(start.task.batches("test", tokenizer_of(model), batch_size=32, length=config.length)))
+    batch = _cost_batch(model, start.task, config)
+    dense = _size(start.model, batch, config) if parse_pattern(config.pattern).structured else start.costs  # a ratio of latencies wants neighbours in time
     return dict(prune_seconds=pruning.seconds, prune_peak_bytes=pruning.peak_bytes, recovery_seconds=recovery.seconds, recovery_peak_bytes=recovery.peak_bytes,
-                dense_seconds=start.seconds, **_size(model, batch, config), dense_costs=_size(start.model, batch, config))
+                dense_seconds=start.seconds, **_size(model, batch, config), dense_costs=dense)
+
+
+def _cost_batch(model, task, config: Config) -> dict:
+    "What latency, memory and MACs are measured on."
+    return task.batches("test", tokenizer_of(model), batch_size=32, length=config.length)[0]
 
 
 def _size(model, batch: dict, config: Config) -> dict:

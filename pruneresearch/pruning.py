@@ -17,7 +17,7 @@ from .anatomy import Anatomy, anatomy
 from .basics import UsageError, lookup
 from .masks import STRUCTURES, Masks, Pattern, by_kind, check_allocation, parse_pattern, require_units_left, select, select_units, sparsity_by_block
 from .models import context_of, tokenizer_of
-from .statistics import NEEDS, Seen, as_batches, calibrate, calibration_hash
+from .statistics import NEEDS, PAIRED, Seen, as_batches, calibrate, calibration_hash
 
 # %% ../nbs/pruning.ipynb #c005
 @dataclass(frozen=True)
@@ -179,12 +179,19 @@ def _calibration(model, task, calibration, method: Method, n: int, length, batch
     "Batches to calibrate on; [] where the method needs none."
     if not method.needs: return []
     if not isinstance(batch_size, int) or batch_size < 1: raise UsageError(f"batch_size must be a whole number from 1, got {batch_size!r}.")
-    if calibration is not None: return as_batches(calibration, batch_size)
+    if calibration is not None: return _enough(as_batches(calibration, batch_size), method)
     if task is None:
         raise UsageError(f"method {method.name!r} needs data: give a task, or calibration=token ids of shape (n, length); random and magnitude need none.")
     tokenizer = tokenizer_of(model)
     length = length or task.default_length(tokenizer, context_of(model))
-    return list(task.calibration(tokenizer, n=n, length=length, seed=seed, batch_size=batch_size))
+    return _enough(list(task.calibration(tokenizer, n=n, length=length, seed=seed, batch_size=batch_size)), method)
+
+
+def _enough(batches: list, method: Method) -> list:
+    "A method that compares examples needs two of them."
+    if set(method.needs) & set(PAIRED) and sum(len(next(iter(batch.values()))) for batch in batches) < 2:
+        raise UsageError(f"method {method.name!r} compares examples and needs two at least: make the calibration set larger.")
+    return batches
 
 # %% ../nbs/pruning.ipynb #c020
 def _scores(method: Method, structure: Anatomy, seen: dict, seed: int, before) -> dict:

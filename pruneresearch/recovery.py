@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEFAULTS', 'OPTIMIZERS', 'distillation_loss', 'recovery_loss', 'RecoveryTrainer', 'settings_of',
-           'last_whole_checkpoint', 'recover', 'fine_tune']
+           'last_whole_checkpoint', 'own_forward', 'recover', 'fine_tune']
 
 # %% ../nbs/recovery.ipynb #c003
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import torch, transformers
 from torch import nn, Tensor
@@ -98,6 +99,19 @@ def last_whole_checkpoint(
     return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
 
 # %% ../nbs/recovery.ipynb #c015
+@contextmanager
+def own_forward(
+    model: nn.Module,  # any model
+) -> Iterator[None]:
+    "Whatever replaces the model's `forward` inside the block, afterwards it is what it was."
+    names = ("forward", "_original_forward")
+    before = {name: model.__dict__[name] for name in names if name in model.__dict__}
+    try: yield
+    finally:
+        for name in names: model.__dict__.pop(name, None)
+        model.__dict__.update(before)
+
+# %% ../nbs/recovery.ipynb #c017
 def recover(
     model: nn.Module,             # trained in place
     task,                         # a `Task`; its train split is used
@@ -130,13 +144,13 @@ def recover(
         trainer = RecoveryTrainer(model, arguments, train_dataset=data, data_collator=task.collate(tokenizer), callbacks=list(callbacks),
                                   optimizers=(made, None), teacher=teacher, alpha=alpha, temperature=temperature)
         trainer.remove_callback(transformers.PrinterCallback)
-        with masks.hold(model) if masks else nullcontext():
+        with own_forward(model), masks.hold(model) if masks else nullcontext():
             done = trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if output else None)
     model.untrained = []
     model.eval()
     return dict(steps=done.global_step, loss=done.training_loss)
 
-# %% ../nbs/recovery.ipynb #c016
+# %% ../nbs/recovery.ipynb #c018
 def fine_tune(
     model: nn.Module,      # trained in place
     task,                  # a `Task`

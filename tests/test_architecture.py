@@ -9,12 +9,12 @@ PACKAGE = ROOT/"pruneresearch"
 
 
 def rooms():
-    "Module names from left to right: the site's Library section, with the methods between pruning and recovery."
+    "Module names from left to right: the site's Library section, with the methods between export and experiment."
     sections = {entry["section"]: entry["contents"] for entry in yaml.safe_load((ROOT/"_quarto.yml").read_text())["website"]["sidebar"]["contents"]}
     library = [Path(name).stem for name in sections["Library"]]
     methods = ["methods", *("methods." + Path(name).stem for name in sections["Methods"])]
-    place = library.index("pruning") + 1
-    assert library[place] == "recovery" and library[-1] == "package"
+    place = library.index("export") + 1
+    assert library[place] == "experiment" and library[-1] == "package"
     return library[:place] + methods + library[place:]
 
 

@@ -16,8 +16,9 @@ from pruneresearch.pruning import METHODS, Method, list_methods, prune, register
 NAMES = list(ARCHITECTURES)
 GROUPED = ("llama", "mistral", "qwen2")
 ALL = sorted(method["name"] for method in list_methods())
+WEIGHTS = sorted(method["name"] for method in list_methods() if method["scores"] == "weights")  # the others score whole units
 GRADIENT = ("gradient", "taylor", "hebbian", "fisher", "fisher_weighted")
-PATTERNS = {"unstructured": "unstructured", "1:4": "n:m", "2:4": "n:m", "3:4": "n:m", "4:8": "n:m", "heads": "heads", "neurons": "neurons"}
+PATTERNS = {"unstructured": "unstructured", "1:4": "n:m", "2:4": "n:m", "3:4": "n:m", "4:8": "n:m", "heads": "heads", "neurons": "neurons", "heads+neurons": "heads+neurons"}
 LISTS = {2: [0.5, 0.25], 3: [0.25, 0.75, 0.5]}  # one sparsity per block
 made = functools.cache(lambda name: ARCHITECTURES[name]())
 
@@ -68,6 +69,7 @@ def check_counts(name, model, pattern, allocation, sparsity):
                 expected = w.shape[0] * floor_of(share, w.shape[1]) if allocation == "row" else floor_of(share, w.numel())
                 assert zeros(w) == expected
                 total += expected
+    elif "+" in kind: return sum(check_unit_counts(name, blocks, part, allocation, shares, sparsity) for part in kind.split("+"))
     else:
         units = {"heads": 2 if name in GROUPED else 4, "neurons": 64}[kind]
         if allocation == "global": removed = floor_of(sparsity, units * len(blocks))
@@ -79,6 +81,15 @@ def check_counts(name, model, pattern, allocation, sparsity):
     return total
 
 
+def check_unit_counts(name, blocks, kind, allocation, shares, sparsity):
+    "The same for one of two kinds of units: each has layers of its own."
+    units, own = {"heads": 2 if name in GROUPED else 4, "neurons": 64}[kind], []
+    for weights in blocks.values(): own.append(sum(zeros(w) for key, w in weights.items() if ("attn" in key or "attention" in key) == (kind == "heads")))
+    removed = [floor_of(sparsity, units * len(blocks))] if allocation == "global" else [floor_of(share, units) for share in shares]
+    assert (own if allocation != "global" else [sum(own)]) == [n * weights_per_unit(name, kind) for n in removed]
+    return sum(own)
+
+
 def requests(name):
     "Every declared pattern × allocation with the arguments that ask for it."
     for pattern, kind in PATTERNS.items():
@@ -86,7 +97,7 @@ def requests(name):
             if kind == "n:m": yield pattern, allocation, dict(pattern=pattern), None
             elif allocation == "list":
                 share = LISTS[3 if name == "llama" else 2]
-                if kind == "heads" and name in GROUPED: share = [0.5] * (len(share) - 1) + [0]
+                if "heads" in kind and name in GROUPED: share = [0.5] * (len(share) - 1) + [0]
                 yield pattern, allocation, dict(pattern=pattern, sparsity=share), share
             else: yield pattern, allocation, dict(pattern=pattern, sparsity=0.5, allocation=allocation), 0.5
 
@@ -101,6 +112,9 @@ def test_the_table_is_complete():
 def test_every_combination_is_exact(name, method):
     data = calibration(name)
     for pattern, allocation, request, sparsity in requests(name):
+        if method not in WEIGHTS and PATTERNS[pattern] in ("unstructured", "n:m"):
+            with pytest.raises(UsageError, match="whole heads and neurons"): prune(model_of(name), calibration=data, method=method, **request)
+            continue
         model = model_of(name)
         before = {key: value.clone() for key, value in model.state_dict().items()}
         result = prune(model, calibration=data, method=method, **request)
@@ -116,7 +130,7 @@ def test_every_combination_is_exact(name, method):
         masked = {key: value for key, value in before.items()}
         for key, keep in result.masks.keep.items(): masked[key] = before[key].where(keep, 0)
         assert all(torch.equal(value, masked[key]) for key, value in model.state_dict().items()), what  # nothing else changed
-        unit_kind = PATTERNS[pattern] in ("heads", "neurons")
+        unit_kind = PATTERNS[pattern] in ("heads", "neurons", "heads+neurons")
         assert all(key in weights or (unit_kind and key.endswith("bias")) for key in result.masks.keep), what
         assert (result.method, result.pattern, result.allocation) == (method, pattern, allocation), what
         parameters = list(dict.fromkeys(model.parameters()))
@@ -124,7 +138,7 @@ def test_every_combination_is_exact(name, method):
         assert (result.calibration is None) == (method in ("magnitude", "random")), what
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", WEIGHTS)
 def test_a_list_gives_each_block_its_share(method):
     model, share = model_of("llama"), [0.29, 0.5, 0.1]
     prune(model, calibration=calibration("llama"), method=method, sparsity=share)
@@ -150,7 +164,7 @@ def test_awkward_fractions_and_equal_weights(sparsity, allocation):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_default_allocations(name):
-    for method in ALL: assert prune(model_of(name), calibration=calibration(name), method=method, sparsity=0.3).allocation == ("row" if method == "wanda" else "layer")
+    for method in WEIGHTS: assert prune(model_of(name), calibration=calibration(name), method=method, sparsity=0.3).allocation == ("row" if method == "wanda" else "layer")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -228,7 +242,7 @@ def test_what_is_refused_is_not_calibrated_first(request_):
     with pytest.raises(UsageError): prune(model_of("llama"), method="wanda", calibration=untouched(), **request_)
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", WEIGHTS)
 def test_weights_that_are_not_numbers(method):
     if method in ("random", "fisher", "gradient"): pytest.skip("does not look at the weight itself")
     model = model_of("llama")
@@ -260,6 +274,8 @@ def test_methods_cannot_be_replaced_or_need_the_unknown(methods):
     assert register_method(methods["magnitude"]) is methods["magnitude"]  # the same method again
     with pytest.raises(UsageError): register_method(Method("magnitude", lambda weight, seen, generator: -weight.abs()))
     with pytest.raises(UsageError): register_method(Method("new", lambda weight, seen, generator: weight, needs=("everything",)))
+    with pytest.raises(UsageError, match="either"): register_method(Method("new"))
+    with pytest.raises(UsageError, match="either"): register_method(Method("new", lambda *_: None, units=lambda *_: None))
     assert sorted(methods) == ALL
 
 
@@ -270,6 +286,33 @@ def test_a_score_of_the_wrong_shape(methods, wrong):
     before = model[0].weight.detach().clone()
     with pytest.raises(UsageError, match="shape"): prune(model, method="wrong", sparsity=0.5)
     assert torch.equal(model[0].weight, before)
+
+
+def test_unit_scores_of_the_wrong_shape(methods):
+    register_method(Method("wrong", units=lambda group, seen: torch.ones(group.count + 1)))
+    with pytest.raises(UsageError, match="heads of block 0.*shape"): prune(model_of("bert"), method="wrong", sparsity=0.5, pattern="heads")
+
+
+def test_units_once_gone_stay_gone(methods):
+    "The second round scores them highest; they are not taken back."
+    register_method(Method("grudge", units=lambda group, seen: (group.linears[group.consumer].weight.reshape(len(group.linears[group.consumer].weight), group.count, -1) == 0).all(2).all(0).float() + torch.arange(group.count) / 100))
+    model = model_of("bert")
+    first = []
+    masks = prune(model, method="grudge", sparsity=0.5, pattern="heads+neurons", schedule="linear", rounds=2, between=lambda model, masks: first.append(masks.units(model))).masks.units(model)
+    for key, before in first[0].items(): assert before.sum() == 3 * len(before) // 4 and masks[key].sum() == len(before) // 2 and not (masks[key] & ~before).any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kinds_have_their_own_shares(name):
+    heads = [0.5] + [0] * (len(weights_of(made(name))) - 1)
+    model = model_of(name)
+    result = prune(model, sparsity={"neurons": 0.25, "heads": heads}, pattern="heads+neurons")
+    for (block, kind), keep in result.masks.units(model).items(): assert (~keep).sum() == (16 if kind == "neurons" else len(keep) * heads[block])
+    assert result.allocation == "list"
+    for wrong, says in (({"heads": 0.5}, "heads and neurons"), ({"heads": 0.5, "neurons": [0.5]}, "entries"), ({"heads": 0.5, "neurons": 50}, "fraction"), ({"heads": "half", "neurons": 0.5}, "fraction")):
+        with pytest.raises(UsageError, match=says): prune(model_of(name), sparsity=wrong, pattern="heads+neurons")
+    for pattern in ("heads", "unstructured", "2:4"):
+        with pytest.raises(UsageError): prune(model_of(name), sparsity={"heads": 0.5, "neurons": 0.5}, pattern=pattern)
 
 
 # Scope.
@@ -304,7 +347,7 @@ def test_a_plain_module():
     data = [{"inputs": torch.randn(5, 8), "labels": torch.randint(4, (5,))} for _ in range(3)]
     linears = {f"{name}.weight" for name, module in dense.named_modules() if isinstance(module, nn.Linear)}
     assert len(linears) == 3
-    for method, request in itertools.product(ALL, (dict(sparsity=0.3), dict(sparsity=0.3, allocation="global"), dict(sparsity=0.25, allocation="row"), dict(pattern="2:4"))):
+    for method, request in itertools.product(WEIGHTS, (dict(sparsity=0.3), dict(sparsity=0.3, allocation="global"), dict(sparsity=0.25, allocation="row"), dict(pattern="2:4"))):
         model = copy.deepcopy(dense)
         result = prune(model, calibration=data, method=method, **request)
         weights = [model.get_parameter(name) for name in linears]
@@ -324,10 +367,11 @@ def same(a, b): return a.keep.keys() == b.keep.keys() and all(torch.equal(a.keep
 def test_the_seed_decides(method):
     def masks(seed):
         torch.manual_seed(99 + seed)  # the global generator must not matter
-        return prune(model_of("bert"), calibration=calibration("bert"), method=method, sparsity=0.5, seed=seed).masks
+        return prune(model_of("bert"), calibration=calibration("bert"), method=method, sparsity=0.5, seed=seed, pattern=pattern).masks
+    pattern = "unstructured" if method in WEIGHTS else "heads+neurons"
     assert same(masks(0), masks(0)) and same(masks(0), masks(1)) == (method != "random")
     state = torch.get_rng_state()
-    prune(model_of("bert"), calibration=calibration("bert"), method=method, sparsity=0.5, seed=3)
+    prune(model_of("bert"), calibration=calibration("bert"), method=method, sparsity=0.5, seed=3, pattern=pattern)
     assert torch.equal(torch.get_rng_state(), state)
 
 
