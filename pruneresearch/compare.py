@@ -7,7 +7,7 @@ __all__ = ['GROUP', 'HIGHER_IS_BETTER', 'LOG_SCALE', 'CONTROLS', 'COSTS', 'MARKS
            'higher_is_better', 'require_one_protocol', 'gate', 'require_controls', 'matched', 'Interval', 'spread',
            'mean_interval', 'outcome_mean', 'paired_outcomes', 'by_seed', 'two_way_bootstrap', 't_ends', 'hull_ends',
            'Difference', 'paired_difference', 'mean_costs', 'board_line', 'leaderboard', 'versus', 'number',
-           'with_interval', 'cell', 'budget', 'as_markdown']
+           'with_interval', 'cell', 'budget', 'as_markdown', 'signed', 'versus_markdown']
 
 # %% ../nbs/compare.ipynb #c004
 from typing import NamedTuple
@@ -422,3 +422,30 @@ def as_markdown(
         parts.append(f"**{model} on {task}**, {pattern}, {after}: {first['metric']} {arrow}, dense {dense}, {seeds} seeds\n\n"
                      + table.to_markdown(disable_numparse=True))
     return "\n\n".join(parts + [LEGEND]*legend)
+
+# %% ../nbs/compare.ipynb #c056
+def signed(
+    line,   # of `versus`
+) -> str:   # "+0.012 [−0.003, +0.027] ≈"; in percent for metrics on a logarithmic scale
+    "A difference with its interval and its verdict."
+    style = "{:+.1%}" if line["unit"] == "relative" else "{:+.3f}"
+    mean, low, high = (style.format(line[k]) for k in ("difference", "low", "high"))
+    return f"{mean} [{low}, {high}]{MARKS[line['verdict']]}"
+
+
+def versus_markdown(
+    rows: list,         # rows of experiments
+    method: str,        # the method in question
+    others=CONTROLS,    # the methods to compare it with
+    **options,          # for `paired_difference`
+) -> str:               # a table: contests × other methods; "–" where one of the two has no ranked rows
+    "Where a method beats others, where it loses, and where the rows cannot tell."
+    import pandas as pd
+    table = versus(rows, method, others, **options)
+    if table.empty: return f"No row compares {method} with {' or '.join(others)}."
+    cells = {}
+    for _, line in table.iterrows():
+        where = (f"{line['model']} on {line['task']}", line["pattern"], line["recovery"], "by block" if pd.isna(line["sparsity"]) else f"{100*line['sparsity']:.4g} %")
+        cells.setdefault(where, {})[line["against"]] = signed(line)
+    found = pd.DataFrame([dict(zip(("contest", "pattern", "recovery", "sparsity"), where)) | {f"{method} − {other}": own.get(other, "–") for other in others} for where, own in cells.items()])
+    return found.to_markdown(index=False, disable_numparse=True)

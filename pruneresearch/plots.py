@@ -35,7 +35,7 @@ def style() -> Iterator[None]:
 # %% ../nbs/plots.ipynb #c008
 METHOD_ORDER = (
     "magnitude", "wanda", "sparsegpt", "taylor", "gradient", "fisher", "gradprobe", "hebbian", "activation-change", "gumbel",
-    "fisher_weighted", "owl", "fisher-search", "hard-concrete", "structured",
+    "fisher_weighted", "owl", "fisher-search", "hard-concrete", "structured", "activation-change-post",
 )
 MARKERS, LINES = ("o", "s", "^", "D", "v", "P", "X", "<", ">"), ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
 

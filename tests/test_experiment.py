@@ -7,7 +7,8 @@ import pytest
 from pruneresearch.basics import RunError, UsageError
 from pruneresearch.bench import bench, plan, profiles_of, rows_of
 from pruneresearch.compare import leaderboard
-from pruneresearch.experiment import Config, dense_start, load_rows, row_id, run
+from pruneresearch.cli import main
+from pruneresearch.experiment import Config, dense_start, load_rows, row_id, run, run_all, save_rows, saved_rows
 
 DIGITS = dict(model="mlp", task="digits", sparsity=0.75)
 
@@ -54,7 +55,8 @@ def test_the_gate_refuses_another_dense_model(tmp_path):
 
 
 @pytest.mark.parametrize("wrong, says", [
-    (dict(recovery="pray"), "known are"), (dict(precision="float8"), "known are"), (dict(rounds=3, schedule="cubic"), "without recovery")])
+    (dict(recovery="pray"), "known are"), (dict(optimizer="adam"), "known are"), (dict(shares={"heads": [0.5]}), "either"),
+    (dict(train_examples=0), "between 1 and"), (dict(train_examples=10**6), "between 1 and"), (dict(precision="float8"), "known are"), (dict(rounds=3, schedule="cubic"), "without recovery")])
 def test_wrong_configurations(wrong, says, tmp_path):
     with pytest.raises(UsageError, match=says): run(Config(method="wanda", **DIGITS, **wrong), tmp_path)
     assert not list((tmp_path/"rows").glob("*"))
@@ -76,6 +78,53 @@ experiment.run(experiment.Config("mlp", "digits", "wanda", 0.75), {str(tmp_path)
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -signal.SIGKILL
     assert load_rows(tmp_path) == []
     assert run(Config(method="wanda", **DIGITS), tmp_path)["value"] > 0
+
+
+TINY = dict(model="tiny-bert", task="sentiment", dense_epochs=0.05, recovery_epochs=0.05, n_calibration=8)
+
+
+def test_units_are_taken_out_before_the_recovery(tmp_path):
+    shares = {"heads": [0, 0, 0.5, 0.75], "neurons": [0, 0.5, 0.5, 0.25]}
+    rows = run_all([Config(method=method, sparsity=None, shares=shares, pattern="heads+neurons", recovery="fine-tune", **TINY) for method in ("random", "magnitude", "activation-change")], tmp_path)
+    heads, neurons = (2 + 3) * (3 * (32*128 + 32) + 128*32), (128 + 128 + 64) * (128 + 1 + 128)
+    for row in rows:
+        assert row["parameters"] == row["dense_costs"]["parameters"] - heads - neurons == 691_586 - heads - neurons
+        for cost in ("macs", "inference_bytes", "bytes_dense"): assert row[cost] < row["dense_costs"][cost]
+        assert row["achieved"] == rows[0]["achieved"] and row["sparsity"] is None and row["shares"] == shares
+    board = leaderboard(rows)
+    assert board["ranked"].all() and sorted(board["rank"]) == [1, 2, 3]
+    from pruneresearch.compare import as_markdown, versus
+    assert "by block" in as_markdown(board) and "nan" not in as_markdown(board).lower()
+    assert set(versus(rows, "activation-change")["against"]) == {"random", "magnitude"}
+
+
+def test_the_student_is_pruned_and_the_dense_model_teaches(tmp_path):
+    own, student, none = (run(Config(method="magnitude", sparsity=0.5, student_epochs=epochs, recovery="distil", **TINY), tmp_path) for epochs in (None, 0.02, 0))
+    assert own["student_metrics"] is None and set(student["student_metrics"]) == set(student["dense_metrics"])
+    assert own["dense_metrics"] == student["dense_metrics"] == none["dense_metrics"] != student["student_metrics"]
+    assert len({row["protocol"] for row in (own, student, none)}) == 3 and len(list(tmp_path.glob("dense/*"))) == 3
+
+
+def test_alpha_temperature_and_training_examples_matter(tmp_path):
+    base = Config(method="magnitude", sparsity=0.5, recovery="distil", **TINY | {"recovery_epochs": 0.5})
+    from dataclasses import replace
+    rows = run_all([replace(base, **change) for change in ({}, {"alpha": 0.0}, {"temperature": 9.0}, {"optimizer": "sgd"}, {"train_examples": 800})], tmp_path)
+    assert len({row["protocol"] for row in rows}) == 5 and len({json.dumps([row["outcomes"], row["metrics"]]) for row in rows}) > 3
+
+
+def test_a_dense_model_trained_in_half_precision_passes_its_gate(tmp_path):
+    config = Config(method="magnitude", sparsity=0.5, precision="bfloat16", **TINY | {"dense_epochs": 0.3})
+    first, again = dense_start(config, tmp_path), dense_start(config, tmp_path)
+    assert first.metrics == again.metrics and first.outcomes == again.outcomes
+
+
+def test_rows_that_are_kept(tmp_path):
+    rows = [run(Config(method="wanda", **DIGITS), tmp_path)]
+    save_rows(rows, tmp_path/"a.json.gz"); save_rows(rows, tmp_path/"b.json.gz")
+    assert saved_rows(tmp_path/"a.json.gz") == rows and (tmp_path/"a.json.gz").read_bytes() == (tmp_path/"b.json.gz").read_bytes()
+    (tmp_path/"cut.json.gz").write_bytes((tmp_path/"a.json.gz").read_bytes()[:-20])
+    for name in ("cut", "missing"):
+        with pytest.raises(RunError, match="holds no rows"): saved_rows(tmp_path/f"{name}.json.gz")
 
 
 # ---- bench
@@ -130,3 +179,32 @@ def test_profiles_are_read_without_running(checkout):
 def test_rows_of_nothing(checkout):
     with pytest.raises(UsageError, match="no finished run"): rows_of("smoke", root=checkout)
     with pytest.raises(UsageError, match="no benchmark has runs"): bench(profile="tiny", root=checkout)
+
+
+def test_changes_on_the_command_line(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    assert main(["bench", "--profile", "smoke", "--set", "x=4", "--set", "name=b c", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert told.splitlines() == ["to do  divide  x=4  name='b c'", "1 runs, 1 to do; nothing was run."] and not (checkout/"runs").exists()
+    assert main(["bench", "--profile", "smoke", "--set", "x=4"]) == 0
+    assert json.loads(next((checkout/"runs"/"runs"/"divide").glob("*/result.json")).read_text())["value"] == 0.25
+    capsys.readouterr()
+    assert main(["bench", "--profile", "smoke", "--set", "x=4", "--dry-run"]) == 0 and capsys.readouterr().out.startswith("done   divide  x=4")
+    for wrong, says in ((["--set", "y=1"], "known are"), (["--set", "x"], "NAME=VALUE"), (["--set", "=1"], "NAME=VALUE")):
+        assert main(["bench", "--profile", "smoke", *wrong]) == 2 and says in capsys.readouterr().err
+
+
+def test_figures_of_a_benchmark_see_all_seeds(checkout):
+    "One run a seed; the report runs the notebook once more with all of them."
+    from pruneresearch.bench import report
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
+    cells = [("seeds = [9]\nresults = output = figures = done = None", "parameters"), ("profiles = {'smoke': [{'seeds': [0]}, {'seeds': [1]}]}", "profiles"),
+             ("from pathlib import Path\nfrom pruneresearch.basics import write_json\nwrite_json(Path(results)/'rows'/f'{seeds[0]}.json', {})\n"
+              "if figures: write_json(Path(figures)/'seeds.json', seeds)\nwrite_json(done, {'rows': [str(s) for s in seeds]})", "")]
+    for name, own in (("drawing", cells), ("leaderboard", [("a = 1", "parameters"), ("profiles = {'smoke': []}", "profiles")])):
+        nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(source, metadata={"tags": [tag] if tag else []}) for source, tag in own]), checkout/"nbs"/"benchmarks"/f"{name}.ipynb")
+    (checkout/"nbs"/"benchmarks"/"divide.ipynb").unlink()
+    bench(profile="smoke", root=checkout, say=lambda line: None)
+    assert not (checkout/"figures").exists()
+    report("smoke", root=checkout)
+    assert json.loads((checkout/"figures"/"smoke"/"seeds.json").read_text()) == [0, 1]

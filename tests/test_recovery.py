@@ -4,7 +4,7 @@ import math, signal, subprocess, sys
 import pytest
 import torch
 
-from pruneresearch.basics import RunError
+from pruneresearch.basics import RunError, UsageError
 from pruneresearch.models import load_model
 from pruneresearch.pruning import prune
 from pruneresearch.recovery import distillation_loss, last_whole_checkpoint, recover, recovery_loss
@@ -126,3 +126,41 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
         if content: (tmp_path/f"checkpoint-{step}"/"trainer_state.json").write_text(content)
     assert last_whole_checkpoint(tmp_path).endswith("checkpoint-10")
     assert last_whole_checkpoint(tmp_path/"nothing") is None
+
+
+def test_after_mixed_precision_the_model_computes_in_its_own(tmp_path):
+    "The trainer's half-precision forward must not stay: a model read back from its file says exactly the same."
+    from pruneresearch.models import save_model
+    task = load_task("sentiment")
+    model = load_model("tiny-bert", task)
+    recover(model, task, epochs=0.02, bf16=True)
+    batch = task.batches("test", model.tokenizer, batch_size=32)[0]
+    save_model(model, tmp_path/"model")
+    with torch.no_grad(): ours, read = model(**batch).logits, load_model(tmp_path/"model", task)(**batch).logits
+    assert torch.equal(ours, read) and "forward" not in model.__dict__
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16): half = model(**batch).logits.float()
+    assert not torch.equal(half, read)  # the defect would show
+
+
+def test_a_users_own_forward_comes_back(digits):
+    model, masks = pruned_mlp(digits)
+    own = lambda inputs, original=model.forward: original(inputs) * 2
+    model.forward = own
+    recover(model, digits, masks=masks, epochs=0.05, bf16=True)
+    assert model.forward is own
+
+
+def test_optimizers(digits):
+    def after(**options):
+        model, masks = pruned_mlp(digits)
+        recover(model, digits, masks=masks, epochs=0.1, **options)
+        masks.verify(model)
+        return model.layers[0].weight.detach()
+    adamw, sgd, still = after(learning_rate=1e-2), after(learning_rate=1e-2, optimizer="sgd"), after(learning_rate=1e-12, optimizer="sgd")
+    assert not torch.equal(adamw, sgd) and torch.allclose(still, pruned_mlp(digits)[0].layers[0].weight, atol=1e-6)
+    model, masks = pruned_mlp(digits)
+    own = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=0.01)
+    recover(model, digits, masks=masks, epochs=0.1, optimizer=own)
+    assert own.state and torch.allclose(model.layers[0].weight, sgd, atol=1e-3) and not torch.equal(model.layers[0].weight, pruned_mlp(digits)[0].layers[0].weight)
+    for wrong in (dict(optimizer="adam"), dict(temperature=0), dict(temperature=-1)):
+        with pytest.raises(UsageError): recover(model, digits, **wrong)
