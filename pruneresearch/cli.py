@@ -13,8 +13,8 @@ from .basics import RunError, UsageError, require_empty, whole_folder, write_jso
 
 # %% ../nbs/cli.ipynb #c005
 def _table(rows: list) -> str:
-    import pandas as pd
-    return pd.DataFrame(rows).to_string(index=False, justify="left") if rows else "(nothing)"
+    from tabulate import tabulate
+    return tabulate(rows, headers="keys", tablefmt="plain") if rows else "(nothing)"
 
 
 def list_command(args) -> str:
@@ -78,6 +78,7 @@ def prune_command(args) -> str:
     from pruneresearch.masks import STRUCTURES
     from pruneresearch.measure import evaluate_model, parameter_counts
     from pruneresearch.pruning import prune
+    from pruneresearch.recovery import check_training
     from pruneresearch.surgery import reload_plan, remove
     from pruneresearch.tasks import load_task
     if args.output: require_empty(args.output)
@@ -85,6 +86,7 @@ def prune_command(args) -> str:
         raise UsageError(f"--remove takes out whole units, and pattern {args.pattern!r} has none: add --pattern {', '.join(STRUCTURES)}, or leave --remove out.")
     request = dict(method=args.method, sparsity=_sparsity(args.sparsity) if args.sparsity else None, pattern=args.pattern, allocation=args.allocation,
                    scope=args.scope, schedule=args.schedule, rounds=args.rounds)
+    check_training(args.optimizer, args.alpha, args.temperature)
     if args.rounds > 1 and args.recovery == "none": raise UsageError("several rounds need recovery between them: add --recovery fine-tune, or leave --rounds out.")
     task = load_task(args.task, data_dir=args.data_dir)
     model = _ready_model(args, task, request)
@@ -120,10 +122,10 @@ def _write(model, masks, report: dict, output) -> None:
 def _told(report: dict, output) -> str:
     "The report in a few lines."
     lines = [f"{report['method']} · {report['pattern']} · allocation {report['allocation']}",
-             f"sparsity    {report['achieved']:.4%} of the weights in scope, {report['sparsity_all']:.2%} of all parameters"]
-    lines += [f"{name:12}{value:.4f} dense → {report['pruned'][name]:.4f} pruned" for name, value in report["dense"].items() if isinstance(value, float)]
-    if "reload" in report: lines += ["parameters  {dense:,} → {pruned:,}".format(**report["parameters"]), f"checkpoint  {report['reload']}"]
-    return "\n".join(lines + ([f"written to  {output}"] if output else []))
+             f"sparsity         {report['achieved']:.4%} of the weights in scope, {report['sparsity_all']:.2%} of all parameters"]
+    lines += [f"{name:17}{value:.4f} dense → {report['pruned'][name]:.4f} pruned" for name, value in report["dense"].items() if isinstance(value, float)]
+    if "reload" in report: lines += ["parameters       {dense:,} → {pruned:,}".format(**report["parameters"]), f"checkpoint       {report['reload']}"]
+    return "\n".join(lines + ([f"written to       {output}"] if output else []))
 
 # %% ../nbs/cli.ipynb #c009
 def evaluate_command(args) -> str:

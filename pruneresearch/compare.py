@@ -429,6 +429,7 @@ def signed(
 ) -> str:   # "+0.012 [−0.003, +0.027] ≈"; in percent for metrics on a logarithmic scale
     "A difference with its interval and its verdict."
     style = "{:+.1%}" if line["unit"] == "relative" else "{:+.3f}"
+    if np.isnan(line["low"]): return style.format(line["difference"]) + " (one seed)"
     mean, low, high = (style.format(line[k]) for k in ("difference", "low", "high"))
     return f"{mean} [{low}, {high}]{MARKS[line['verdict']]}"
 

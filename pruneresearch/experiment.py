@@ -19,7 +19,7 @@ from .masks import parse_pattern
 from .measure import evaluate_with_outcomes, inference_bytes, latency, macs, measured, parameter_counts, protocol
 from .models import load_model, save_model, tokenizer_of
 from .pruning import prune
-from .recovery import OPTIMIZERS, fine_tune, recover
+from .recovery import check_training, fine_tune, recover
 from .surgery import remove
 from .tasks import load_task
 
@@ -104,7 +104,7 @@ PRECISIONS = {"float32": {}, "bfloat16": {"bf16": True}}  # → arguments of the
 
 def _training(config: Config) -> dict:
     "What dense and recovery training share."
-    return dict(length=config.length, optimizer=config.optimizer, learning_rate=config.learning_rate, seed=config.seed, **lookup(PRECISIONS, config.precision, "precision"))
+    return dict(length=config.length, optimizer=config.optimizer, learning_rate=config.learning_rate, seed=config.seed, **PRECISIONS[config.precision])
 
 
 def _task(config: Config, data_dir):
@@ -184,11 +184,11 @@ def _protocol_fields(config: Config) -> dict:
 # %% ../nbs/experiment.ipynb #c014
 def check(
     config: Config,
-    kind: str,       # of the task
 ) -> None:
     "Refuse a configuration that cannot be run, before any work."
     if config.recovery not in RECOVERIES: raise UsageError(f"unknown recovery {config.recovery!r}: known are {', '.join(RECOVERIES)}.")
-    lookup(OPTIMIZERS, config.optimizer, "optimizer")
+    lookup(PRECISIONS, config.precision, "precision")
+    check_training(config.optimizer, config.alpha, config.temperature)
     if (config.sparsity is None) == (config.shares is None): raise UsageError("a configuration needs either a sparsity or shares by kind and block.")
     if config.rounds > 1 and config.recovery == "none": raise UsageError("several rounds without recovery between them are one round: set recovery, or rounds=1.")
 
@@ -249,8 +249,8 @@ def run(
     "Run one experiment, or find its row. The row's file appears whole or not at all."
     path = Path(root)/"rows"/f"{row_id(config)}.json"
     if path.is_file(): return read_json(path)
+    check(config)
     start = start or dense_start(config, root, data_dir, progress)
-    check(config, start.task.kind)
     model, result, pruning, recovery = _prune_and_recover(start, config, progress)
     metrics, outcomes, weights = _evaluate(model, start.task, config)
     row = _row(config, start, result, metrics, outcomes, weights, _costs(model, start, config, pruning, recovery))
@@ -259,13 +259,14 @@ def run(
 
 
 def run_all(
-    configs,                 # any number of `Config`; those of one dense start should stand together
+    configs: list,           # of `Config`; those of one dense start should stand together
     root,                    # folder of all results
     data_dir=None,           # local data, as for `load_task`
     progress: bool = False,  # show a bar
 ) -> list:                   # of rows, in the same order
     "Run experiments one after the other; a dense start is made when the first row that needs it is missing, and kept for the next."
     rows, start, made_for = [], None, None
+    for config in configs: check(config)
     for config in tqdm(configs, "experiments", disable=not progress):
         wanted = (_start_id(config), config.student_epochs, tuple(_protocol_fields(config).items()))
         if not (Path(root)/"rows"/f"{row_id(config)}.json").is_file() and wanted != made_for:

@@ -116,7 +116,7 @@ def zero_share(
 def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rounds: int, structure: Anatomy):
     "(method, sparsity, pattern, allocation name), or the `UsageError` that says why not."
     method, pattern = lookup(load_methods(), method, "method"), parse_pattern(pattern)
-    if method.units and not pattern.structured: raise UsageError(f"method {method.name!r} scores whole heads and neurons: choose pattern {', '.join(STRUCTURES)}.")
+    if method.units and not pattern.structured: raise UsageError(f"method {method.name!r} scores whole heads and neurons: choose pattern {' or '.join(STRUCTURES)}.")
     sparsity, allocation = _by_block(sparsity, pattern, structure), _plain(allocation, "allocation", str)
     default = {"unstructured": method.allocation, "n:m": "group"}.get(pattern.kind, "layer")
     listed = isinstance(sparsity, (list, dict))

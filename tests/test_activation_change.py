@@ -271,9 +271,13 @@ def test_the_recipe_from_two_files(tmp_path):
     assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows[2:]]
 
 
-def test_the_model_file_must_fit(tmp_path):
+def test_the_model_file_must_fit(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="hidden_size 512"): fine_tune_and_evaluate({"hidden_size": 512, "attention_sizes": 1}, {"train_examples": 32})
     with pytest.raises(UsageError, match="classification"): fine_tune_and_evaluate({"attention_sizes": 1}, {"task": "pydocs"})
+    def never(*_, **__): raise AssertionError("trained before the request was checked")
+    monkeypatch.setattr("pruneresearch.methods.activation_change.recover", never)
+    for wrong, says in ((dict(attention_thresholds=[0.5]), "4 blocks"), (dict(), "no rule"), (dict(attention_sizes=9), "between 1 and 4"), (dict(attention_sizes=1, passes=1), "two passes"), (dict(attention_sizes=1, activation="mid"), "known are")):
+        with pytest.raises(UsageError, match=says): fine_tune_and_evaluate(wrong, {})
     (tmp_path/"broken.json").write_text('{"a": ')
     with pytest.raises(RunError, match="line 1"): fine_tune_and_evaluate(tmp_path/"broken.json", {})
 

@@ -298,6 +298,7 @@ def fine_tune_and_evaluate(
     "Track, prune, fine-tune and evaluate, beside the unpruned model trained alike. Raises `UsageError` for settings that do not fit."
     model_config, config = settings(model_config, MODEL_SETTINGS, "model configuration"), settings(config, RUN_SETTINGS, "run configuration")
     task, rows = _task(config), []
+    _check_rules(model_config, _unpruned(model_config, config, task, seed=0))
     for seed in config["seeds"]:
         for name, make in (("unpruned", _unpruned), ("pruned", _pruned)):
             set_seed(seed)
@@ -325,6 +326,13 @@ def _unpruned(model_config: dict, config: dict, task, seed: int) -> nn.Module:
         if model_config[name] not in (None, found := getattr(model.config, name, None)):
             raise UsageError(f"the model configuration says {name} {model_config[name]}, {model_config['model_path']!r} has {found}: correct one of them.")
     return model
+
+
+def _check_rules(model_config: dict, model: nn.Module) -> None:
+    "Raise what pruning would raise, before anything is trained."
+    lookup(dict.fromkeys(ACTIVATIONS), model_config["activation"], "activation")
+    if not isinstance(model_config["passes"], int) or model_config["passes"] < 2: raise UsageError(f"a change needs two passes at least, got {model_config['passes']}.")
+    unit_masks_by_rule(model, {(group.block, group.kind): torch.ones(group.count) for group in anatomy(model).groups}, model_config)
 
 
 def _pruned(model_config: dict, config: dict, task, seed: int) -> nn.Module:
