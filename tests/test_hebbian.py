@@ -1,15 +1,17 @@
 "Hebbian scoring: each defect of circulating implementations is built here, shown to fail the check, and absent from ours."
 import copy
+from dataclasses import replace
 
 import pytest, torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
+from transformers import TrainerCallback
 
 from architectures import ARCHITECTURES, DECODERS, batch
 from pruneresearch.anatomy import anatomy
 from pruneresearch.basics import UsageError
-from pruneresearch.measure import parameter_counts
+from pruneresearch.measure import evaluate_model, parameter_counts
 from pruneresearch.methods.hebbian import importance_masks
 from pruneresearch.models import SimpleMLP, load_model
 from pruneresearch.pruning import prune
@@ -108,6 +110,41 @@ def test_dense_bytes_stay_and_sparse_bytes_shrink(digits):
     gone = sum(round(0.4 * linear.weight.numel()) for linear in linears.values())
     assert pruned["bytes_sparse"] == dense["bytes_dense"] - 4 * gone + sum(-(-linear.weight.numel() // 8) for linear in linears.values())
     assert pruned["nonzero"] == dense["nonzero"] - gone and weights > gone
+
+
+class Rates(TrainerCallback):
+    "Learning rates, step by step."
+    def __init__(self): self.seen = []
+    def on_step_end(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs): self.seen.append(lr_scheduler.get_last_lr()[0])
+
+
+def test_the_warm_up_is_shorter_than_the_run(digits):
+    "However short the run: the peak is reached after a tenth of it, and the last step is small."
+    task, model, linears, scores = digits
+    for epochs in (0.3, 2):
+        ours, defect = Rates(), Rates()
+        steps = recover(copy.deepcopy(model), task, epochs=epochs, learning_rate=1e-3, callbacks=[ours])["steps"]
+        recover(copy.deepcopy(model), task, epochs=epochs, learning_rate=1e-3, callbacks=[defect], warmup_steps=500)  # the defect
+        assert len(ours.seen) == steps < 500
+        assert max(ours.seen) == pytest.approx(1e-3, rel=0.2) and ours.seen.index(max(ours.seen)) <= max(1, 0.15 * steps) and ours.seen[-1] < 0.3e-3
+        assert max(defect.seen) < 0.5e-3 and defect.seen == sorted(defect.seen)  # never warm
+
+
+def test_nothing_is_chosen_on_the_reported_split(digits):
+    "Scoring, pruning and distilling work without a reported split; a recipe that picks its best epoch on it does not."
+    task, model, linears, scores = digits
+    class Blind(dict):
+        def __getitem__(self, name):
+            if name == "test": raise AssertionError("the reported split was read")
+            return super().__getitem__(name)
+    blind = replace(task, splits=Blind(task.splits), _memo={})
+    teacher = copy.deepcopy(model)
+    result = prune(model, blind, method="hebbian", sparsity=0.4, schedule="cubic", rounds=2, n_calibration=64,
+                   between=lambda model, masks: recover(model, blind, masks=masks, teacher=teacher, epochs=0.1))
+    recover(model, blind, masks=result.masks, teacher=teacher, epochs=0.1)
+    with pytest.raises(AssertionError, match="reported split"): max((evaluate_model(model, blind)["accuracy"] for _ in range(3)))  # the defect: best epoch by the reported split
+    rows = lambda split: {tuple(map(float, vector)) for vector in task.splits[split]["vector"]}
+    assert not rows("selection") & rows("test") and not rows("train") & rows("test")
 
 
 def test_bert_base_arithmetic():
