@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from . import basics
 from .basics import RunError, UsageError, fingerprint, lookup, read_json, whole_file, whole_folder, write_json
 from .masks import parse_pattern

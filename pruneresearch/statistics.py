@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import nn, Tensor
 from torch.nn import functional as F
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .basics import RunError, UsageError
 from .models import example_losses, forward, to_device
 
