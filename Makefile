@@ -36,6 +36,7 @@ test: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/build.py site
 
+readme: export PYTHONWARNINGS = ignore
 readme: $(READY)
 	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace nbs/benchmarks/report.ipynb nbs/index.ipynb
 	$(BIN)/nbdev_clean
