@@ -222,7 +222,7 @@ CHANGE = register_method(Method("activation-change", units=lambda group, seen: c
 CHANGE_POST = register_method(Method("activation-change-post", units=lambda group, seen: change_score(group, seen, "post"), needs=("change",),
     formula="|a_t − a_{t−1}|", source="the same behind the activation function"))
 
-# %% ../../nbs/methods/activation_change.ipynb #c032
+# %% ../../nbs/methods/activation_change.ipynb #c033
 OPTIMIZER_TYPES = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 OPTIMIZER_SETTINGS = {"type": "AdamW", "lr": 5e-5, "weight_decay": 0.01, "momentum": 0.0}
 RUN_SETTINGS = {"task": "sentiment", "epochs": 3, "batch_size": 16, "max_length": None, "learning_rate": None, "optimizer": {}, "seeds": [42],
@@ -261,7 +261,7 @@ def set_seed(
     import transformers
     transformers.set_seed(seed)
 
-# %% ../../nbs/methods/activation_change.ipynb #c035
+# %% ../../nbs/methods/activation_change.ipynb #c036
 class ResourceLogger(TrainerCallback):
     "A callback of `transformers.Trainer`: `summary` holds seconds, examples_per_second and peak_bytes (increase) of the last training run."
     def __init__(self): self.summary, self._watch = {}, ExitStack()
@@ -275,7 +275,7 @@ class ResourceLogger(TrainerCallback):
         examples = state.global_step * args.train_batch_size * args.gradient_accumulation_steps
         self.summary = dict(seconds=self._phase.seconds, examples_per_second=examples / self._phase.seconds, peak_bytes=self._phase.peak_bytes)
 
-# %% ../../nbs/methods/activation_change.ipynb #c036
+# %% ../../nbs/methods/activation_change.ipynb #c037
 def measure_model(
     model: nn.Module,  # fine-tuned, without hooks
     task,              # a classification `Task`
@@ -308,7 +308,7 @@ def fine_tune_and_evaluate(
             rows.append({"seed": seed, "model": name, **measure_model(model, task, config["max_length"]), **{f"training_{k}": v for k, v in logger.summary.items()}})
     return rows
 
-# %% ../../nbs/methods/activation_change.ipynb #c037
+# %% ../../nbs/methods/activation_change.ipynb #c038
 def _task(config: dict):
     from dataclasses import replace
     from datasets import DatasetDict
