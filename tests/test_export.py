@@ -75,7 +75,7 @@ def test_command_line(tmp_path, capsys):
     assert main(["prune", "--model", "tiny-llama", "--task", text, "--pattern", "heads", "--sparsity", "0.5", "--remove", "--length", "64", "--output", str(out)]) == 0
     told = capsys.readouterr()
     assert told.err == "pruneresearch: the smaller model reloads with from_pretrained: the configuration states these sizes.\n"
-    assert "checkpoint  reloads with from_pretrained" in told.out and "1,049,728 → " in told.out
+    assert "checkpoint reloads with from_pretrained" in " ".join(told.out.split()) and "1,049,728 → " in told.out
     assert main(["evaluate", "--model", str(out), "--task", text, "--length", "64"]) == 0
     assert "certificate         reloaded with from_pretrained in a fresh process" in capsys.readouterr().out
     assert main(["export", "--model", str(out), "--format", "sparse", "--output", str(tmp_path/"sparse")]) == 0
