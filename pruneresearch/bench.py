@@ -88,7 +88,7 @@ def plan(
     runs = [_run(name, path, parameters | (changes or {}), Path(results)) for name, path in chosen.items() for parameters in profiles_of(path).get(profile, [])]
     return list({run.folder: run for run in runs}.values())
 
-
+# %% ../nbs/bench.ipynb #c009
 def parameters_of(
     notebook: Path,  # a benchmark notebook
 ) -> tuple:          # names that the cell tagged `parameters` assigns
@@ -103,7 +103,7 @@ def _run(name: str, path: Path, parameters: dict, results: Path) -> Run:
     sources = ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code" and "profiles" not in cell["metadata"].get("tags", [])]
     return Run(name, path, parameters, results/"runs"/name/fingerprint([sources, parameters], 12))
 
-# %% ../nbs/bench.ipynb #c010
+# %% ../nbs/bench.ipynb #c011
 def _environment(jobs: int) -> dict:
     "Share the cores between jobs, unless the user has decided; a run works in another folder, so paths become absolute."
     each = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -144,7 +144,7 @@ def _reason(log: Path, code: int) -> str:
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return (lines[-1] if lines else "no output")[:300] + (f" (exit code {code})" if code else " (no result.json was written)")
 
-# %% ../nbs/bench.ipynb #c012
+# %% ../nbs/bench.ipynb #c013
 def bench(
     names=(),               # benchmarks; empty: all that have the profile
     profile: str = "tiny",  # of `PROFILES`
@@ -177,7 +177,7 @@ def _line(outcome: list, total: int, seconds: float) -> str:
     reason = f": {last['reason']}" if last["reason"] else ""
     return f"[{len(outcome)}/{total}] {seconds:5.0f} s  {last['status']:7} {last['run']} ({last['seconds']:.0f} s){reason}"
 
-# %% ../nbs/bench.ipynb #c014
+# %% ../nbs/bench.ipynb #c015
 def rows_of(
     profile: str,   # of `PROFILES`
     results=None,   # folder of all results; None: runs/ in the checkout
@@ -190,21 +190,21 @@ def rows_of(
     if not ids: raise UsageError(f"no finished run of profile {profile!r} under {os.path.relpath(results)!r}: run pruneresearch bench --profile {profile} first.")
     return [read_json(results/"rows"/f"{i}.json") for i in dict.fromkeys(ids)]
 
-
+# %% ../nbs/bench.ipynb #c016
 def _figure_runs(profile: str, results: Path, output: Path, root) -> list:
     "Benchmarks that draw figures of their own, once more with all seeds at once: every row is there already."
     runs = []
     for name, path in list_benchmarks(root).items():
-        done = [run for run in plan([name], profile, results, root) if run.done]
-        if "figures" not in parameters_of(path) or not done: continue
-        same = {fingerprint({**run.parameters, "seeds": None}): run.parameters for run in done}
-        seeds = {key: sorted({s for run in done if fingerprint({**run.parameters, "seeds": None}) == key for s in run.parameters["seeds"]}) for key in same}
-        for i, (key, parameters) in enumerate(same.items()):
-            folder = output if i == 0 else output/f"{name}-{i + 1}"
-            runs.append(Run(name, path, {**parameters, "seeds": seeds[key], "figures": str(folder.resolve())}, results/"runs"/"report"/f"{profile}-{name}-{i + 1}"))
+        if "figures" not in parameters_of(path): continue
+        merged = {}  # parameters without their seeds → parameters with the seeds of all finished runs
+        for run in plan([name], profile, results, root):
+            if run.done: merged.setdefault(fingerprint({**run.parameters, "seeds": None}), {**run.parameters, "seeds": []})["seeds"].extend(run.parameters["seeds"])
+        for i, parameters in enumerate(merged.values(), 1):
+            folder = output if i == 1 else output/f"{name}-{i}"
+            runs.append(Run(name, path, {**parameters, "seeds": sorted(set(parameters["seeds"])), "figures": str(folder.resolve())}, results/"runs"/"report"/f"{profile}-{name}-{i}"))
     return runs
 
-
+# %% ../nbs/bench.ipynb #c017
 def report(
     profile: str = "tiny",  # of `PROFILES`
     results=None,           # folder of all results; None: runs/ in the checkout

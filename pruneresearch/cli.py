@@ -61,7 +61,7 @@ def _announce(model, request: dict) -> None:
     plan = "reloads as the scores decide: the blocks may end with different widths" if by_scores else reload_plan(model, widths_for(model, request["sparsity"], request["pattern"]))
     print(f"pruneresearch: the smaller model {plan}.", file=sys.stderr)
 
-
+# %% ../nbs/cli.ipynb #c007
 def _recovered(model, task, masks, args, teacher) -> None:
     from pruneresearch.recovery import recover
     recover(model, task, masks=masks, teacher=teacher, epochs=args.recovery_epochs / args.rounds, alpha=args.alpha, temperature=args.temperature, **_training(args))
@@ -71,7 +71,7 @@ def _training(args) -> dict:
     "What all training of a command shares."
     return dict(length=args.length, optimizer=args.optimizer, learning_rate=args.learning_rate, seed=args.seed, progress=args.progress)
 
-# %% ../nbs/cli.ipynb #c007
+# %% ../nbs/cli.ipynb #c008
 def prune_command(args) -> str:
     "Load, (fine-tune,) prune, (recover, remove,) evaluate, save."
     import copy
@@ -102,7 +102,7 @@ def prune_command(args) -> str:
     if args.output: _write(model, result.masks, report, args.output)
     return json.dumps(report, indent=1) if args.json else _told(report, args.output)
 
-# %% ../nbs/cli.ipynb #c008
+# %% ../nbs/cli.ipynb #c009
 def _report(args, task, result, dense: dict, pruned: dict) -> dict:
     "What happened, as a plain dictionary."
     return dict(model=args.model, task=task.name, method=result.method, pattern=result.pattern, allocation=result.allocation, seed=args.seed, recovery=args.recovery,
@@ -127,7 +127,7 @@ def _told(report: dict, output) -> str:
     if "reload" in report: lines += ["parameters       {dense:,} → {pruned:,}".format(**report["parameters"]), f"checkpoint       {report['reload']}"]
     return "\n".join(lines + ([f"written to       {output}"] if output else []))
 
-# %% ../nbs/cli.ipynb #c009
+# %% ../nbs/cli.ipynb #c010
 def evaluate_command(args) -> str:
     "Metrics of a model on the reported split of a task."
     from pruneresearch.checkpoints import open_model
@@ -148,7 +148,7 @@ def _certified(certificate: dict) -> str:
     return (f"reloaded with {certificate['loader']} in a fresh process: outputs differ by {certificate['largest_difference']:.1e} "
             f"(at most {certificate['tolerance']:.1e} allowed; torch {certificate['torch']}, transformers {certificate['transformers']})")
 
-# %% ../nbs/cli.ipynb #c010
+# %% ../nbs/cli.ipynb #c011
 FORMATS = ("dense", "sparse", "onnx")
 
 
@@ -170,7 +170,7 @@ def export_command(args) -> str:
     told = _certified(found["certificate"]) if args.format != "onnx" else f"ONNX Runtime {found['onnxruntime']} and the model differ by {found['largest_difference']:.1e} (largest output {found['largest_output']:.3g})"
     return f"{args.format:12}{written:,} bytes of weights (dense: {dense:,})\ncertificate {told}\nwritten to  {args.output}"
 
-# %% ../nbs/cli.ipynb #c011
+# %% ../nbs/cli.ipynb #c012
 def bench_command(args) -> str:
     "Run benchmark notebooks; exit code 1 where one failed."
     from pruneresearch.bench import bench
@@ -183,7 +183,7 @@ def bench_command(args) -> str:
         raise RunError(f"{len(failed)} of {len(outcome)} runs failed; run the same command again to resume:\n{listing}")
     return f"{len(outcome)} runs finished, {sum(r['status'] == 'skipped' for r in outcome)} of them before."
 
-
+# %% ../nbs/cli.ipynb #c013
 def _changes(words) -> dict:
     "NAME=VALUE words as a dictionary; what Python does not read as a value is text."
     import ast
@@ -209,7 +209,7 @@ def report_command(args) -> str:
     from pruneresearch.bench import report
     return report(args.profile, args.results, args.output)
 
-# %% ../nbs/cli.ipynb #c013
+# %% ../nbs/cli.ipynb #c015
 def _add_common(parser) -> None:
     "What prune and evaluate share."
     parser.add_argument("--model", required=True, help="embedded name, local folder or hub id")
@@ -241,7 +241,7 @@ def _add_prune(parser) -> None:
     parser.add_argument("--remove", action="store_true", help="take pruned heads and neurons out: a really smaller model")
     parser.add_argument("--output", help="new or empty folder for checkpoint, masks and report")
 
-# %% ../nbs/cli.ipynb #c014
+# %% ../nbs/cli.ipynb #c016
 def _add_bench(parser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmark notebooks (default: all)")
     parser.add_argument("--profile", default="tiny", help="smoke, tiny, small or paper")
@@ -282,7 +282,7 @@ COMMANDS = {  # name → (function, adds its arguments, help)
     "report": (report_command, _add_report, "rows → tables and figures"),
 }
 
-# %% ../nbs/cli.ipynb #c015
+# %% ../nbs/cli.ipynb #c017
 class _Parser(argparse.ArgumentParser):
     "One sentence instead of a usage block."
     def error(self, message):
@@ -301,7 +301,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
     return top
 
-# %% ../nbs/cli.ipynb #c017
+# %% ../nbs/cli.ipynb #c019
 def _explain(error: BaseException) -> tuple:  # (exit code, sentence)
     "What an exception means to the user."
     if isinstance(error, UsageError): return 2, str(error)

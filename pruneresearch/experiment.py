@@ -21,7 +21,7 @@ from .models import load_model, save_model, tokenizer_of
 from .pruning import prune
 from .recovery import check_training, fine_tune, recover
 from .surgery import remove
-from .tasks import load_task
+from .tasks import first_examples, load_task
 
 # %% ../nbs/experiment.ipynb #c005
 @dataclass(frozen=True)
@@ -107,16 +107,6 @@ def _training(config: Config) -> dict:
     return dict(length=config.length, optimizer=config.optimizer, learning_rate=config.learning_rate, seed=config.seed, **PRECISIONS[config.precision])
 
 
-def _task(config: Config, data_dir):
-    "The task, with as much of its train split as the configuration wants."
-    task = load_task(config.task, data_dir=data_dir)
-    if config.train_examples is None: return task
-    from datasets import DatasetDict
-    if not 0 < config.train_examples <= len(task.splits["train"]):
-        raise UsageError(f"train_examples must be between 1 and the {len(task.splits['train']):,} that {config.task!r} has, got {config.train_examples}.")
-    return replace(task, splits=DatasetDict(task.splits | {"train": task.splits["train"].shuffle(seed=0).select(range(config.train_examples))}), _memo={})
-
-
 def _trains(task) -> bool: return task.kind != "language-modelling" and "vector" not in task.inputs
 
 # %% ../nbs/experiment.ipynb #c011
@@ -135,7 +125,7 @@ def dense_start(
 
 def _trained_start(config: Config, root, data_dir, progress: bool) -> Start:
     "One model: from its folder, or trained now."
-    task = _task(config, data_dir)
+    task = first_examples(load_task(config.task, data_dir=data_dir), config.train_examples)
     folder = Path(root)/"dense"/_start_id(config)
     stored = read_json(folder/"dense.json") if (folder/"dense.json").is_file() else None
     model = load_model(folder/"model" if stored and _trains(task) else config.model, task, seed=config.seed)
@@ -274,7 +264,7 @@ def run_all(
         rows.append(run(config, root, start, data_dir))
     return rows
 
-
+# %% ../nbs/experiment.ipynb #c017
 def load_rows(
     root,        # folder of all results
     ids=None,    # only these
@@ -283,7 +273,7 @@ def load_rows(
     paths = sorted((Path(root)/"rows").glob("*.json"))
     return [read_json(path) for path in paths if ids is None or path.stem in ids]
 
-# %% ../nbs/experiment.ipynb #c018
+# %% ../nbs/experiment.ipynb #c019
 def save_rows(
     rows: list,  # of experiments
     path,        # of the file, .json.gz

@@ -342,7 +342,7 @@ def require_units_left(structure: Anatomy, sparsity, kind: str, allocation: str)
     total, blocks = sum(getattr(block, kind).count for block in structure.blocks), len(structure.blocks)
     if count_pruned(sparsity, total) > total - blocks: raise UsageError(f"sparsity {sparsity} would leave a block without {kind}: at most {total - blocks} of {total} can go.")
 
-
+# %% ../nbs/masks.ipynb #c045
 def _units_of_kind(ranked: dict, structure: Anatomy, sparsity, kind: str, allocation: str) -> dict:
     "Which units of one kind stay, by (block, kind)."
     require_units_left(structure, sparsity, kind, allocation)
@@ -364,7 +364,7 @@ def select_units(
     chosen = [_units_of_kind(ranked, structure, share, kind, allocation) for kind, share in by_kind(sparsity, pattern).items()]
     return Masks.from_units(structure, {key: keep for part in chosen for key, keep in part.items()})
 
-
+# %% ../nbs/masks.ipynb #c046
 def select(
     scores: dict,          # parameter name → (out, in) scores, one per linear in scope
     structure: Anatomy,    # of the model, with the same scope

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOKENS_AT_ONCE', 'MEASURES', 'HOOKS', 'check_fit', 'check_output', 'evaluating', 'outputs_of', 'like_lengths',
-           'predicted', 'measure_classification', 'measure_regression', 'measure_language_modelling',
+           'predicted', 'macro_metrics', 'measure_classification', 'measure_regression', 'measure_language_modelling',
            'measure_question_answering', 'window_length', 'protocol', 'evaluate_with_outcomes', 'evaluate_model',
            'parameter_counts', 'macs', 'inference_bytes', 'require_no_hooks', 'latency', 'Phase', 'watched_memory',
            'watched_cuda', 'measured']
@@ -95,6 +95,14 @@ def predicted(
     return tuple(list(column) for column in zip(*(found[i] for i in range(len(rows)))))
 
 # %% ../nbs/measure.ipynb #c013
+def macro_metrics(
+    predictions: list, references: list,  # classes, by number
+) -> dict:                                # f1, precision
+    "Means over the classes."
+    from pruneresearch.metrics import load_metric
+    return {name: load_metric(name).compute(predictions=predictions, references=references, average="macro")[name] for name in ("f1", "precision")}
+
+
 def measure_classification(model, task, split, tokenizer, length, batch_size):
     "The task's metrics of the predicted classes, and F1 and precision as means over classes; outcomes 1 (right) and 0 (wrong) when accuracy is the main metric."
     from pruneresearch.metrics import load_metric
@@ -103,7 +111,7 @@ def measure_classification(model, task, split, tokenizer, length, batch_size):
     for name in task.metrics:
         how = {"average": "macro"} if name in ("f1", "precision", "recall") and len(task.labels) > 2 else {}
         metrics |= load_metric(name).compute(predictions=predictions, references=references, **how)
-    for name in ("f1", "precision"): metrics |= {f"macro_{name}": load_metric(name).compute(predictions=predictions, references=references, average="macro")[name]}
+    metrics |= {f"macro_{name}": value for name, value in macro_metrics(predictions, references).items()}
     right = [int(p == r) for p, r in zip(predictions, references)]
     return metrics, right if task.metric == "accuracy" else None, None
 

@@ -12,14 +12,14 @@ __all__ = ['SELECTION_SHARE', 'SELECTION_LIMIT', 'SELECTION_SEED', 'SIZES', 'LEN
            'read_table', 'find', 'Glue', 'label_value', 'read_glue', 'local_glue', 'read_squad', 'checked_squad',
            'local_squad', 'wikitext_rows', 'local_wikitext', 'json_documents', 'local_c4', 'local_text', 'hub_answers',
            'cache_only', 'from_hub', 'hub_glue', 'hub_squad', 'hub_wikitext', 'hub_c4', 'Recipe', 'list_tasks',
-           'data_root', 'raw_splits', 'load_task', 'task_fingerprint']
+           'data_root', 'raw_splits', 'load_task', 'first_examples', 'task_fingerprint']
 
-# %% ../nbs/tasks.ipynb #c003
+# %% ../nbs/tasks.ipynb #c004
 import gzip, hashlib, json, os, random, re, zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -27,7 +27,7 @@ import torch
 from . import corpora
 from .basics import RunError, UsageError, fingerprint, lookup, read_json
 
-# %% ../nbs/tasks.ipynb #c006
+# %% ../nbs/tasks.ipynb #c007
 @dataclass(eq=False)
 class Task:
     "Three splits of data, and what it takes to turn them into model inputs and one number."
@@ -68,7 +68,7 @@ class Task:
         "A hash of the data, see `task_fingerprint`."
         return task_fingerprint(self)
 
-# %% ../nbs/tasks.ipynb #c008
+# %% ../nbs/tasks.ipynb #c009
 SELECTION_SHARE, SELECTION_LIMIT, SELECTION_SEED = 0.1, 2000, 0
 
 
@@ -93,7 +93,7 @@ def pick(
     "Some rows of a table of columns."
     return {name: [values[i] for i in indices] for name, values in columns.items()}
 
-# %% ../nbs/tasks.ipynb #c010
+# %% ../nbs/tasks.ipynb #c011
 def as_splits(
     name: str,    # of the task, for messages
     raw: dict,    # "train", "test" and perhaps "selection" → columns
@@ -109,7 +109,7 @@ def as_splits(
             raise RunError(f"the {split} split of {name!r} is empty: the data have too few rows to be split; give more of them.")
     return DatasetDict({split: Dataset.from_dict(raw[split]) for split in ("train", "selection", "test")})
 
-# %% ../nbs/tasks.ipynb #c012
+# %% ../nbs/tasks.ipynb #c013
 SIZES = {"test": (2000, 3), "selection": (1000, 2), "train": (8000, 1)}  # rows and seed
 
 
@@ -128,7 +128,7 @@ def sentence_splits(
         splits[split] = {column: [row[column] for row in rows] for column in rows[0]}
     return splits
 
-# %% ../nbs/tasks.ipynb #c014
+# %% ../nbs/tasks.ipynb #c015
 def digit_splits() -> dict:  # split → columns "vector" (64 float32 in 0 … 1) and "label"
     "Handwritten digits, split by class shares: a fifth for the test, a tenth of the rest for selection."
     from sklearn.datasets import load_digits
@@ -149,7 +149,7 @@ def document_splits(
     for document in documents: splits[corpora.stable_split(document)]["text"].append(document)
     return splits
 
-# %% ../nbs/tasks.ipynb #c017
+# %% ../nbs/tasks.ipynb #c018
 LENGTHS = {"classification": 128, "regression": 128, "question-answering": 384, "language-modelling": 2048}
 
 
@@ -174,7 +174,7 @@ def encode_vectors(task, rows, tokenizer, length):
     "Vectors are model inputs already."
     return {"inputs": list(rows.with_format("numpy")["vector"]), "labels": list(rows["label"])}
 
-# %% ../nbs/tasks.ipynb #c019
+# %% ../nbs/tasks.ipynb #c020
 def token_stream(
     task: Task, rows, tokenizer,
 ) -> torch.Tensor:  # all token ids of the joined documents
@@ -198,7 +198,7 @@ def encode_windows(task, rows, tokenizer, length):
         raise UsageError(f"the text has {len(tokens)} tokens, less than one window of {length}: ask for a length of at most {len(tokens)}.")
     return window_columns(tokens[:count * length].view(count, length))
 
-# %% ../nbs/tasks.ipynb #c021
+# %% ../nbs/tasks.ipynb #c022
 def answer_span(
     offsets: list,  # per token, (start, end) in the context; (-1, -1) outside it
     answers: dict,  # "text" and "answer_start", lists
@@ -231,7 +231,7 @@ def encode_questions(task, rows, tokenizer, length):
     return {**encoded, "start_positions": [s for s, _ in spans], "end_positions": [e for _, e in spans],
             "example": [ids[e] for e in example], "offsets": places}
 
-# %% ../nbs/tasks.ipynb #c023
+# %% ../nbs/tasks.ipynb #c024
 CHUNK = 10_000  # rows that are encoded at a time: Python lists of a whole large split would fill the memory
 ENCODERS = {"classification": encode_texts, "regression": encode_texts, "question-answering": encode_questions, "language-modelling": encode_windows}
 
@@ -270,7 +270,7 @@ def encode(
     if key not in task._memo: task._memo[key] = encode_rows(task, rows, tokenizer, length)
     return task._memo[key]
 
-# %% ../nbs/tasks.ipynb #c025
+# %% ../nbs/tasks.ipynb #c026
 def tokenizer_hash(
     tokenizer,  # of transformers, or None
 ) -> str:       # 16 hexadecimal digits, "none" without tokenizer
@@ -281,7 +281,7 @@ def tokenizer_hash(
     rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
     return fingerprint([rules, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}])
 
-# %% ../nbs/tasks.ipynb #c027
+# %% ../nbs/tasks.ipynb #c028
 BATCH_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "inputs", "labels", "start_positions", "end_positions")
 
 
@@ -321,7 +321,7 @@ def batched(
     chunks = (encoded[i:min(i + batch_size, count)] for i in range(0, count, batch_size))
     return [collate([dict(zip(chunk, values)) for values in zip(*chunk.values())]) for chunk in chunks]
 
-# %% ../nbs/tasks.ipynb #c030
+# %% ../nbs/tasks.ipynb #c031
 def random_windows(
     tokens: torch.Tensor,  # (tokens,)
     n: int,
@@ -333,7 +333,7 @@ def random_windows(
         raise UsageError(f"the training text has {len(tokens)} tokens, less than one window of {length}: ask for a length of at most {len(tokens)}.")
     return torch.stack([tokens[start:start + length] for start in (rng.randrange(len(tokens) - length + 1) for _ in range(n))])
 
-# %% ../nbs/tasks.ipynb #c032
+# %% ../nbs/tasks.ipynb #c033
 def calibration_rows(
     task: Task,
     tokenizer=None,
@@ -365,7 +365,7 @@ def answer_windows(
         if example not in best or start and not features[best[example]]["start_positions"]: best[example] = i
     return features.select(list(best.values()))
 
-# %% ../nbs/tasks.ipynb #c034
+# %% ../nbs/tasks.ipynb #c035
 def best_span(
     start: np.ndarray,  # (tokens,) start logits of one window
     end: np.ndarray,    # (tokens,) end logits
@@ -401,7 +401,7 @@ def answers(
     texts = contexts(task, best)
     return [{"id": key, "prediction_text": "" if key in silent else texts[key][a:b]} for key, (_, a, b) in best.items()]
 
-# %% ../nbs/tasks.ipynb #c035
+# %% ../nbs/tasks.ipynb #c036
 def contexts(
     task: Task,
     wanted,     # ids of questions
@@ -419,7 +419,7 @@ def references(
     truth = {i: a for rows in task.splits.values() for i, a in zip(rows["id"], rows["answers"]) if i in wanted}
     return [{"id": i, "answers": truth[i]} for i in wanted]
 
-# %% ../nbs/tasks.ipynb #c039
+# %% ../nbs/tasks.ipynb #c040
 def read_lines(
     path,  # a UTF-8 text file, perhaps gzipped
 ) -> Iterator:  # (line number from 1, the line without its end); raises `RunError`
@@ -434,7 +434,7 @@ def read_lines(
         raise RunError(f"{str(path)!r} cannot be read after line {number}: {error}.") from None
     if not number: raise RunError(f"{str(path)!r} is empty: fetch the file again.")
 
-# %% ../nbs/tasks.ipynb #c040
+# %% ../nbs/tasks.ipynb #c041
 def read_table(
     path,               # a tab-separated file
     wanted: tuple,      # the columns to keep
@@ -454,7 +454,7 @@ def read_table(
     if not rows: raise RunError(f"{str(path)!r} has no rows after its header.")
     return rows, skipped
 
-# %% ../nbs/tasks.ipynb #c041
+# %% ../nbs/tasks.ipynb #c042
 def find(
     root,    # a folder
     *names,  # paths below it, in order of preference; "." is the folder itself
@@ -467,7 +467,7 @@ def find(
             found = next((child for child in inside if child.name.lower() == part.lower()), None)
         if found is not None: return found
 
-# %% ../nbs/tasks.ipynb #c043
+# %% ../nbs/tasks.ipynb #c044
 @dataclass(frozen=True)
 class Glue:
     "Where the parts of one GLUE task are."
@@ -500,7 +500,7 @@ GLUE = {
     "rte": Glue("RTE", PAIR, (*PAIR, "label"), ("entailment", "not_entailment")),
 }
 
-# %% ../nbs/tasks.ipynb #c044
+# %% ../nbs/tasks.ipynb #c045
 def label_value(
     text: str,      # as it stands in the file
     labels: tuple,  # names of the classes; () for a score
@@ -516,7 +516,7 @@ def label_value(
     if text not in known: raise RunError(f"{place}: the label {text!r} is none of {', '.join(known)}.")
     return known[text]
 
-# %% ../nbs/tasks.ipynb #c046
+# %% ../nbs/tasks.ipynb #c047
 def read_glue(
     entry: Glue,
     path,        # one file of the task
@@ -545,7 +545,7 @@ def local_glue(
                         "notes": f"{train.name} and {test.name}" + (f"; {dropped} damaged rows left out" if dropped else "")}
     if folder: raise RunError(f"{str(folder)!r} lacks a pair of files for {name}: expected {' or '.join(' with '.join(p) for p in entry.files)}.")
 
-# %% ../nbs/tasks.ipynb #c050
+# %% ../nbs/tasks.ipynb #c051
 def read_squad(
     path,     # a JSON file
     version,  # "1.1" (every question has an answer) or "2.0"
@@ -578,7 +578,7 @@ def checked_squad(
     if version == "2.0" and not silent: raise RunError(f"{str(path)!r}: every question has an answer; load the file as 'squad'.")
     return columns
 
-# %% ../nbs/tasks.ipynb #c051
+# %% ../nbs/tasks.ipynb #c052
 def local_squad(
     version: str,  # "1.1" or "2.0"
     root: Path,    # the data folder, or the JSON file itself
@@ -597,7 +597,7 @@ def local_squad(
     if folder != root:
         raise RunError(f"{str(folder)!r} holds {len(files)} JSON files: expected train-v{version}.json with dev-v{version}.json, or a single file.")
 
-# %% ../nbs/tasks.ipynb #c053
+# %% ../nbs/tasks.ipynb #c054
 def wikitext_rows(
     path,  # a text file of WikiText
 ) -> list:  # the hub's rows
@@ -624,7 +624,7 @@ def local_wikitext(
     if any("<unk>" in row for row in test): notes.append("the variant with <unk> for rare words, not the raw one")
     return {"train": {"text": train}, "selection": {"text": valid}, "test": {"text": test}, "notes": "; ".join(notes)}
 
-# %% ../nbs/tasks.ipynb #c056
+# %% ../nbs/tasks.ipynb #c057
 C4_LIMITS = {"train": 20_000, "test": 1_100}
 
 
@@ -641,7 +641,7 @@ def json_documents(
         except (KeyError, TypeError): raise RunError(f"{str(path)!r}, line {number}: no field 'text'.") from None
     return texts
 
-# %% ../nbs/tasks.ipynb #c057
+# %% ../nbs/tasks.ipynb #c058
 def local_c4(
     root: Path,  # the data folder, or one file of JSON lines
 ):               # raw splits, or None
@@ -656,7 +656,7 @@ def local_c4(
     if not files: return None
     return {**document_splits(json_documents(files[0], C4_LIMITS["train"])), "notes": f"{files[0].name} alone, split by document"}
 
-# %% ../nbs/tasks.ipynb #c058
+# %% ../nbs/tasks.ipynb #c059
 def local_text(
     root: Path,  # a text file, or a folder with .txt files
 ):               # raw splits, or None
@@ -668,7 +668,7 @@ def local_text(
     paragraphs = [p.strip("\n") for text in texts for p in re.split(r"\n\s*\n", text) if p.strip()]
     return {**document_splits(paragraphs), "notes": f"{len(paragraphs):,} paragraphs of {', '.join(f.name for f in files[:3])}{' …' if len(files) > 3 else ''}"}
 
-# %% ../nbs/tasks.ipynb #c060
+# %% ../nbs/tasks.ipynb #c061
 def hub_answers(
     seconds: float = 5.0,  # how long to wait
 ) -> bool:
@@ -677,7 +677,7 @@ def hub_answers(
     try: return get_session().head(constants.ENDPOINT, timeout=seconds) is not None
     except Exception: return False  # whatever the client's transport raises: no name, no route, no certificate, offline mode
 
-# %% ../nbs/tasks.ipynb #c061
+# %% ../nbs/tasks.ipynb #c062
 @contextmanager
 def cache_only(
     active: bool = True,
@@ -706,7 +706,7 @@ def from_hub(
                        f"or use an embedded task ({', '.join(EMBEDDED)}).") from None
     return {split: {name: list(rows[name]) for name in rows.column_names} for split, rows in loaded.items()}
 
-# %% ../nbs/tasks.ipynb #c062
+# %% ../nbs/tasks.ipynb #c063
 def hub_glue(name):
     "A GLUE task of the hub."
     entry = GLUE[name]
@@ -735,7 +735,7 @@ def hub_c4():
     return {**{split: {"text": data[source]["text"][:C4_LIMITS[split]]} for split, source in (("train", "train"), ("test", "validation"))},
             "notes": f"hub: allenai/c4; first {C4_LIMITS['train']:,} and {C4_LIMITS['test']:,} documents"}
 
-# %% ../nbs/tasks.ipynb #c064
+# %% ../nbs/tasks.ipynb #c065
 @dataclass(frozen=True)
 class Recipe:
     "How a task of a given name is made."
@@ -753,7 +753,7 @@ class Recipe:
     @property
     def source(self): return "embedded" if self.embedded else "local folder or hub" if self.hub else "local folder"
 
-# %% ../nbs/tasks.ipynb #c065
+# %% ../nbs/tasks.ipynb #c066
 LM = dict(kind="language-modelling", inputs=("text",), metrics=("perplexity",))
 QA = dict(kind="question-answering", inputs=("question", "context"), metric="f1", group=("title",))
 RECIPES = {
@@ -779,7 +779,7 @@ def list_tasks() -> list:  # of dicts name, kind, source, metric
     "The tasks that `load_task` knows by name."
     return [dict(name=n, kind=r.kind, source=r.source, metric=r.metric or r.metrics[0]) for n, r in RECIPES.items()]
 
-# %% ../nbs/tasks.ipynb #c066
+# %% ../nbs/tasks.ipynb #c067
 def data_root(
     data_dir=None,  # as given by the caller; None: the environment variable PRUNERESEARCH_DATA
 ):                  # a path, or None
@@ -804,7 +804,7 @@ def raw_splits(
         raise UsageError(f"task {name!r} is not to be found {where}: name, by data_dir or PRUNERESEARCH_DATA, a folder that holds {recipe.expects}.")
     return recipe.hub()
 
-# %% ../nbs/tasks.ipynb #c067
+# %% ../nbs/tasks.ipynb #c068
 def load_task(
     name: str,           # a name of `list_tasks()`, or the path of a .txt file
     data_dir=None,       # folder with local data; None: PRUNERESEARCH_DATA, then the hub
@@ -821,7 +821,19 @@ def load_task(
     return Task(name=title, kind=recipe.kind, splits=as_splits(title, raw, recipe.group or recipe.inputs), inputs=recipe.inputs, labels=recipe.labels,
                 metrics=recipe.metrics, metric=recipe.metric, join="\n\n" if recipe.kind == "language-modelling" else "", notes=notes, length=length)
 
-# %% ../nbs/tasks.ipynb #c071
+# %% ../nbs/tasks.ipynb #c069
+def first_examples(
+    task: Task,
+    n: int = None,  # how many; None: all
+) -> Task:          # with the first `n` of its shuffled train split; raises `UsageError` for more than there are
+    "A task with less to train on: the same examples for everyone."
+    if n is None: return task
+    from datasets import DatasetDict
+    have = len(task.splits["train"])
+    if not 0 < n <= have: raise UsageError(f"train_examples must be between 1 and the {have:,} that {task.name!r} has, got {n}.")
+    return replace(task, splits=DatasetDict(task.splits | {"train": task.splits["train"].shuffle(seed=0).select(range(n))}), _memo={})
+
+# %% ../nbs/tasks.ipynb #c073
 def task_fingerprint(
     task: Task,
 ) -> str:  # 16 hexadecimal digits

@@ -11,7 +11,6 @@ __all__ = ['ACTIVATIONS', 'KINDS', 'RULES', 'SIZES', 'MODEL_SETTINGS', 'CHANGE',
 
 # %% ../../nbs/methods/activation_change.ipynb #c003
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 import torch
@@ -19,14 +18,14 @@ from torch import nn, Tensor
 from transformers import TrainerCallback
 from ..anatomy import Group, anatomy
 from ..basics import UsageError, lookup, read_json
-from ..masks import Masks, count_pruned
-from ..measure import evaluating, inference_bytes, latency, measured, outputs_of, parameter_counts
+from ..masks import Masks, count_pruned, lowest, share_of
+from ..measure import evaluate_model, evaluating, inference_bytes, latency, macro_metrics, measured, parameter_counts
 from ..models import forward, load_model, to_device, tokenizer_of
 from ..pruning import Method, register_method
 from ..recovery import recover
 from ..statistics import absolute_change, by_example
 from ..surgery import remove
-from ..tasks import load_task
+from ..tasks import first_examples, load_task
 
 # %% ../../nbs/methods/activation_change.ipynb #c005
 ACTIVATIONS = ("pre", "post")  # where neurons are read: before or behind the activation function
@@ -132,12 +131,11 @@ def generate_pruning_mask(
     if len(rules) != 1: raise UsageError(f"give one of threshold, quantile and size, not {' and '.join(rules) or 'none'}.")
     if threshold is not None:
         if not (0 <= threshold <= 1 if normalize else threshold >= 0): raise UsageError(f"a threshold must be in [0, 1], or from 0 for raw changes, got {threshold}.")
-        keep = change >= threshold * (change.max() if normalize else 1)
-    else:
-        count = len(change) - count_pruned(quantile, len(change)) if size is None else size
-        if not 0 <= (quantile or 0) < 1 or not 1 <= count <= len(change): raise UsageError(f"of {len(change)} units between 1 and {len(change)} can stay, asked for {' '.join(f'{k} {v}' for k, v in rules.items())}.")
-        keep = torch.zeros(len(change), dtype=torch.bool, device=change.device).index_fill(0, change.argsort(descending=True, stable=True)[:count], True)
-    return keep | (torch.arange(len(change), device=change.device) == change.argmax())
+        largest = torch.arange(len(change), device=change.device) == change.argmax()
+        return largest | (change >= threshold * (change.max() if normalize else 1))
+    count = len(change) - count_pruned(quantile, len(change)) if size is None else size
+    if not 0 <= (quantile or 0) < 1 or not 1 <= count <= len(change): raise UsageError(f"of {len(change)} units between 1 and {len(change)} can stay, asked for {' '.join(f'{k} {v}' for k, v in rules.items())}.")
+    return lowest(change[None], share_of(len(change) - count, len(change)))[0]
 
 # %% ../../nbs/methods/activation_change.ipynb #c015
 KINDS = {"attention": "heads", "intermediate": "neurons"}        # word in the settings → kind of unit
@@ -249,9 +247,7 @@ def compute_metrics(
     "Classification metrics. A micro average would make precision another word for accuracy."
     from pruneresearch.metrics import load_metric
     predictions, references = torch.as_tensor(logits).argmax(-1).tolist(), torch.as_tensor(labels).tolist()
-    found = load_metric("accuracy").compute(predictions=predictions, references=references)
-    for name in ("f1", "precision"): found |= load_metric(name).compute(predictions=predictions, references=references, average="macro")
-    return found
+    return load_metric("accuracy").compute(predictions=predictions, references=references) | macro_metrics(predictions, references)
 
 
 def set_seed(
@@ -282,12 +278,9 @@ def measure_model(
     length: int = None,
 ) -> dict:             # accuracy, f1, precision; parameters, inference_bytes, latency_s (median) for a batch of 32
     "Quality on the reported split, size, peak memory and time of inference."
-    batches, logits, labels = task.batches("test", tokenizer_of(model), batch_size=32, length=length), [], []
-    with evaluating(model):
-        for batch, output in outputs_of(model, task, batches):
-            logits.append(output.logits.float().cpu()); labels.append(batch["labels"].cpu())
-    return {**compute_metrics(torch.cat(logits), torch.cat(labels)), "parameters": parameter_counts(model)["total"],
-            "inference_bytes": inference_bytes(model, batches[0]), "latency_s": latency(model, batches[0])["median"]}
+    batch, found = task.batches("test", tokenizer_of(model), batch_size=32, length=length, limit=32)[0], evaluate_model(model, task, length=length)
+    return {"accuracy": found["accuracy"], "f1": found["macro_f1"], "precision": found["macro_precision"], "parameters": parameter_counts(model)["total"],
+            "inference_bytes": inference_bytes(model, batch), "latency_s": latency(model, batch)["median"]}
 
 
 def fine_tune_and_evaluate(
@@ -310,13 +303,9 @@ def fine_tune_and_evaluate(
 
 # %% ../../nbs/methods/activation_change.ipynb #c038
 def _task(config: dict):
-    from dataclasses import replace
-    from datasets import DatasetDict
     task = load_task(config["task"], data_dir=config["data_dir"])
     if task.kind != "classification": raise UsageError(f"accuracy, F1 and precision are for classification, {task.name!r} is {task.kind}.")
-    if config["train_examples"] is None: return task
-    part = task.splits["train"].shuffle(seed=0).select(range(min(config["train_examples"], len(task.splits["train"]))))
-    return replace(task, splits=DatasetDict(task.splits | {"train": part}), _memo={})
+    return first_examples(task, config["train_examples"])
 
 
 def _unpruned(model_config: dict, config: dict, task, seed: int) -> nn.Module:
