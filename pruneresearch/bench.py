@@ -217,9 +217,10 @@ def report(
     rows_of(profile, results, root)
     board = Run("report", base/"nbs"/"benchmarks"/"report.ipynb", dict(profile=profile, output=str(output.resolve())), results/"runs"/"report"/profile)
     compared = any(run.done for run in plan(["leaderboard"], profile, results, root))
-    for run in [board]*compared + _figure_runs(profile, results, output, base):
-        (run.folder/"result.json").unlink(missing_ok=True)
-        done = execute(run, results)
+    runs, jobs = [board]*compared + _figure_runs(profile, results, output, base), min(4, os.cpu_count() or 1)
+    for run in runs: (run.folder/"result.json").unlink(missing_ok=True)
+    with ThreadPoolExecutor(jobs) as pool: outcome = list(pool.map(lambda run: execute(run, results, jobs), runs))
+    for run, done in zip(runs, outcome):
         if done["status"] == "failed": raise RunError(f"the report {run.name!r} failed: {done['reason']}; its log is {os.path.relpath(run.folder)}/log.txt.")
     table = (output/"table.md").read_text(encoding="utf-8") + "\n\n" if compared else ""
     return f"{table}figures and rows: {os.path.relpath(output)}"
