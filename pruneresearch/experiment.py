@@ -14,13 +14,14 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 from . import basics
+from .anatomy import anatomy
 from .basics import RunError, UsageError, fingerprint, lookup, read_json, whole_file, whole_folder, write_json
 from .masks import parse_pattern
 from .measure import evaluate_with_outcomes, inference_bytes, latency, macs, measured, parameter_counts, protocol
 from .models import load_model, save_model, tokenizer_of
-from .pruning import prune
+from .pruning import Method, load_methods, prune
 from .recovery import check_training, fine_tune, recover
-from .surgery import remove
+from .surgery import remove, widths_of
 from .tasks import first_examples, load_task
 
 # %% ../nbs/experiment.ipynb #c005
@@ -49,6 +50,7 @@ class Config:
     length: int = None             # tokens per example or window; None: the task's default
     train_examples: int = None     # the first so many of the shuffled train split; None: all of it
     shares: dict = None            # instead of a sparsity: {"heads": [share lost by each block], "neurons": […]}
+    options: dict = None           # settings of a method that searches or trains its masks by itself; its num_epochs are part of recovery_epochs
     seed: int = 0
 
 
@@ -59,7 +61,7 @@ def row_id(
     config: Config,
 ) -> str:  # 16 hexadecimal digits
     "The name of a row: its configuration and the version of this package."
-    return fingerprint({**asdict(config), "version": version("pruneresearch")})
+    return fingerprint({**{name: value for name, value in asdict(config).items() if value is not None}, "version": version("pruneresearch")})
 
 # %% ../nbs/experiment.ipynb #c008
 LIBRARIES = ("torch", "transformers", "datasets", "pruneresearch")
@@ -180,22 +182,29 @@ def check(
     lookup(PRECISIONS, config.precision, "precision")
     check_training(config.optimizer, config.alpha, config.temperature)
     if (config.sparsity is None) == (config.shares is None): raise UsageError("a configuration needs either a sparsity or shares by kind and block.")
+    own = config.options or {}
+    if load_methods().get(config.method, Method("")).trains and "num_epochs" not in own:
+        raise UsageError(f"method {config.method!r} trains its masks: say for how long, options={{'num_epochs': …}}, so that the contest can count it.")
+    if "num_epochs" in own and not own.get("freeze") and (config.recovery == "none" or own["num_epochs"] > config.recovery_epochs):
+        raise UsageError("training masks together with the weights is part of the recovery: set recovery and recovery_epochs of at least num_epochs, or freeze the weights.")
     if config.rounds > 1 and config.recovery == "none": raise UsageError("several rounds without recovery between them are one round: set recovery, or rounds=1.")
 
 
 def _prune_and_recover(start: Start, config: Config, progress: bool):
     "The two phases with their costs: (model, Pruned, cost of pruning, cost of recovery). Whole units are taken out before the recovery."
     model, teacher = copy.deepcopy(start.student or start.model), start.model if config.recovery == "distil" else None
-    train = functools.partial(recover, task=start.task, teacher=teacher, epochs=config.recovery_epochs / config.rounds, alpha=config.alpha,
+    own = config.options or {}
+    spent = 0 if own.get("freeze") else own.get("num_epochs", 0)  # weights that trained with their masks have had that much of their recovery
+    train = functools.partial(recover, task=start.task, teacher=teacher, epochs=(config.recovery_epochs - spent) / config.rounds, alpha=config.alpha,
                               temperature=config.temperature, progress=progress, **_training(config))
     with measured() as pruning:
         result = prune(model, start.task, method=config.method, sparsity=config.shares or config.sparsity, pattern=config.pattern, allocation=config.allocation, scope=config.scope,
             schedule=config.schedule, rounds=config.rounds, n_calibration=config.n_calibration, length=config.length, seed=config.seed,
-            between=lambda model, masks: train(model, masks=masks))
+            between=lambda model, masks: train(model, masks=masks), **({"options": config.options} if config.options else {}))
         smaller = parse_pattern(config.pattern).structured
         if smaller: remove(model, result.masks, inplace=True)
     with measured() as recovery:
-        if config.recovery != "none": train(model, masks=None if smaller else result.masks)
+        if config.recovery != "none" and spent < config.recovery_epochs: train(model, masks=None if smaller else result.masks)
     if not smaller: result.masks.verify(model)
     return model, result, pruning, recovery
 
@@ -216,15 +225,15 @@ def _cost_batch(model, task, config: Config) -> dict:
 def _size(model, batch: dict, config: Config) -> dict:
     "What a model costs to keep and to run: MACs of the first example, time and peak memory of the batch."
     counts, timing = parameter_counts(model, config.scope), latency(model, batch, min_run_time=0.2)
-    return dict(bytes_dense=counts["bytes_dense"], bytes_sparse=counts["bytes_sparse"], parameters=counts["total"], nonzero=counts["nonzero"],
+    return dict(widths=widths_of(anatomy(model)), bytes_dense=counts["bytes_dense"], bytes_sparse=counts["bytes_sparse"], parameters=counts["total"], nonzero=counts["nonzero"],
                 macs=macs(model, {k: v[:1] for k, v in batch.items()}), inference_bytes=inference_bytes(model, batch),
                 latency_median_s=timing["median"], latency_iqr_s=timing["iqr"])
 
 
 def _row(config: Config, start: Start, result, metrics: dict, outcomes, weights, costs: dict) -> dict:
-    main = start.task.metric
-    return {**asdict(config), "id": row_id(config), "protocol": fingerprint(start.protocol_parts), "protocol_parts": start.protocol_parts,
-            "allocation": result.allocation, "achieved": result.achieved, "sparsity_all": result.sparsity_all, "calibration": result.calibration,
+    main, by_macs = start.task.metric, result.macs is not None  # a budget of MACs is a contest of its own, and what is matched there is the share of them
+    return {**asdict(config), "pattern": config.pattern + " by MACs" * by_macs, "id": row_id(config), "protocol": fingerprint(start.protocol_parts), "protocol_parts": start.protocol_parts,
+            "allocation": result.allocation, "achieved": 1 - result.macs if by_macs else result.achieved, "sparsity_weights": result.achieved, "sparsity_all": result.sparsity_all, "calibration": result.calibration,
             "metric": main, "value": metrics[main], "dense_value": start.metrics[main], "metrics": metrics, "dense_metrics": start.metrics, "student_metrics": start.student_metrics,
             "outcomes": outcomes, "outcome_weights": weights, "versions": versions(), "commit": commit(), **costs}
 

@@ -109,7 +109,7 @@ def lowest_n_m(
 ALLOCATIONS = {  # kind of pattern → allocations that make sense with it
     "unstructured": ("row", "layer", "global", "list"),
     "n:m": ("group",),
-    **{structure: ("layer", "global", "list") for structure in STRUCTURES},
+    **{structure: ("layer", "global", "list", "macs") for structure in STRUCTURES},
 }
 
 

@@ -183,6 +183,7 @@ def quality_against_sparsity(
             draw_dense(axis, members)
             draw_methods(axis, by_method, looks, focus)
             if metric in LOG_SCALE: log_axis(axis.yaxis)
+            else: axis.set_ylim(top=min(axis.get_ylim()[1], 1.02))  # an interval may end where no score can be
             axis.set(xlabel="sparsity of the weights in scope (%)", ylabel=arrow(metric))
         counts = {len(own) for own in groups(rows, (*PANEL, "sparsity", "method")).values()}
         seeds = "–".join(str(n) for n in sorted({min(counts), max(counts)}))

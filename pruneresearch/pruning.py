@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from .anatomy import Anatomy, anatomy
 from .basics import UsageError, lookup
+from .budget import by_rank, cost_terms, kept_share, require_affordable, search, shares_of
 from .masks import STRUCTURES, Masks, Pattern, by_kind, check_allocation, parse_pattern, require_units_left, select, select_units, sparsity_by_block
 from .models import context_of, tokenizer_of
+from .scores import unit_score
 from .statistics import NEEDS, PAIRED, Seen, as_batches, calibrate, calibration_hash
 
 # %% ../nbs/pruning.ipynb #c005
@@ -30,6 +32,9 @@ class Method:
     formula: str = ""       # in plain text, for listings
     source: str = ""        # the paper
     units: Callable = None  # instead of `score`: (`Group`, {linear name: `Seen`}) → (units,) scores of whole heads or neurons
+    loss: bool = False      # the scores of a unit's weights add up to an estimate of the loss, so that heads and neurons can be weighed against each other
+    masks: Callable = None  # or: (model, task, share of MACs that stays, kinds, length=…, seed=…, progress=…, **options) → `Masks`; may train the model
+    trains: bool = False    # these masks are trained, for as many epochs as the option num_epochs says
 
 
 METHODS: dict = {}
@@ -40,7 +45,7 @@ def _code(function): return getattr(getattr(function, "__code__", None), "co_cod
 
 def _same(a: Method, b: Method) -> bool:
     "Equal but for the identity of the functions: a notebook and its module define the same method twice."
-    codes = [(replace(m, score=None, units=None), _code(m.score), _code(m.units)) for m in (a, b)]
+    codes = [(replace(m, score=None, units=None, masks=None), _code(m.score), _code(m.units), _code(m.masks)) for m in (a, b)]
     return codes[0] == codes[1]
 
 
@@ -48,7 +53,7 @@ def register_method(
     method: Method,  # its name must be new, or the same method again
 ) -> Method:         # the same
     "Make a method known by name to `prune`, the command line and the contest."
-    if (method.score is None) == (method.units is None): raise UsageError(f"method {method.name!r} must have either score (of weights) or units (of whole heads and neurons).")
+    if sum(way is not None for way in (method.score, method.units, method.masks)) != 1: raise UsageError(f"method {method.name!r} must have one of score (of weights), units (scores of whole heads and neurons) and masks (its own search or training).")
     unknown = set(method.needs) - set(NEEDS)
     if unknown: raise UsageError(f"method {method.name!r} needs {', '.join(unknown)}: statistics are {', '.join(NEEDS)}.")
     if method.name in METHODS and not _same(method, METHODS[method.name]):
@@ -67,7 +72,7 @@ def load_methods() -> dict:  # name → `Method`, in alphabetical order of the m
 
 def list_methods() -> list:  # of dicts name, formula, scores, needs, allocation, source
     "The methods known by name."
-    return [dict(name=m.name, formula=m.formula, scores="units" if m.units else "weights", needs=", ".join(m.needs) or "nothing", allocation=m.allocation, source=m.source)
+    return [dict(name=m.name, formula=m.formula, scores="units" if m.units else "masks" if m.masks else "weights", needs=", ".join(m.needs) or ("training data" if m.masks else "nothing"), allocation=m.allocation, source=m.source)
             for m in load_methods().values()]
 
 # %% ../nbs/pruning.ipynb #c010
@@ -103,6 +108,7 @@ class Pruned:
     seed: int
     calibration: str = None # hash of the calibration set, None where no data was needed
     rounds: list = field(default_factory=list)  # achieved sparsity after each round
+    macs: float = None      # share of the model's MACs that stays, where that was the budget
 
 
 def zero_share(
@@ -116,9 +122,9 @@ def zero_share(
 def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rounds: int, structure: Anatomy):
     "(method, sparsity, pattern, allocation name), or the `UsageError` that says why not."
     method, pattern = lookup(load_methods(), method, "method"), parse_pattern(pattern)
-    if method.units and not pattern.structured: raise UsageError(f"method {method.name!r} scores whole heads and neurons: choose pattern {' or '.join(STRUCTURES)}.")
+    if not (method.score or pattern.structured): raise UsageError(f"method {method.name!r} chooses whole heads and neurons: choose pattern {' or '.join(STRUCTURES)}.")
     sparsity, allocation = _by_block(sparsity, pattern, structure), _plain(allocation, "allocation", str)
-    default = {"unstructured": method.allocation, "n:m": "group"}.get(pattern.kind, "layer")
+    default = "macs" if method.masks else {"unstructured": method.allocation, "n:m": "group"}.get(pattern.kind, "layer")
     listed = isinstance(sparsity, (list, dict))
     if listed and isinstance(allocation, list): raise UsageError("sparsity and allocation are both lists: give one of them only.")
     if listed and allocation is None: allocation = "list"
@@ -132,6 +138,8 @@ def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rou
         sparsity_by_block(share, structure)
         if kind: require_units_left(structure, share, kind, name)
     rounds_of(schedule, 0.5, rounds)
+    if method.masks and (name != "macs" or schedule != "one-shot"): raise UsageError(f"method {method.name!r} works towards a share of MACs in one go: use allocation 'macs' and schedule 'one-shot'.")
+    if name == "macs" and not isinstance(sparsity, (int, float)): raise UsageError("allocation 'macs' needs one sparsity, the share of the model's MACs that goes.")
     return method, sparsity, pattern, name
 
 # %% ../nbs/pruning.ipynb #c016
@@ -141,9 +149,14 @@ def check_request(
     scope: str = "blocks", schedule: str = "one-shot", rounds: int = 1,  # as for `prune`
 ) -> None:
     "Raise the `UsageError` that `prune` would raise, without pruning: for callers with long work to do before."
-    _checked(method, sparsity, pattern, allocation, schedule, rounds, anatomy(model, scope))
+    structure = anatomy(model, scope)
+    _, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
+    if name == "macs": require_affordable(cost_terms(model), _counts(structure, pattern), 1 - sparsity)
 
 
+def _counts(structure: Anatomy, pattern: Pattern) -> dict: return {(g.block, g.kind): g.count for g in structure.groups if g.kind in pattern.kinds}
+
+# %% ../nbs/pruning.ipynb #c017
 def _by_block(sparsity, pattern: Pattern, structure: Anatomy):
     "A sparsity as asked for; where kinds of units have their own, all of them by block."
     if not isinstance(sparsity, dict): return _plain(sparsity, "sparsity", (int, float))
@@ -174,7 +187,7 @@ def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, structure: Anatomy)
             raise UsageError(f"pattern {pattern.n}:{pattern.m} needs a number of inputs divisible by {pattern.m}, {name} has {linear.in_features}: choose another M.")
     return only
 
-# %% ../nbs/pruning.ipynb #c018
+# %% ../nbs/pruning.ipynb #c019
 def _calibration(model, task, calibration, method: Method, n: int, length, batch_size: int, seed: int) -> list:
     "Batches to calibrate on; [] where the method needs none."
     if not method.needs: return []
@@ -187,13 +200,22 @@ def _calibration(model, task, calibration, method: Method, n: int, length, batch
     return _enough(list(task.calibration(tokenizer, n=n, length=length, seed=seed, batch_size=batch_size)), method)
 
 
+def _terms(model, task, calibration, batches: list, length, sparsity: float, pattern: Pattern, structure: Anatomy) -> list:
+    "The costs of a budget, for one sequence as long as the task's, or as the calibration's."
+    if length is None and task is not None: length = task.default_length(tokenizer_of(model), context_of(model))
+    if not batches and calibration is not None: batches = as_batches(calibration)
+    terms = cost_terms(model, length=length or (batches[0]["input_ids"].shape[1] if batches else 128))
+    require_affordable(terms, _counts(structure, pattern), 1 - sparsity)
+    return terms
+
+
 def _enough(batches: list, method: Method) -> list:
     "A method that compares examples needs two of them."
     if set(method.needs) & set(PAIRED) and sum(len(next(iter(batch.values()))) for batch in batches) < 2:
         raise UsageError(f"method {method.name!r} compares examples and needs two at least: make the calibration set larger.")
     return batches
 
-# %% ../nbs/pruning.ipynb #c020
+# %% ../nbs/pruning.ipynb #c021
 def _scores(method: Method, structure: Anatomy, seen: dict, seed: int, before) -> dict:
     "Parameter name → scores of every linear in scope."
     generator = torch.Generator().manual_seed(seed)
@@ -216,6 +238,31 @@ def _ranked(method: Method, model: nn.Module, structure: Anatomy, pattern: Patte
     if wrong: raise UsageError(f"method {method.name!r} scored the {wrong.kind} of block {wrong.block} with shape {tuple(ranked[wrong.block, wrong.kind].shape)}: it must be ({wrong.count},), one number per unit.")
     return {key: score.masked_fill(~kept[key].to(score.device), -torch.inf) if key in kept else score for key, score in ranked.items()}
 
+# %% ../nbs/pruning.ipynb #c022
+def _within_budget(ranked: dict, structure: Anatomy, terms: list, keep: float, alive: dict, comparable: bool) -> Masks:
+    "The units to keep for a share of the cost, among those that are still there."
+    alive = {key: alive.get(key, torch.ones(len(scores), dtype=torch.bool)) for key, scores in ranked.items()}
+    left = [(float(kept_share([(amount, keys)], shares_of(alive))) * amount, keys) for amount, keys in terms]  # what the cost is by now
+    importance = {key: scores.cpu()[alive[key]] for key, scores in ranked.items()}
+    found = search(importance if comparable else by_rank(importance, left), left, keep * sum(a for a, _ in terms) / sum(a for a, _ in left))
+    return Masks.from_units(structure, {key: alive[key].masked_scatter(alive[key], kept) for key, kept in found.items()})
+
+
+def _unit_scores(scores: dict, structure: Anatomy, pattern: Pattern) -> dict:
+    "(block, kind) → (units,), the sum of the scores of the weights that each unit owns: what a budget buys."
+    owned = lambda group: sum(linear.weight.numel() for linear in group.linears.values()) // group.count
+    return {(g.block, g.kind): unit_score(g, scores) * owned(g) for g in structure.groups if g.kind in pattern.kinds}
+
+
+def _selected(method: Method, model, structure: Anatomy, pattern: Pattern, seen: dict, masks, target, name: str, terms, seed: int) -> Masks:
+    "The masks of one round, from the method's scores."
+    scores = _ranked(method, model, structure, pattern, seen, masks) if method.units else _scores(method, structure, seen, seed, masks)
+    if name == "macs":
+        ranked = scores if method.units else _unit_scores(scores, structure, pattern)
+        return _within_budget(ranked, structure, terms, 1 - target, masks.units(model) if masks else {}, method.loss)
+    if method.units: return select_units(scores, structure, target, pattern, name)
+    return select(scores, structure, target, pattern, name, by_row=method.allocation == "row")
+
 
 def _target(sparsity, share: float, final: bool):
     "The sparsity of one round: the request itself at the end."
@@ -223,16 +270,16 @@ def _target(sparsity, share: float, final: bool):
     if isinstance(sparsity, dict): return {kind: _target(values, share, final) for kind, values in sparsity.items()}
     return [round(s * share, 12) for s in sparsity] if isinstance(sparsity, list) else round(sparsity * share, 12)
 
-# %% ../nbs/pruning.ipynb #c022
+# %% ../nbs/pruning.ipynb #c024
 def prune(
     model: nn.Module,            # changed in place: pruned weights become zero
     task=None,                   # a `Task` to calibrate on; or
     *,
     calibration=None,            # (n, length) token ids, or an iterable of batches, instead of a task
     method: str = "magnitude",   # a name of `list_methods`
-    sparsity=None,               # fraction in [0, 1) of the weights in scope (of units where whole units go), one per block, or {"heads": …, "neurons": …}
+    sparsity=None,               # fraction in [0, 1) of the weights in scope (of units where whole units go, of MACs with allocation "macs"), one per block, or {"heads": …, "neurons": …}
     pattern: str = "unstructured",  # "unstructured", "N:M", "heads", "neurons" or "heads+neurons"
-    allocation=None,             # "row", "layer", "global", a list; None takes the method's own
+    allocation=None,             # "row", "layer", "global", "macs", a list; None takes the method's own
     scope: str = "blocks",       # "blocks": linears inside the blocks; "all-linear": also pooler, classifier, untied lm_head
     schedule: str = "one-shot",  # "one-shot", "linear" or "cubic"
     rounds: int = 1,             # rounds of score → prune → between
@@ -242,21 +289,26 @@ def prune(
     batch_size: int = 8,         # of the calibration pass; does not change the result
     seed: int = 0,               # draws the calibration set and random scores
     progress: bool = False,      # show bars
+    options: dict = None,        # settings of a method that searches or trains its masks by itself
 ) -> Pruned:                     # masks, achieved sparsity, provenance
     "Prune a model in place. Raises `UsageError` before any work where the request makes no sense."
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
+    if method.masks and task is None: raise UsageError(f"method {method.name!r} works on the training data of a task: give a task.")
+    if options and not method.masks: raise UsageError(f"method {method.name!r} has no settings of its own: leave options out.")
     batches = _calibration(model, task, calibration, method, n_calibration, length, batch_size, seed)
+    terms = _terms(model, task, calibration, batches, length, sparsity, pattern, structure) if name == "macs" else None
     masks, done, shares, weights = None, [], rounds_of(schedule, 1.0, rounds), [linear.weight for linear in structure.linears.values()]
     for i, share in enumerate(shares):
         if i and between:
             with masks.hold(model): between(model, masks)
         seen = calibrate(model, batches, structure.linears, method.needs, progress) if method.needs else {}
         target = _target(sparsity, share, i + 1 == len(shares))
-        if method.units: masks = select_units(_ranked(method, model, structure, pattern, seen, masks), structure, target, pattern, name)
-        else: masks = select(_scores(method, structure, seen, seed, masks), structure, target, pattern, name, by_row=method.allocation == "row")
+        if method.masks: masks = method.masks(model, task, 1 - sparsity, pattern.kinds, length=length, seed=seed, progress=progress, **(options or {}))
+        else: masks = _selected(method, model, structure, pattern, seen, masks, target, name, terms, seed)
         masks.apply(model)
         masks.verify(model)
         done.append(zero_share(weights))
     return Pruned(masks, done[-1], zero_share(model.parameters()), method.name, f"{pattern.n}:{pattern.m}" if pattern.n else pattern.kind,
-                  name, sparsity, seed, calibration_hash(batches) if batches else None, done)
+                  name, sparsity, seed, calibration_hash(batches) if batches else None, done,
+                  float(kept_share(terms, shares_of(masks.units(model)))) if terms else None)

@@ -8,7 +8,7 @@ __all__ = ['DEFAULTS', 'OPTIMIZERS', 'distillation_loss', 'recovery_loss', 'Reco
 
 # %% ../nbs/recovery.ipynb #c003
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import torch, transformers
@@ -55,16 +55,19 @@ def recovery_loss(
 # %% ../nbs/recovery.ipynb #c009
 class RecoveryTrainer(transformers.Trainer):
     "`Trainer` with the losses of this room."
-    def __init__(self, *args, teacher=None, alpha=0.5, temperature=2.0, **kwargs):
+    def __init__(self, *args, teacher=None, alpha=0.5, temperature=2.0, penalty=None, told=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.teacher, self.alpha, self.temperature = teacher, alpha, temperature
+        self.teacher, self.alpha, self.temperature, self.penalty, self.told = teacher, alpha, temperature, penalty, told
         self.model_accepts_loss_kwargs = False  # our loss is a mean over the batch, so accumulation must divide it
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = recovery_loss(model, inputs, self.teacher, self.alpha, self.temperature)
+        if self.penalty: loss = loss + self.penalty()
         if not torch.isfinite(loss):
             raise RunError(f"training stopped at step {self.state.global_step}: the loss is {loss.item()}; lower the learning rate or clip the gradient harder.")
         return loss
+
+    def log(self, logs, *args, **kwargs): super().log(logs | (self.told() if self.told else {}), *args, **kwargs)
 
 # %% ../nbs/recovery.ipynb #c011
 DEFAULTS = dict(learning_rate=5e-5, epochs=3, batch_size=16)
@@ -75,7 +78,7 @@ def check_training(
     optimizer="adamw", alpha: float = 0.5, temperature: float = 2.0,  # as for `recover`
 ) -> None:
     "Raise the `UsageError` that `recover` would raise, without training: for callers with long work to do before."
-    if not isinstance(optimizer, torch.optim.Optimizer): lookup(OPTIMIZERS, optimizer, "optimizer")
+    if not isinstance(optimizer, (torch.optim.Optimizer, tuple)): lookup(OPTIMIZERS, optimizer, "optimizer")
     if not 0 <= alpha <= 1: raise UsageError(f"alpha is the labels' share of the loss, in [0, 1], got {alpha}.")
     if not temperature > 0: raise UsageError(f"the temperature of a distillation must be above 0, got {temperature}.")
 
@@ -131,7 +134,9 @@ def recover(
     learning_rate: float = None,  # peak; None: the model's own setting, or 5e-5
     alpha: float = 0.5,           # weight of the labels against the teacher, in [0, 1]
     temperature: float = 2.0,     # of the distillation, > 0
-    optimizer="adamw",            # "adamw", "sgd" (momentum 0.9), or a torch optimizer of this model's parameters
+    optimizer="adamw",            # "adamw", "sgd" (momentum 0.9), or a torch optimizer of this model's parameters, or a pair of it and its schedule
+    penalty: Callable = None,     # penalty() → scalar, added to the loss of every step after the model's pass
+    told: Callable = None,        # told() → dict of numbers that a tracker gets beside the loss
     callbacks=(),                 # of `transformers.Trainer`
     length: int = None,           # tokens per example; None: the task's default
     seed: int = 0,                # order of the examples, dropout
@@ -141,8 +146,8 @@ def recover(
 ) -> dict:                        # steps, loss (mean over the run)
     "Train a model on its task with the masks held, verified at the end. Raises `RunError` where the loss is not finite."
     check_training(optimizer, alpha, temperature)
-    made = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
-    if not made: training_arguments = {**OPTIMIZERS[optimizer], **training_arguments}
+    made = (None, None) if isinstance(optimizer, str) else optimizer if isinstance(optimizer, tuple) else (optimizer, None)
+    if not made[0]: training_arguments = {**OPTIMIZERS[optimizer], **training_arguments}
     own, tokenizer = settings_of(model), tokenizer_of(model)
     data = task.encode("train", tokenizer, length=length or task.default_length(tokenizer, getattr(getattr(model, "config", None), "max_position_embeddings", None)))
     if teacher is not None: teacher = teacher.to(next(model.parameters()).device).eval()
@@ -150,7 +155,7 @@ def recover(
         arguments = _arguments(model, str(output or temporary), output is not None, epochs, batch_size or own["batch_size"],
                                learning_rate or own["learning_rate"], seed, progress, training_arguments)
         trainer = RecoveryTrainer(model, arguments, train_dataset=data, data_collator=task.collate(tokenizer), callbacks=list(callbacks),
-                                  optimizers=(made, None), teacher=teacher, alpha=alpha, temperature=temperature)
+                                  optimizers=made, teacher=teacher, alpha=alpha, temperature=temperature, penalty=penalty, told=told)
         trainer.remove_callback(transformers.PrinterCallback)
         with own_forward(model), masks.hold(model) if masks else nullcontext():
             done = trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if output else None)

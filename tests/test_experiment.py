@@ -56,9 +56,11 @@ def test_the_gate_refuses_another_dense_model(tmp_path):
 
 @pytest.mark.parametrize("wrong, says", [
     (dict(recovery="pray"), "known are"), (dict(optimizer="adam"), "known are"), (dict(shares={"heads": [0.5]}), "either"),
-    (dict(train_examples=0), "between 1 and"), (dict(train_examples=10**6), "between 1 and"), (dict(precision="float8"), "known are"), (dict(rounds=3, schedule="cubic"), "without recovery")])
+    (dict(train_examples=0), "between 1 and"), (dict(train_examples=10**6), "between 1 and"), (dict(precision="float8"), "known are"), (dict(rounds=3, schedule="cubic"), "without recovery"),
+    (dict(method="gumbel", pattern="heads"), "for how long"), (dict(method="gumbel", pattern="heads", options={"num_epochs": 1}), "part of the recovery"),
+    (dict(method="gumbel", pattern="heads", options={"num_epochs": 1}, recovery="fine-tune", recovery_epochs=0.5), "part of the recovery")])
 def test_wrong_configurations(wrong, says, tmp_path):
-    with pytest.raises(UsageError, match=says): run(Config(method="wanda", **DIGITS, **wrong), tmp_path)
+    with pytest.raises(UsageError, match=says): run(Config(**{"method": "wanda", **DIGITS, **wrong}), tmp_path)
     assert not list((tmp_path/"rows").glob("*"))
 
 
@@ -96,6 +98,30 @@ def test_units_are_taken_out_before_the_recovery(tmp_path):
     from pruneresearch.compare import as_markdown, versus
     assert "by block" in as_markdown(board) and "nan" not in as_markdown(board).lower()
     assert set(versus(rows, "activation-change")["against"]) == {"random", "magnitude"}
+
+
+def test_every_method_of_a_contest_trains_for_the_same_number_of_steps(tmp_path, monkeypatch):
+    "Weights that train with their masks have had that much of their recovery; weights that are frozen have had none."
+    from pruneresearch import experiment, gates
+    steps = []
+    def counted(module):
+        own = module.recover
+        def recover(*args, **options):
+            done = own(*args, **options)
+            steps.append(done["steps"])
+            return done
+        monkeypatch.setattr(module, "recover", recover)
+    counted(experiment); counted(gates)
+    common = dict(TINY, train_examples=640, pattern="heads+neurons", allocation="macs", sparsity=0.5, recovery_epochs=1.0)
+    rows, taken = {}, {}
+    for method, recovery, options in (("magnitude", "fine-tune", None), ("gumbel", "fine-tune", {"num_epochs": 0.75}), ("gumbel", "none", {"num_epochs": 0.5, "freeze": True})):
+        steps.clear()
+        rows[method, recovery] = run(Config(**{**common, "method": method, "recovery": recovery, "options": options}), tmp_path)
+        taken[method, recovery] = list(steps)
+    assert taken["magnitude", "fine-tune"] == [20] and taken["gumbel", "fine-tune"] == [15, 5] and taken["gumbel", "none"] == [10]
+    assert all(abs(row["achieved"] - 0.5) < 0.002 and row["pattern"].endswith("by MACs") for row in rows.values())
+    assert len({row["protocol"] for row in rows.values()}) == 1
+    assert {len(row["widths"]) for row in rows.values()} == {4} and rows["gumbel", "none"]["options"] == {"num_epochs": 0.5, "freeze": True}
 
 
 def test_the_student_is_pruned_and_the_dense_model_teaches(tmp_path):

@@ -10,13 +10,18 @@ from torch.nn.utils.prune import l1_unstructured
 from architectures import ARCHITECTURES, DECODERS, batch
 from pruneresearch.basics import RunError, UsageError
 from pruneresearch.masks import ALLOCATIONS
-from pruneresearch.models import SimpleMLP
+from pruneresearch.budget import one_sequence
+from pruneresearch.measure import macs
+from pruneresearch.models import SimpleMLP, load_model
 from pruneresearch.pruning import METHODS, Method, list_methods, prune, register_method, rounds_of
+from pruneresearch.surgery import remove
+from pruneresearch.tasks import load_task
 
 NAMES = list(ARCHITECTURES)
 GROUPED = ("llama", "mistral", "qwen2")
 ALL = sorted(method["name"] for method in list_methods())
-WEIGHTS = sorted(method["name"] for method in list_methods() if method["scores"] == "weights")  # the others score whole units
+SCORED = sorted(method["name"] for method in list_methods() if method["scores"] != "masks")  # the others search or train by themselves, on a task
+WEIGHTS = sorted(method["name"] for method in list_methods() if method["scores"] == "weights")
 GRADIENT = ("gradient", "taylor", "hebbian", "fisher", "fisher_weighted")
 PATTERNS = {"unstructured": "unstructured", "1:4": "n:m", "2:4": "n:m", "3:4": "n:m", "4:8": "n:m", "heads": "heads", "neurons": "neurons", "heads+neurons": "heads+neurons"}
 LISTS = {2: [0.5, 0.25], 3: [0.25, 0.75, 0.5]}  # one sparsity per block
@@ -93,7 +98,7 @@ def check_unit_counts(name, blocks, kind, allocation, shares, sparsity):
 def requests(name):
     "Every declared pattern × allocation with the arguments that ask for it."
     for pattern, kind in PATTERNS.items():
-        for allocation in ALLOCATIONS[kind]:
+        for allocation in (a for a in ALLOCATIONS[kind] if a != "macs"):  # which has a test of its own
             if kind == "n:m": yield pattern, allocation, dict(pattern=pattern), None
             elif allocation == "list":
                 share = LISTS[3 if name == "llama" else 2]
@@ -107,7 +112,7 @@ def test_the_table_is_complete():
     assert {"random", "magnitude", "wanda", *GRADIENT} <= set(ALL)
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", SCORED)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_combination_is_exact(name, method):
     data = calibration(name)
@@ -136,6 +141,30 @@ def test_every_combination_is_exact(name, method):
         parameters = list(dict.fromkeys(model.parameters()))
         assert result.sparsity_all == pytest.approx(sum(map(zeros, parameters)) / sum(p.numel() for p in parameters), abs=1e-12), what
         assert (result.calibration is None) == (method in ("magnitude", "random")), what
+
+
+@pytest.mark.parametrize("method", SCORED)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_budget_of_macs_is_met_and_counted(name, method):
+    "What is left costs at most the budget, by a counter that runs the smaller model, and no cheapest unit more would have fitted."
+    data, model = calibration(name), model_of(name)
+    length, before = data[0]["input_ids"].shape[1], {key: value.clone() for key, value in model.state_dict().items()}
+    result = prune(model, calibration=data, method=method, pattern="heads+neurons", allocation="macs", sparsity=0.25)
+    assert all(torch.equal(value, before[key].where(result.masks.keep[key], 0) if key in result.masks.keep else before[key]) for key, value in model.state_dict().items())
+    result.masks.verify(model)
+    units = result.masks.units(model)
+    assert all(kept.any() for kept in units.values()) and not all(kept.all() for kept in units.values())
+    dense, left = macs(model, one_sequence(model, length)), macs(remove(model, result.masks), one_sequence(model, length))
+    neuron = length * weights_per_unit(name, "neurons") / dense
+    assert left / dense == pytest.approx(result.macs, abs=1e-6) and 0.75 - neuron < result.macs <= 0.75 + 1e-9
+
+
+@pytest.mark.parametrize("method", sorted(set(ALL) - set(SCORED)))
+def test_what_trains_or_searches_needs_a_task_and_a_budget_of_macs(method):
+    for request, says in ((dict(pattern="heads"), "task"), (dict(pattern="unstructured"), "whole heads and neurons"), (dict(pattern="heads", allocation="layer"), "macs"),
+                          (dict(pattern="heads", schedule="cubic", rounds=2), "one-shot")):
+        with pytest.raises(UsageError, match=says): prune(model_of("bert"), calibration=calibration("bert"), method=method, sparsity=0.2, **request)
+    with pytest.raises(UsageError, match="options"): prune(model_of("bert"), method="magnitude", sparsity=0.5, options={"n": 3})
 
 
 @pytest.mark.parametrize("method", WEIGHTS)
@@ -274,8 +303,8 @@ def test_methods_cannot_be_replaced_or_need_the_unknown(methods):
     assert register_method(methods["magnitude"]) is methods["magnitude"]  # the same method again
     with pytest.raises(UsageError): register_method(Method("magnitude", lambda weight, seen, generator: -weight.abs()))
     with pytest.raises(UsageError): register_method(Method("new", lambda weight, seen, generator: weight, needs=("everything",)))
-    with pytest.raises(UsageError, match="either"): register_method(Method("new"))
-    with pytest.raises(UsageError, match="either"): register_method(Method("new", lambda *_: None, units=lambda *_: None))
+    with pytest.raises(UsageError, match="one of"): register_method(Method("new"))
+    with pytest.raises(UsageError, match="one of"): register_method(Method("new", lambda *_: None, units=lambda *_: None))
     assert sorted(methods) == ALL
 
 
@@ -363,7 +392,7 @@ def test_a_plain_module():
 def same(a, b): return a.keep.keys() == b.keep.keys() and all(torch.equal(a.keep[name], b.keep[name]) for name in a.keep)
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", SCORED)
 def test_the_seed_decides(method):
     def masks(seed):
         torch.manual_seed(99 + seed)  # the global generator must not matter
@@ -624,3 +653,16 @@ def test_padding_is_not_mixed_into_the_statistics():
     def share(a, b): return sum((a[k] == b[k]).sum().item() for k in a) / sum(m.numel() for m in a.values())
     assert share(defective(data), defective(wide)) < 0.99 < 0.9995 < share(ours(data), ours(wide))
     assert share(defective(wide), ours(wide)) < 0.99
+
+
+@pytest.mark.parametrize("method", ["random", "magnitude", "wanda", "activation-change"])
+def test_half_of_the_macs_takes_the_same_share_everywhere_where_scores_are_not_losses(method):
+    "Sums of random numbers are nearly the same for every unit: weighed against each other, all heads would go before any neuron. And blocks have scales of their own."
+    task = load_task("sentiment")
+    model = load_model("tiny-bert", task)
+    done = prune(model, task, method=method, pattern="heads+neurons", allocation="macs", sparsity=0.5, n_calibration=16)
+    left = {key: kept.float().mean().item() for key, kept in done.masks.units(model).items()}
+    assert abs(done.macs - 0.5) < 0.005
+    for kind in ("heads", "neurons"):
+        shares, unit = [share for (_, own), share in left.items() if own == kind], 1 / 4 if kind == "heads" else 1 / 256
+        assert max(shares) - min(shares) <= unit + 1e-6 and abs(sum(shares) / len(shares) - 0.5) < 0.1
