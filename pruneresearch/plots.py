@@ -11,6 +11,7 @@ __all__ = ['INK', 'RC', 'METHOD_ORDER', 'MARKERS', 'LINES', 'PANEL', 'COST_LABEL
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 import numpy as np
 from .basics import UsageError, whole_file
 from .compare import LOG_SCALE, frame, gate, groups, higher_is_better, matched, mean_interval, require_one_protocol
@@ -69,7 +70,7 @@ def panels(
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for spare in axes[len(keys):]: spare.remove()
     for axis, (model, task, pattern, recovery) in zip(axes, keys):
-        axis.set_title(f"{task}, {pattern}" + ("" if recovery == "none" else f", then {recovery}"))
+        axis.set_title(fill(f"{task}, {pattern}" + ("" if recovery == "none" else f", then {recovery}"), 38))
     models = ", ".join(dict.fromkeys(str(key[0]) for key in keys))
     figure.suptitle(f"{title}: {models}", x=0.01, ha="left", fontsize=12)
     return figure, axes
@@ -184,7 +185,8 @@ def quality_against_sparsity(
             draw_methods(axis, by_method, looks, focus)
             if metric in LOG_SCALE: log_axis(axis.yaxis)
             else: axis.set_ylim(top=min(axis.get_ylim()[1], 1.02))  # an interval may end where no score can be
-            axis.set(xlabel="sparsity of the weights in scope (%)", ylabel=arrow(metric))
+            by_macs = members[0]["pattern"].endswith("by MACs")
+            axis.set(xlabel="share of MACs that went (%)" if by_macs else "sparsity of the weights in scope (%)", ylabel=arrow(metric))
         counts = {len(own) for own in groups(rows, (*PANEL, "sparsity", "method")).values()}
         seeds = "–".join(str(n) for n in sorted({min(counts), max(counts)}))
         finish(figure, looks | method_styles(["dense"]), f"Mean over {seeds} seeds, bars and band: 95 % t-interval. "

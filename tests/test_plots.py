@@ -201,3 +201,12 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError): plots.save_figure(figure, tmp_path/"figure", ROWS)
     assert not list(tmp_path.iterdir())
     with pytest.raises(UsageError, match="'.pdf'"): plots.save_figure(figure, tmp_path/"figure.pdf", ROWS)
+
+
+def test_no_axis_of_a_score_goes_beyond_one_and_a_budget_of_work_is_named():
+    "A t-interval over three seeds may end where no accuracy can be; a share of MACs is not a sparsity of weights."
+    wide = [dict(row, value=row["value"] + (0.1 if row["seed"] else -0.2), pattern=pattern) for row in ROWS for pattern in ("heads+neurons", "heads+neurons by MACs")]
+    assert max(mean_interval([row["value"] for row in wide if row["method"] == "wanda" and row["sparsity"] == 0.3 and row["pattern"] == "heads+neurons"])) > 1.2
+    figure = plots.quality_against_sparsity(wide, focus=False)
+    assert len(figure.axes) == 2 and all(axis.get_ylim()[1] == 1.02 for axis in figure.axes)
+    assert [axis.get_xlabel() for axis in figure.axes] == ["sparsity of the weights in scope (%)", "share of MACs that went (%)"]
