@@ -5,7 +5,7 @@ import nbformat
 import pytest
 
 from pruneresearch.basics import RunError, UsageError
-from pruneresearch.bench import bench, plan, profiles_of, rows_of
+from pruneresearch.bench import bench, list_benchmarks, parameters_of, plan, profiles_of, rows_of
 from pruneresearch.compare import leaderboard
 from pruneresearch.cli import main
 from pruneresearch.experiment import Config, dense_start, load_rows, row_id, run, run_all, save_rows, saved_rows
@@ -218,6 +218,13 @@ def test_changes_on_the_command_line(checkout, monkeypatch, capsys):
     assert main(["bench", "--profile", "smoke", "--set", "x=4", "--dry-run"]) == 0 and capsys.readouterr().out.startswith("done   divide  x=4")
     for wrong, says in ((["--set", "y=1"], "known are"), (["--set", "x"], "NAME=VALUE"), (["--set", "=1"], "NAME=VALUE")):
         assert main(["bench", "--profile", "smoke", *wrong]) == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name, path in list_benchmarks().items() if "figures" in parameters_of(path)])
+def test_profiles_with_figures_name_their_seeds(name):
+    "The report draws once more with the seeds of all runs together, so each run must say which are its own."
+    for profile, runs in profiles_of(list_benchmarks()[name]).items():
+        assert runs and all(run.get("seeds") for run in runs), profile
 
 
 def test_figures_of_a_benchmark_see_all_seeds(checkout):
