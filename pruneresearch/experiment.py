@@ -200,7 +200,7 @@ def _prune_and_recover(start: Start, config: Config, progress: bool):
     with measured() as pruning:
         result = prune(model, start.task, method=config.method, sparsity=config.shares or config.sparsity, pattern=config.pattern, allocation=config.allocation, scope=config.scope,
             schedule=config.schedule, rounds=config.rounds, n_calibration=config.n_calibration, length=config.length, seed=config.seed,
-            between=lambda model, masks: train(model, masks=masks), **({"options": config.options} if config.options else {}))
+            between=lambda model, masks: train(model, masks=masks), options=config.options)
         smaller = parse_pattern(config.pattern).structured
         if smaller: remove(model, result.masks, inplace=True)
     with measured() as recovery:

@@ -20,7 +20,7 @@ from .anatomy import anatomy
 from .basics import UsageError, lookup
 from .budget import KINDS, cost_terms, kept_share, require_affordable, shares_of
 from .masks import Masks
-from .models import context_of, tokenizer_of
+from .models import length_for
 from .recovery import recover, settings_of
 from .surgery import remove
 
@@ -104,6 +104,11 @@ class Gates(nn.Module):
     def settled(self) -> Tensor:
         "Gates without noise at the present temperature, (all gates,)."
         return self.distribution.settled(self.logits, self.temperature)
+
+    def decided_share(self) -> float:
+        "How many of the settled gates are within 0.05 of 0 or 1, in [0, 1]."
+        settled = self.settled()
+        return float(((settled < 0.05) | (settled > 0.95)).float().mean())
 
     def chance(self) -> dict:
         "(block, kind) → how likely its gates stay."
@@ -242,9 +247,8 @@ class GateTraining(TrainerCallback):
     @torch.no_grad()
     def told(self) -> dict:
         "What a tracker is told."
-        settled = self.gates.settled()
         return {"temperature": self.gates.temperature, "kept": float(kept_share(self.pull.terms, shares_of(self.gates.keep()))), "multiplier": float(self.gates.multiplier),
-                "decided": float(((settled < 0.05) | (settled > 0.95)).float().mean())}
+                "decided": self.gates.decided_share()}
 
     def penalty(self) -> Tensor: return pull_loss(self.pull, self.gates, self.done)
 
@@ -356,7 +360,7 @@ def trained_masks(
     **settings,                   # fields of `Pull`
 ) -> Masks:                       # within the budget, to one unit
     "Gates trained towards a budget, as masks of whole heads and neurons."
-    length = length or task.default_length(tokenizer_of(model), context_of(model))
+    length = length_for(model, task, length)
     gates, pull = Gates(model, kinds, distribution, init, hard), pull_for(model, kinds, target_macs=keep, length=length, **settings)
     train_gates(model, task, gates, pull, num_epochs, masks_lr=masks_LR, freeze=freeze, length=length, seed=seed, progress=progress, **(training or {}))
     settle(gates, pull)

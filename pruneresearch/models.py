@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MODELS', 'PRUNED_FILE', 'KINDS', 'LABELS', 'SimpleMLP', 'ModelEntry', 'list_models', 'hashed', 'quiet',
            'architecture_kind', 'needed_kind', 'require_fit', 'untrained_mlp', 'load_model', 'ready', 'tokenizer_of',
-           'context_of', 'to_device', 'forward', 'example_inputs', 'tensor_outputs', 'example_losses', 'save_model']
+           'context_of', 'length_for', 'to_device', 'forward', 'example_inputs', 'tensor_outputs', 'example_losses',
+           'save_model']
 
 # %% ../nbs/models.ipynb #c003
 import hashlib, inspect
@@ -265,6 +266,16 @@ def context_of(
     config = getattr(model, "config", None)
     longest = getattr(config, "max_position_embeddings", None)
     return longest - config.pad_token_id - 1 if getattr(config, "model_type", "") == "roberta" else longest
+
+
+def length_for(
+    model: nn.Module,
+    task,                # a `Task`
+    length: int = None,  # what was asked for
+) -> int:                # tokens per example: that, or the task's default for this model
+    "How long a sequence is, where nobody has said it."
+    return length or task.default_length(tokenizer_of(model), context_of(model))
+
 
 # %% ../nbs/models.ipynb #c028
 def to_device(

@@ -17,7 +17,7 @@ from .anatomy import Anatomy, anatomy
 from .basics import UsageError, lookup
 from .budget import by_rank, cost_terms, kept_share, require_affordable, search, shares_of
 from .masks import STRUCTURES, Masks, Pattern, by_kind, check_allocation, parse_pattern, require_units_left, select, select_units, sparsity_by_block
-from .models import context_of, tokenizer_of
+from .models import length_for, tokenizer_of
 from .scores import unit_score
 from .statistics import NEEDS, PAIRED, Seen, as_batches, calibrate, calibration_hash
 
@@ -195,14 +195,18 @@ def _calibration(model, task, calibration, method: Method, n: int, length, batch
     if calibration is not None: return _enough(as_batches(calibration, batch_size), method)
     if task is None:
         raise UsageError(f"method {method.name!r} needs data: give a task, or calibration=token ids of shape (n, length); random and magnitude need none.")
-    tokenizer = tokenizer_of(model)
-    length = length or task.default_length(tokenizer, context_of(model))
-    return _enough(list(task.calibration(tokenizer, n=n, length=length, seed=seed, batch_size=batch_size)), method)
+    return _enough(list(task.calibration(tokenizer_of(model), n=n, length=length_for(model, task, length), seed=seed, batch_size=batch_size)), method)
+
+
+def _check_own(method: Method, task, options) -> None:
+    "What a method that searches or trains by itself needs, and what the others do not have."
+    if method.masks and task is None: raise UsageError(f"method {method.name!r} works on the training data of a task: give a task.")
+    if options and not method.masks: raise UsageError(f"method {method.name!r} has no settings of its own: leave options out.")
 
 
 def _terms(model, task, calibration, batches: list, length, sparsity: float, pattern: Pattern, structure: Anatomy) -> list:
     "The costs of a budget, for one sequence as long as the task's, or as the calibration's."
-    if length is None and task is not None: length = task.default_length(tokenizer_of(model), context_of(model))
+    if task is not None: length = length_for(model, task, length)
     if not batches and calibration is not None: batches = as_batches(calibration)
     terms = cost_terms(model, length=length or (batches[0]["input_ids"].shape[1] if batches else 128))
     require_affordable(terms, _counts(structure, pattern), 1 - sparsity)
@@ -294,8 +298,7 @@ def prune(
     "Prune a model in place. Raises `UsageError` before any work where the request makes no sense."
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
-    if method.masks and task is None: raise UsageError(f"method {method.name!r} works on the training data of a task: give a task.")
-    if options and not method.masks: raise UsageError(f"method {method.name!r} has no settings of its own: leave options out.")
+    _check_own(method, task, options)
     batches = _calibration(model, task, calibration, method, n_calibration, length, batch_size, seed)
     terms = _terms(model, task, calibration, batches, length, sparsity, pattern, structure) if name == "macs" else None
     masks, done, shares, weights = None, [], rounds_of(schedule, 1.0, rounds), [linear.weight for linear in structure.linears.values()]

@@ -16,7 +16,7 @@ from ..basics import UsageError
 from ..budget import cost_terms, kept_share, search, shares_of
 from ..gates import sites
 from ..masks import Masks
-from ..models import context_of, example_losses, forward, to_device, tokenizer_of
+from ..models import example_losses, forward, length_for, to_device, tokenizer_of
 from ..pruning import Method, register_method
 from ..statistics import by_example, frozen_except, real_tokens
 
@@ -136,10 +136,9 @@ def fisher_search(
 ) -> Found:
     "Prune heads and neurons to a budget of MACs without training (Kwon et al. 2022)."
     if not 0 < target_macs < 1: raise UsageError(f"target_macs must be a fraction in (0, 1), got {target_macs!r}.")
-    tokenizer = tokenizer_of(model)
-    length = length or task.default_length(tokenizer, context_of(model))
+    length = length_for(model, task, length)
     terms = cost_terms(model, length=length)
-    batches = list(task.calibration(tokenizer, n=min(n, len(task.splits["train"])), length=length, seed=seed, batch_size=batch_size))
+    batches = list(task.calibration(tokenizer_of(model), n=min(n, len(task.splits["train"])), length=length, seed=seed, batch_size=batch_size))
     gradients = mask_gradients(model, batches, kinds, progress)
     keep = search({key: g.square().mean(0) for key, g in gradients.items()}, terms, target_macs)
     if rearrange: keep = {key: rearranged(kept, gradients[key]) for key, kept in keep.items()}

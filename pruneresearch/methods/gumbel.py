@@ -18,7 +18,7 @@ from ..budget import KINDS, kept_share, shares_of
 from ..gates import Distribution, Gates, attached, pull_for, settle, sites, train_gates, trained_masks, without_gates
 from ..masks import Masks
 from ..measure import evaluate_model, parameter_counts
-from ..models import context_of, save_model, tokenizer_of
+from ..models import length_for, save_model
 from ..pruning import Method, register_method
 from ..recovery import recover
 
@@ -103,9 +103,8 @@ def _write_result(smaller, report: dict, folder: Path) -> None:
 # %% ../../nbs/methods/gumbel.ipynb #c014
 def _pull(model, task, kinds, target_sparsity, target_macs, length, settings: dict):
     "The pull of a request; MACs are those of one sequence as long as the task's."
-    length = length or task.default_length(tokenizer_of(model), context_of(model))
     names = dict(gumbel_temp_start="start", gumbel_temp_end="end", gumbel_temp_anneal="anneal", sparsity_loss="price", quantization_loss="quantization")
-    return pull_for(model, kinds, target_sparsity, target_macs, length, **{names[name]: value for name, value in settings.items()})
+    return pull_for(model, kinds, target_sparsity, target_macs, length_for(model, task, length), **{names[name]: value for name, value in settings.items()})
 
 
 def _check(kinds, target_macs, **positive) -> None:
@@ -117,8 +116,7 @@ def _check(kinds, target_macs, **positive) -> None:
 
 def _chosen(gates: Gates, pull, done: dict) -> dict:
     "Meet the target to one unit; what training left, and what that changed."
-    settled = gates.settled()
-    return dict(decided=float(((settled < 0.05) | (settled > 0.95)).float().mean()), kept_by_training=done["kept"], steps=done["steps"],
+    return dict(decided=gates.decided_share(), kept_by_training=done["kept"], steps=done["steps"],
                 changed=settle(gates, pull) if pull.keep is not None else 0, target=pull.keep, kept=float(kept_share(pull.terms, shares_of(gates.keep()))))
 
 
