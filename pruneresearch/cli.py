@@ -42,11 +42,20 @@ def _ready_model(args, task, request: dict):
     from pruneresearch.pruning import check_request
     from pruneresearch.recovery import fine_tune
     model = open_model(args.model, task, seed=args.seed, trust_remote_code=args.trust_remote_code)
+    if args.multiple_of: request["sparsity"] = _rounded(model, request, args.multiple_of)
     check_request(model, **request)
     _require_head(model, task, args)
     if args.remove: _announce(model, request)
     if args.fine_tune: fine_tune(model, task, **_training(args))
     return model
+
+
+def _rounded(model, request: dict, multiple: int):
+    "Shares with which the widths are multiples."
+    from pruneresearch.methods.structured import rounded_shares
+    if request["allocation"] not in (None, "layer", "list") or request["sparsity"] is None: raise UsageError("--multiple-of rounds the width of every block: give --sparsity, and leave --allocation out.")
+    request["allocation"] = None
+    return rounded_shares(model, request["sparsity"], request["pattern"], multiple)
 
 
 def _require_head(model, task, args) -> None:
@@ -58,7 +67,8 @@ def _require_head(model, task, args) -> None:
 def _announce(model, request: dict) -> None:
     "Say before the work starts which loader the smaller model will need."
     from pruneresearch.surgery import reload_plan, widths_for
-    by_scores = request["allocation"] == "global"
+    by_scores = request["allocation"] in ("global", "macs")
+    if request["pattern"] == "blocks": print("pruneresearch: the smaller model reloads with from_pretrained: the configuration states how many blocks there are.", file=sys.stderr); return
     plan = "reloads as the scores decide: the blocks may end with different widths" if by_scores else reload_plan(model, widths_for(model, request["sparsity"], request["pattern"]))
     print(f"pruneresearch: the smaller model {plan}.", file=sys.stderr)
 
@@ -73,20 +83,25 @@ def _training(args) -> dict:
     return dict(length=args.length, optimizer=args.optimizer, learning_rate=args.learning_rate, seed=args.seed, progress=args.progress)
 
 # %% ../nbs/cli.ipynb #c008
+def _walk_settings(args):
+    "Where a walk block by block computes, lets activations wait and keeps finished blocks; None for the defaults."
+    return {name: value for name, value in dict(waiting=args.waiting, device=args.device, resume=args.resume).items() if value} or None
+
+
 def prune_command(args) -> str:
     "Load, (fine-tune,) prune, (recover, remove,) evaluate, save."
     import copy
-    from pruneresearch.masks import STRUCTURES
+    from pruneresearch.masks import STRUCTURES, parse_pattern
     from pruneresearch.measure import evaluate_model, parameter_counts
     from pruneresearch.pruning import prune
     from pruneresearch.recovery import check_training
     from pruneresearch.surgery import reload_plan, remove
     from pruneresearch.tasks import load_task
     if args.output: require_empty(args.output)
-    if args.remove and args.pattern not in STRUCTURES:
-        raise UsageError(f"--remove takes out whole units, and pattern {args.pattern!r} has none: add --pattern {', '.join(STRUCTURES)}, or leave --remove out.")
+    if args.remove and not parse_pattern(args.pattern).structured:
+        raise UsageError(f"--remove takes out whole units, and pattern {args.pattern!r} has none: add --pattern {', '.join(STRUCTURES)} or blocks, or leave --remove out.")
     request = dict(method=args.method, sparsity=_sparsity(args.sparsity) if args.sparsity else None, pattern=args.pattern, allocation=args.allocation,
-                   scope=args.scope, schedule=args.schedule, rounds=args.rounds)
+                   scope=args.scope, schedule=args.schedule, rounds=args.rounds, sequential=args.sequential, walk=_walk_settings(args), repair=args.repair)
     check_training(args.optimizer, args.alpha, args.temperature)
     if args.rounds > 1 and args.recovery == "none": raise UsageError("several rounds need recovery between them: add --recovery fine-tune, or leave --rounds out.")
     task = load_task(args.task, data_dir=args.data_dir)
@@ -305,8 +320,8 @@ def _add_prune(parser) -> None:
     _add_common(parser)
     parser.add_argument("--method", default="magnitude", help="a name of 'pruneresearch list methods'")
     parser.add_argument("--sparsity", help="fraction in [0, 1), or one per block with commas")
-    parser.add_argument("--pattern", default="unstructured", help="unstructured, N:M such as 2:4, heads, neurons or heads+neurons")
-    parser.add_argument("--allocation", help="row, layer or global (default: the method's own)")
+    parser.add_argument("--pattern", default="unstructured", help="unstructured, N:M such as 2:4, heads, neurons, heads+neurons or blocks")
+    parser.add_argument("--allocation", help="row, layer, global, owl, or macs for whole units (default: the method's own)")
     parser.add_argument("--scope", default="blocks", help="blocks or all-linear")
     parser.add_argument("--schedule", default="one-shot", help="one-shot, linear or cubic")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of scoring and recovery")
@@ -318,6 +333,12 @@ def _add_prune(parser) -> None:
     parser.add_argument("--temperature", type=float, default=2.0, help="of distillation")
     parser.add_argument("--fine-tune", action="store_true", help="train the dense model on the task first")
     parser.add_argument("--n-calibration", type=int, default=128, help="calibration examples or sequences")
+    parser.add_argument("--sequential", action=argparse.BooleanOptionalAction, help="calibrate block by block, or in one pass (default: the method's own)")
+    parser.add_argument("--device", help="where blocks compute, such as cuda; the model waits in main memory")
+    parser.add_argument("--waiting", help="where activations wait between blocks: cpu, or a folder")
+    parser.add_argument("--resume", metavar="FOLDER", help="keep finished blocks there, and go on from them")
+    parser.add_argument("--repair", action="store_true", help="let weights make up for pruned heads and neurons, by least squares")
+    parser.add_argument("--multiple-of", type=int, help="keep a multiple of so many neurons in each block")
     parser.add_argument("--remove", action="store_true", help="take pruned heads and neurons out: a really smaller model")
     parser.add_argument("--output", help="new or empty folder for checkpoint, masks and report")
 

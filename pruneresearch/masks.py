@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import combinations
 import torch
 from torch import nn, Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -45,12 +46,16 @@ def share_of(
     return math.ceil(Fraction(k, n) * 1_000_000) / 1_000_000
 
 # %% ../nbs/masks.ipynb #c008
+def _require_numbers(score: Tensor) -> None:
+    if score.isnan().any(): raise RunError("a score is not a number: look for NaN or infinite weights or activations in the model.")
+
+
 def _keep_all_but(
     score: Tensor,  # (groups, n)
     k: int,         # how many go in each group
 ) -> Tensor:        # (groups, n) bool, exactly k False in each row
     "Drop the k lowest of each row; ties go by position."
-    if score.isnan().any(): raise RunError("a score is not a number: look for NaN or infinite weights or activations in the model.")
+    _require_numbers(score)
     if k == 0: return torch.ones_like(score, dtype=torch.bool)
     threshold = score.kthvalue(k, dim=1, keepdim=True).values
     below, ties = score < threshold, score == threshold
@@ -71,12 +76,12 @@ def lowest(
 @dataclass(frozen=True)
 class Pattern:
     "The shape that zeros take."
-    kind: str   # "unstructured", "n:m", "heads", "neurons" or "heads+neurons"
+    kind: str   # "unstructured", "n:m", "heads", "neurons", "heads+neurons" or "blocks"
     n: int = 0  # N:M only: how many stay
     m: int = 0  # N:M only: of how many consecutive inputs
 
     @property
-    def structured(self) -> bool: return bool(self.kinds)
+    def structured(self) -> bool: return bool(self.kinds) or self.kind == "blocks"  # whole units go, and can be taken out
 
     @property
     def kinds(self) -> tuple: return STRUCTURES.get(self.kind, ())  # of groups that lose units
@@ -86,13 +91,13 @@ STRUCTURES = {"heads": ("heads",), "neurons": ("neurons",), "heads+neurons": ("h
 
 
 def parse_pattern(
-    text: str,   # "unstructured", "2:4", "4:8", …, "heads", "neurons" or "heads+neurons"
+    text: str,   # "unstructured", "2:4", "4:8", …, "heads", "neurons", "heads+neurons" or "blocks"
 ) -> Pattern:    # raises `UsageError` for anything else
     "Read a pattern's name."
-    if text == "unstructured" or text in STRUCTURES: return Pattern(text)
+    if text in ("unstructured", "blocks") or text in STRUCTURES: return Pattern(text)
     match = re.fullmatch(r"(\d+):(\d+)", str(text))
     if match and 0 < int(match[1]) < int(match[2]): return Pattern("n:m", int(match[1]), int(match[2]))
-    raise UsageError(f"unknown pattern {text!r}: known are unstructured, {', '.join(STRUCTURES)}, and N:M with 0 < N < M such as 2:4.")
+    raise UsageError(f"unknown pattern {text!r}: known are unstructured, {', '.join(STRUCTURES)}, blocks, and N:M with 0 < N < M such as 2:4.")
 
 # %% ../nbs/masks.ipynb #c013
 def lowest_n_m(
@@ -103,13 +108,21 @@ def lowest_n_m(
     "Keep the n highest of every m consecutive inputs."
     if score.shape[1] % m:
         raise UsageError(f"pattern {n}:{m} needs a number of inputs divisible by {m}, this layer has {score.shape[1]}: choose another M.")
-    return _keep_all_but(score.reshape(-1, m), m - n).reshape(score.shape)
+    _require_numbers(score)
+    columns = score.reshape(-1, m).T.contiguous()  # (m, groups): each comparison runs over contiguous memory
+    rank = torch.zeros(columns.shape, dtype=torch.uint8 if m < 256 else torch.int32, device=score.device)
+    for i, j in combinations(range(m), 2):  # of two equal ones the earlier counts as the lower
+        later = columns[i] <= columns[j]
+        rank[j] += later
+        rank[i] += ~later
+    return (rank >= m - n).T.reshape(score.shape)
 
 # %% ../nbs/masks.ipynb #c016
 ALLOCATIONS = {  # kind of pattern → allocations that make sense with it
-    "unstructured": ("row", "layer", "global", "list"),
+    "unstructured": ("row", "layer", "global", "list", "owl"),
     "n:m": ("group",),
     **{structure: ("layer", "global", "list", "macs") for structure in STRUCTURES},
+    "blocks": ("global",),
 }
 
 
@@ -123,7 +136,7 @@ def check_allocation(
     known = sorted({a for names in ALLOCATIONS.values() for a in names})
     if name not in known: raise UsageError(f"unknown allocation {name!r}: known are {', '.join(known)}.")
     if name in ALLOCATIONS[pattern.kind]: return name
-    why = {"n:m": "N:M fixes the share of every group of inputs", "unstructured": "only N:M patterns count by group"}
+    why = {"n:m": "N:M fixes the share of every group of inputs", "unstructured": "only N:M patterns count by group", "blocks": "blocks are compared with each other"}
     raise UsageError(f"allocation {name!r} does not go with pattern {pattern.kind!r} ({why.get(pattern.kind, 'a unit is not part of one row')}): use {' or '.join(ALLOCATIONS[pattern.kind])}.")
 
 # %% ../nbs/masks.ipynb #c018
@@ -277,17 +290,45 @@ def _from_units(
 
 Masks.from_units = staticmethod(_from_units)
 
-# %% ../nbs/masks.ipynb #c039
+# %% ../nbs/masks.ipynb #c038
+def _parameters_of(block) -> dict:
+    "Name → parameter, of all linear layers of a block."
+    return {f"{block.names[role]}.{kind}": parameter for role, linear in block.linears.items() for kind, parameter in linear.named_parameters()}
+
+
+def _from_blocks(
+    model,         # a transformers model, or its `Anatomy`
+    kept: Tensor,  # bool (blocks,), True = stays
+) -> Masks:        # masks of all linear layers of the blocks that go
+    "Expand decisions about whole blocks to masks of parameters."
+    blocks = (model if isinstance(model, Anatomy) else anatomy(model)).blocks
+    if kept.dtype != torch.bool or tuple(kept.shape) != (len(blocks),): raise UsageError(f"this model has {len(blocks)} blocks: give a bool tensor of that length, not {tuple(kept.shape)} of {kept.dtype}.")
+    if not kept.any(): raise UsageError("at least one block must stay.")
+    return Masks({name: torch.zeros(parameter.shape, dtype=torch.bool) for block in blocks if not kept[block.index] for name, parameter in _parameters_of(block).items()})
+
+
+def _blocks(
+    self: Masks,
+    model: nn.Module,  # a transformers model
+) -> Tensor:           # bool (blocks,), False = nothing of its linear layers stays
+    "Which blocks are left."
+    alive = lambda name: name not in self.keep or bool(self.keep[name].any())
+    return torch.tensor([any(map(alive, _parameters_of(block))) for block in anatomy(model).blocks], dtype=torch.bool)
+
+Masks.from_blocks, Masks.blocks = staticmethod(_from_blocks), _blocks
+
+# %% ../nbs/masks.ipynb #c041
 def _units(
     self: Masks,
     model: nn.Module,  # a transformers model
 ) -> dict:             # (block index, "heads" or "neurons") → bool (count,), True = stays
-    "Masks of whole units as decisions about them. Raises `UsageError` for masks of another model, and for masks that are not whole units."
+    "Masks of whole units as decisions about them, for the blocks that are not gone as wholes. Raises `UsageError` for masks of another model, and for masks that are not whole units."
     list(self._parameters(model))
-    units, explained, structure = {}, set(), anatomy(model)
+    units, structure, whole = {}, anatomy(model), self.blocks(model)
+    explained = {name for block in structure.blocks if not whole[block.index] for name in _parameters_of(block)}
     for group in structure.groups:
         columns = self.keep.get(f"{group.consumer}.weight")
-        if columns is None: continue
+        if columns is None or not whole[group.block]: continue
         kept = columns.cpu().any(0).view(group.count, group.columns).any(1)
         if not kept.any(): raise _none_left(group.kind, group.block)
         for name, mask in group.weight_masks(kept).items():
@@ -304,7 +345,7 @@ def _not_whole(name: str) -> UsageError:
 
 Masks.units = _units
 
-# %% ../nbs/masks.ipynb #c042
+# %% ../nbs/masks.ipynb #c045
 def sparsity_by_block(
     sparsity,               # one fraction, or a list with one per block
     structure: Anatomy,     # of the model
@@ -324,7 +365,7 @@ def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str)
     share = lambda name: shares[place[name]] if place[name] is not None else sum(shares) / len(shares)
     return {name: lowest(score, share(name), per="row" if allocation == "row" else "layer") for name, score in scores.items()}
 
-# %% ../nbs/masks.ipynb #c044
+# %% ../nbs/masks.ipynb #c047
 def by_kind(
     sparsity,          # one fraction, a list with one per block, or a dict of them by kind of group
     pattern: Pattern,  # a structured one
@@ -342,7 +383,7 @@ def require_units_left(structure: Anatomy, sparsity, kind: str, allocation: str)
     total, blocks = sum(getattr(block, kind).count for block in structure.blocks), len(structure.blocks)
     if count_pruned(sparsity, total) > total - blocks: raise UsageError(f"sparsity {sparsity} would leave a block without {kind}: at most {total - blocks} of {total} can go.")
 
-# %% ../nbs/masks.ipynb #c045
+# %% ../nbs/masks.ipynb #c048
 def _units_of_kind(ranked: dict, structure: Anatomy, sparsity, kind: str, allocation: str) -> dict:
     "Which units of one kind stay, by (block, kind)."
     require_units_left(structure, sparsity, kind, allocation)
@@ -364,7 +405,7 @@ def select_units(
     chosen = [_units_of_kind(ranked, structure, share, kind, allocation) for kind, share in by_kind(sparsity, pattern).items()]
     return Masks.from_units(structure, {key: keep for part in chosen for key, keep in part.items()})
 
-# %% ../nbs/masks.ipynb #c046
+# %% ../nbs/masks.ipynb #c049
 def select(
     scores: dict,          # parameter name → (out, in) scores, one per linear in scope
     structure: Anatomy,    # of the model, with the same scope

@@ -125,7 +125,7 @@ def measure_regression(model, task, split, tokenizer, length, batch_size):
     return metrics, None, None
 
 # %% ../nbs/measure.ipynb #c015
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 1024  # of a language model: the logits of so many tokens still fit into a processor's cache
 
 
 def measure_language_modelling(model, task, split, tokenizer, length, batch_size):

