@@ -26,13 +26,13 @@ class Stop(Exception):
 @contextmanager
 def _replaced(objects: list, name: str, values: list) -> Iterator[None]:
     "Give objects other attributes while the block lasts."
-    before = [vars(o).get(name) for o in objects]
+    before = [(name in vars(o), vars(o).get(name)) for o in objects]
     for o, value in zip(objects, values): setattr(o, name, value)
     try: yield
     finally:
-        for o, value in zip(objects, before):
-            if value is None: delattr(o, name)
-            else: setattr(o, name, value)
+        for o, (had, value) in zip(objects, before):
+            if had: setattr(o, name, value)
+            else: delattr(o, name)
 
 
 def _returns_tuple(model: nn.Module, block: nn.Module, batch: dict) -> bool:
@@ -120,7 +120,8 @@ def _file_of(folder, like: Tensor, number: int) -> Tensor:
 def waiting_room(
     place,               # None: where the tensors are; "cpu"; or a folder
 ) -> Iterator:           # a function (tensor, number) → a tensor of its shape and numbers, in that place
-    "Where activations wait; files are deleted afterwards. Raises `RunError` where there is no room."
+    "Where activations wait; files are deleted afterwards. Raises `UsageError` for another device, `RunError` where there is no room."
+    if isinstance(place, torch.device) or str(place).split(":")[0] in ("cuda", "mps", "xpu"): raise UsageError(f"activations wait with the model, in main memory ('cpu') or in a folder, not on {str(place)!r}.")
     if place is None or place == "cpu": yield lambda tensor, number: torch.empty_like(tensor, device=place or tensor.device).copy_(tensor); return
     try:
         Path(place).mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ def block_by_block(
     device=None,              # where blocks compute, each moved there for its turn; None: where the model is
     done: int = 0,            # so many blocks are pruned already: they are only run through
     progress: bool = False,   # show a bar: (3/22) calibrating · pruning · propagating
-) -> Iterator[tuple]:         # (`Block`, name of each of its linear layers → `Seen`)
+) -> Iterator[tuple]:         # (`Block`, name of each of its linear layers → `Seen`, emptied when the walk goes on)
     "Visit the blocks in order; what the visitor does to a block changes what the next one sees. Raises `UsageError` for a model without blocks, for needs that are not of inputs, and without examples."
     needs, batches, blocks = set(needs), list(batches), anatomy(model).blocks
     if not batches: raise UsageError("the calibration set is empty: give at least one example.")
@@ -217,7 +218,7 @@ def block_by_block(
                     seen = _hear(block, own, needs, _run)
                     say("pruning")
                     yield block, seen
-                    del seen
+                    seen.clear()  # the visitor's name for it lives on, its matrices shall not
                 if i + 1 < len(blocks):
                     say("propagating")
                     for hidden, args, kwargs, _ in own: hidden.copy_(_run(block.module, hidden, args, kwargs))

@@ -124,12 +124,12 @@ def _repair_all(request: Request, model: nn.Module, masks: Masks, seen: dict) ->
 WALK = ("waiting", "device", "resume")  # settings of a walk
 
 
-def _why_not(method, structure: Anatomy, allocation: str) -> str:
+def _why_not(method, structure: Anatomy, allocation: str, repair: bool) -> str:
     "What speaks against going block by block; empty where nothing does."
     if not structure.blocks: return "this model has no transformer blocks"
     if method.masks or set(method.needs) - set(INPUTS): return f"method {method.name!r} needs gradients or outputs of the whole model"
     if allocation in ("global", "macs"): return f"allocation {allocation!r} compares all blocks with each other"
-    return "" if method.needs else f"method {method.name!r} needs no data, so it sees no difference"
+    return "" if method.needs or repair else f"method {method.name!r} needs no data, so it sees no difference"
 
 
 def is_sequential(
@@ -139,16 +139,26 @@ def is_sequential(
     wanted: bool = None,   # None: the method's own way
     walk: dict = None,     # settings of a walk
     rounds: int = 1,
+    repair: bool = False,  # repair looks at activations, whatever the method does
 ) -> bool:                 # raises `UsageError` for what does not go together
     "Block by block, or at once?"
-    why = _why_not(method, structure, allocation)
+    why = _why_not(method, structure, allocation, repair)
     if wanted and why: raise UsageError(f"{why}: leave sequential out.")
-    chosen = (method.sequential and not why) if wanted is None else bool(wanted)
+    chosen = ((method.sequential or repair) and not why) if wanted is None else bool(wanted)
     unknown = set(walk or {}) - set(WALK)
     if unknown: raise UsageError(f"unknown setting of the walk {', '.join(sorted(unknown))}: known are {', '.join(WALK)}.")
     if walk and not chosen: raise UsageError(f"settings of the walk are for methods that go block by block{': ' + why if why else ', set sequential=True'}.")
     if (walk or {}).get("resume") and rounds > 1: raise UsageError("resume works with one round: what happens between rounds is not kept.")
+    _check_walk(**(walk or {}))
     return chosen
+
+
+def _check_walk(waiting=None, device=None, resume=None) -> None:
+    "Can the walk happen there?"
+    if resume and Path(resume).is_file(): raise UsageError(f"resume needs a folder, and {str(resume)!r} is a file: name another one.")
+    try: kind = torch.device(device or "cpu").type
+    except RuntimeError: raise UsageError(f"{device!r} is no device: say cuda, cuda:1 or cpu.") from None
+    if kind == "cuda" and not torch.cuda.is_available(): raise UsageError(f"blocks cannot compute on {str(device)!r}, because PyTorch finds no GPU: leave device out.")
 
 # %% ../nbs/choosing.ipynb #c011
 def _shares(request: Request, target) -> list:
@@ -161,7 +171,9 @@ def _shares(request: Request, target) -> list:
     return [{kind: share[i] for kind, share in shares.items()} for i in range(count)]
 
 
-def _mean(shares: list): return sum(shares) / len(shares) if isinstance(shares[0], (int, float)) else shares[0]
+def _mean(shares: list, target):
+    "What a layer outside the blocks loses: the share that was asked for, or the mean of a list."
+    return sum(shares) / len(shares) if isinstance(target, list) else shares[0]
 
 
 def _part(request: Request, linears: dict, seen: dict, share, before, generator) -> dict:
@@ -171,7 +183,8 @@ def _part(request: Request, linears: dict, seen: dict, share, before, generator)
         return {f"{name}.weight": keep for name, keep in request.method.solve(linears, seen, share, earlier).items()}
     scores = weight_scores(request, linears, seen, generator, before)
     if isinstance(share, Pattern): return {name: lowest_n_m(score, share.n, share.m) for name, score in scores.items()}
-    return {name: lowest(score, share, per="row" if request.by_row else "layer") for name, score in scores.items()}
+    per = "layer" if not request.by_row else "even rows" if isinstance(request.sparsity, list) else "row"
+    return {name: lowest(score, share, per=per) for name, score in scores.items()}
 
 
 def _units_part(request: Request, groups: list, seen: dict, shares: dict, kept: dict, generator) -> dict:
@@ -191,7 +204,7 @@ def _solved(request: Request, seen: dict, before, target) -> Masks:
     "Masks and new weights of all layers, from statistics of one pass."
     shares, structure = _shares(request, target), request.structure
     parts = [({block.names[role]: linear for role, linear in block.linears.items()}, share) for block, share in zip(structure.blocks, shares)]
-    parts += [({name: linear}, _mean(shares) if structure.blocks else shares[i]) for i, (name, linear) in enumerate(_outside(structure).items())]
+    parts += [({name: linear}, _mean(shares, target) if structure.blocks else shares[i]) for i, (name, linear) in enumerate(_outside(structure).items())]
     return Masks({name: keep for linears, share in parts for name, keep in _part(request, linears, seen, share, before, None).items()})
 
 
@@ -212,7 +225,7 @@ def masks_block_by_block(
     name = resume and _name_of(request, target, batches, model)
     keep = restored(resume, name, model, len(structure.blocks)) if resume else []
     done, keep = len(keep), {key: mask for part in keep for key, mask in part.items()}
-    for block, seen in block_by_block(model, batches, request.needs, waiting=waiting, device=device, done=done, progress=request.progress):
+    for block, seen in block_by_block(model, batches, request.needs, waiting=waiting, device=device, done=done, progress=request.progress) if done < len(structure.blocks) else ():
         share, linears = shares[block.index], {block.names[role]: linear for role, linear in block.linears.items()}
         if pattern.kinds: part = _units_part(request, [g for g in request.groups if g.block == block.index], seen, share, kept, generator)
         else: part = {key: mask.cpu() for key, mask in _part(request, linears, seen, share, before, generator).items()}
@@ -220,7 +233,7 @@ def masks_block_by_block(
         if resume: store_part(resume, name, model, block.index, part)
         keep |= part
     outside = {} if pattern.kinds else _outside(structure)
-    if outside: keep |= _part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares), before, generator)
+    if outside: keep |= {key: mask.cpu() for key, mask in _part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares, target), before, generator).items()}
     return Masks(keep)
 
 
@@ -270,16 +283,17 @@ def restored(
 ) -> list:             # parameter name → keep, of the blocks that are done, in order
     "Take up what an earlier run has done. Raises `UsageError` for blocks of another request, `RunError` for a damaged file."
     from safetensors import SafetensorError, safe_open
-    parameters, parts = dict(model.named_parameters()), []
-    for path in (Path(folder)/f"block-{i:04d}.safetensors" for i in range(blocks)):
+    files, parameters, parts = [], dict(model.named_parameters()), []
+    for path in (Path(folder)/f"block-{i:04d}.safetensors" for i in range(blocks)):  # all are looked at before any is used
         if not path.is_file(): break
         try:
-            with safe_open(str(path), "pt") as file: made_for, tensors = (file.metadata() or {}).get("request"), {key: file.get_tensor(key) for key in file.keys()}
+            with safe_open(str(path), "pt") as file: made_for = (file.metadata() or {}).get("request")
         except (SafetensorError, OSError) as error: raise RunError(f"{str(path)!r} cannot be read ({error}): delete it to prune its block again.") from None
         if made_for != name: raise UsageError(f"{str(path)!r} belongs to another request or another model: name another folder for resume, or empty this one.")
-        parts.append(tensors)
-    keys = [[key.removeprefix("keep:") for key in tensors if key.startswith("keep:")] for tensors in parts]
-    with torch.no_grad():
-        for tensors, own in zip(parts, keys):
-            for key in own: parameters[key].copy_(tensors[f"weight:{key}"])
-    return [{key: tensors[f"keep:{key}"] for key in own} for tensors, own in zip(parts, keys)]
+        files.append(path)
+    for path in files:
+        with safe_open(str(path), "pt") as file, torch.no_grad():
+            keys = [key.removeprefix("keep:") for key in file.keys() if key.startswith("keep:")]
+            for key in keys: parameters[key].copy_(file.get_tensor(f"weight:{key}"))
+            parts.append({key: file.get_tensor(f"keep:{key}") for key in keys})
+    return parts

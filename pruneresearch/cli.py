@@ -41,8 +41,8 @@ def _ready_model(args, task, request: dict):
     from pruneresearch.checkpoints import open_model
     from pruneresearch.pruning import check_request
     from pruneresearch.recovery import fine_tune
-    model = open_model(args.model, task, seed=args.seed, trust_remote_code=args.trust_remote_code)
-    if args.multiple_of: request["sparsity"] = _rounded(model, request, args.multiple_of)
+    model = open_model(args.model, task, seed=args.seed, trust_remote_code=args.trust_remote_code, device="cpu" if args.device else None)  # blocks visit the device one by one
+    if args.multiple_of is not None: request["sparsity"] = _rounded(model, request, args.multiple_of)
     check_request(model, **request)
     _require_head(model, task, args)
     if args.remove: _announce(model, request)

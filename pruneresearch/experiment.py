@@ -8,7 +8,7 @@ __all__ = ['RECOVERIES', 'LIBRARIES', 'PRECISIONS', 'AGREEMENT_WINDOWS', 'Config
 
 # %% ../nbs/experiment.ipynb #c003
 import copy, functools, gzip, json, platform, subprocess, zlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from torch import nn
@@ -98,6 +98,7 @@ class Start:
     student_metrics: dict = None  # of the student, before anything is pruned
     costs: dict = None            # what the dense model costs to keep and to run
     data_dir: str = None          # where the task's data came from
+    sources: dict = field(default_factory=dict)  # other tasks whose text calibrates, by name, once they are loaded
 
 
 def _start_id(config: Config) -> str:
@@ -196,9 +197,12 @@ def check(
 
 
 def _calibration(model, start: Start, config: Config):
-    "Windows of another task's training text; None where the task's own are used."
-    if config.calibration_task is None: return None
-    source = load_task(config.calibration_task, data_dir=start.data_dir)
+    "What a method calibrates on, drawn and tokenised before any clock runs; None where it needs nothing, or trains on the task itself."
+    method = load_methods().get(config.method, Method(""))
+    if method.masks or not (method.needs or method.blocks or config.repair or config.allocation == "owl"): return None
+    name = config.calibration_task
+    if name and name not in start.sources: start.sources[name] = load_task(name, data_dir=start.data_dir)
+    source = start.sources.get(name, start.task)
     if source.kind != start.task.kind: raise UsageError(f"calibration on {source.name!r} ({source.kind}) does not fit {start.task.name!r} ({start.task.kind}): choose a task of the same kind.")
     return list(source.calibration(tokenizer_of(model), n=config.n_calibration, length=length_for(model, start.task, config.length), seed=config.seed))
 

@@ -8,22 +8,21 @@ __all__ = ['PRUNING_FUNCTIONS', 'PUBLISHED', 'get_wikitext2_unstructured', 'magn
            'execute_benchmark', 'beside_published']
 
 # %% ../nbs/llm.ipynb #c003
-import copy, logging
+import copy, logging, math
 from contextlib import contextmanager
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from torch import nn
-from .anatomy import anatomy
-from .basics import UsageError, lookup
+from .basics import RunError, UsageError, lookup
 from .masks import check_sparsity
-from .measure import evaluating, latency, macs, parameter_counts, window_length
+from .measure import TOKENS_AT_ONCE, evaluating, latency, macs, parameter_counts
 from .metrics import load_metric
-from .models import example_losses, load_model, to_device, tokenizer_of
+from .models import context_of, example_losses, load_model, to_device, tokenizer_of
 from .pruning import Pruned, prune
 from .surgery import remove
 from .tasks import load_task
-from .text import PROMPTS, divergence, text_quality, writing_speed
+from .text import PROMPTS, agreement_on, text_quality, writing_speed
 
 # %% ../nbs/llm.ipynb #c005
 def get_wikitext2_unstructured(
@@ -34,15 +33,18 @@ def get_wikitext2_unstructured(
     task: str = "wikitext2",  # where the test text comes from
     calibration: str = None,  # where the calibration windows come from, such as c4; None: the training split of the task
     data_dir=None,         # local data, as for `load_task`
-    batch_size: int = 4,
+    context: int = None,   # the longest input of the model, in tokens; None: what the tokenizer says
+    batch_size: int = None,# windows per batch; None: as many as 1,024 tokens hold
 ) -> tuple:                # (trainloader, testloader): lists of batches, each a dict of token ids, attention mask and labels
-    "Calibration windows from training text, and the test text cut into windows that do not overlap."
+    "Calibration windows from training text, and the test text cut into windows that do not overlap. Raises `UsageError` for tasks without text, and windows longer than the model can read."
     tested = load_task(task, data_dir=data_dir)
     source = load_task(calibration, data_dir=data_dir) if calibration else tested
     for one in (tested, source):
         if one.kind != "language-modelling": raise UsageError(f"a language model is measured on text, {one.name!r} is {one.kind}: choose wikitext2, c4, pydocs or a .txt file.")
-    train = source.calibration(tokenizer, n=n_samples, length=length or tested.default_length(tokenizer, None), seed=seed, batch_size=batch_size)
-    return list(train), list(tested.batches("test", tokenizer, batch_size, length or tested.default_length(tokenizer, None)))
+    length = length or tested.default_length(tokenizer, context)
+    if context and length > context: raise UsageError(f"a length of {length} tokens is more than the {context} this model can read: ask for at most {context}.")
+    batch_size = batch_size or max(1, TOKENS_AT_ONCE // length)
+    return source.calibration(tokenizer, n=n_samples, length=length, seed=seed, batch_size=batch_size), tested.batches("test", tokenizer, batch_size, length)
 
 # %% ../nbs/llm.ipynb #c007
 def magnitude_pruning(
@@ -70,20 +72,21 @@ def structured_pruning(
     ratio: float,                 # share of the neurons, in [0, 1)
     trainloader=None,             # calibration batches; needed by scores that look at activations, and for repair
     method: str = "weight-range", # a score of units: "weight-range" looks at weights alone, "activation-norm" at activations
-    multiple: int = 8,            # the width that stays is a multiple of it
+    multiple: int = 8,            # the number of neurons that stay is a multiple of it
     **options,                    # further arguments of `prune`, such as repair=True
 ) -> Pruned:
-    "Neurons of the feed-forward network go, and are taken out."
+    "Neurons of the feed-forward network go, and are taken out; another pattern takes key/value groups, both, or whole blocks."
     from pruneresearch.methods.structured import rounded_shares
     pattern = options.pop("pattern", "neurons")
-    result = prune(model, calibration=trainloader, method=method, pattern=pattern, sparsity=rounded_shares(model, ratio, pattern, multiple), **options)
+    sparsity = rounded_shares(model, ratio, pattern, multiple) if "neurons" in pattern else ratio  # heads and blocks have no width to round
+    result = prune(model, calibration=trainloader, method=method, pattern=pattern, sparsity=sparsity, **options)
     remove(model, result.masks, inplace=True)
     return result
 
 
 def _asked(ratio: float, options: dict) -> dict:
-    "N:M fixes the ratio by itself."
-    return options if ":" in options.get("pattern", "") else options | {"sparsity": ratio}
+    "The ratio as a sparsity; `prune` refuses one that does not go with N:M."
+    return options | {"sparsity": ratio}
 
 
 PRUNING_FUNCTIONS = {function.__name__: function for function in (magnitude_pruning, wanda_pruning, structured_pruning)}
@@ -105,10 +108,12 @@ class ModelConfig:
     data_dir: str = None                      # local data, as for `load_task`
     max_windows: int = None                   # of the test text; None: all of it
 
-    def loaders(self, tokenizer) -> tuple:
-        "(trainloader, testloader) of this configuration."
-        train, test = get_wikitext2_unstructured(tokenizer, self.n_samples, self.length, self.seed, self.task, self.calibration, self.data_dir)
-        return train, test if self.max_windows is None else test[:max(1, self.max_windows // len(test[0]["input_ids"]))]
+    def loaders(self, model: nn.Module) -> tuple:
+        "(trainloader, testloader) of this configuration, for the dense model."
+        train, test = get_wikitext2_unstructured(tokenizer_of(model), self.n_samples, self.length, self.seed, self.task, self.calibration, self.data_dir, context_of(model))
+        size = len(test[0]["input_ids"])
+        windows = self.max_windows or size * len(test)
+        return train, [{key: value[:windows - i * size] for key, value in batch.items()} for i, batch in enumerate(test) if i * size < windows]
 
 
 def perplexity_of(
@@ -122,16 +127,20 @@ def perplexity_of(
             count = (batch["labels"][:, 1:] != -100).sum(1)
             sums += (example_losses(model, batch) * count).tolist()
             counts += count.tolist()
-    return load_metric("perplexity").compute(predictions=sums, references=counts)["perplexity"]
+    found = load_metric("perplexity").compute(predictions=sums, references=counts)["perplexity"]
+    if math.isnan(found): raise RunError("the model's outputs are not numbers: look for NaN or infinite values in its weights.")
+    return found
 
 # %% ../nbs/llm.ipynb #c010
 @contextmanager
 def estimated_energy(
     country: str = "USA",  # ISO 3166-1 alpha-3
-) -> Iterator[dict]:       # filled after the block: energy_kwh, co2_kg, assumptions; empty where CodeCarbon is not installed
-    "An estimate of the electricity that the block used, and of the CO₂ behind it."
+) -> Iterator[dict]:       # filled after the block: energy_kwh, its parts energy_cpu_kwh, energy_gpu_kwh and energy_ram_kwh, energy_seconds, co2_kg, assumptions; empty where CodeCarbon is not installed
+    "An estimate of the electricity that the block used, and of the CO₂ behind it. Raises `UsageError` for an unknown country."
     found = {}
     if find_spec("codecarbon") is None: yield found; return
+    import pycountry
+    if pycountry.countries.get(alpha_3=country) is None: raise UsageError(f"{country!r} is no country code: give three letters (ISO 3166-1 alpha-3), such as USA, FRA or DEU.")
     from codecarbon import OfflineEmissionsTracker
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it reports its own start before it looks at log_level
     tracker = OfflineEmissionsTracker(country_iso_code=country, save_to_file=False, log_level="critical", allow_multiple_runs=True)
@@ -140,19 +149,8 @@ def estimated_energy(
     finally:
         tracker.stop()
         data = tracker.final_emissions_data
-        found.update(energy_kwh=data.energy_consumed, co2_kg=data.emissions,
-                     assumptions=f"estimate by CodeCarbon {data.codecarbon_version}: {data.cpu_model or 'unknown processor'} at {data.cpu_power:.0f} W, energy mix of {data.country_iso_code}")
-
-
-def _agrees(model: nn.Module, dense: nn.Module, testloader) -> dict:
-    "KL to the dense model and share of equal first choices, over all predicted tokens."
-    kl, same, count = 0.0, 0, 0
-    with evaluating(model), evaluating(dense):
-        for batch in (to_device(batch, model) for batch in testloader):
-            ids, predicted = {k: v for k, v in batch.items() if k != "labels"}, batch["labels"][:, 1:] != -100
-            far, equal = divergence(dense(**ids).logits[:, :-1][predicted], model(**ids).logits[:, :-1][predicted])
-            kl, same, count = kl + far.sum().item(), same + int(equal.sum()), count + len(far)
-    return {"kl": kl / count, "top1_agreement": same / count}
+        found.update(energy_kwh=data.energy_consumed, energy_cpu_kwh=data.cpu_energy, energy_gpu_kwh=data.gpu_energy, energy_ram_kwh=data.ram_energy, energy_seconds=data.duration, co2_kg=data.emissions,
+                     assumptions=f"estimate by CodeCarbon {data.codecarbon_version} for processor, memory and GPU of this machine ({data.cpu_model or 'unknown processor'}), energy mix of {country}")
 
 # %% ../nbs/llm.ipynb #c011
 def global_evaluation(
@@ -162,18 +160,21 @@ def global_evaluation(
     testloader,            # batches of test windows
 ) -> dict:                 # ratio, achieved, perplexity, kl, top1_agreement, sizes, macs, flops, times, energy, texts
     "Load the dense model, prune it at one ratio, measure it. Raises `UsageError` for a ratio outside [0, 1) and an unknown method, before anything is loaded."
-    function = lookup(PRUNING_FUNCTIONS, model_config.pruning_function, "pruning function")
+    function, options = lookup(PRUNING_FUNCTIONS, model_config.pruning_function, "pruning function"), model_config.options or {}
     check_sparsity(ratio)
     dense = load_model(model_config.model, seed=model_config.seed)
     model = copy.deepcopy(dense)
-    result = function(model, ratio, trainloader, **(model_config.options or {})) if ratio or ":" in (model_config.options or {}).get("pattern", "") else None
+    if ratio: function(model, ratio, trainloader, **options)
     with estimated_energy(model_config.country) as energy: perplexity = perplexity_of(model, testloader)
     size, one = parameter_counts(model), {k: v[:1] for k, v in testloader[0].items()}
-    smaller = size["total"] < parameter_counts(dense)["total"]
-    row = {"model": model_config.model, "pruning_function": model_config.pruning_function, "ratio": ratio, "achieved": 1 - size["prunable_nonzero"] / parameter_counts(dense)["prunable"],
-           "perplexity": perplexity, **_agrees(model, dense, testloader), "parameters": size["total"], "nonzero": size["nonzero"], "bytes_dense": size["bytes_dense"], "bytes_sparse": size["bytes_sparse"],
-           "macs": macs(model, one), "flops": 2 * macs(model, one), "latency_s": latency(model, one)["median"] if smaller or not ratio else None}
-    if smaller or not ratio:
+    before, work = parameter_counts(dense), macs(model, one)
+    timed = size["total"] < before["total"] or not ratio
+    row = {"model": model_config.model, "pruning_function": model_config.pruning_function, "ratio": ratio, "achieved": 1 - size["prunable_nonzero"] / before["prunable"],
+           "perplexity": perplexity, **agreement_on(model, dense, testloader), "parameters": size["total"], "nonzero": size["nonzero"], "bytes_dense": size["bytes_dense"], "bytes_sparse": size["bytes_sparse"],
+           "macs": work, "flops": 2 * work, "latency_s": None, "latency_iqr_s": None}
+    if timed:
+        time = latency(model, one)
+        row |= {"latency_s": time["median"], "latency_iqr_s": time["iqr"]}
         tokens = one["input_ids"].shape[1]
         speed = writing_speed(model, prompt=max(1, tokens // 2), new_tokens=max(2, tokens // 8))
         row |= {f"{phase}_{name}": value for phase, found in speed.items() for name, value in found.items()}
@@ -191,7 +192,7 @@ def execute_benchmark(
     config = replace(model_config, pruning_function=pruning_function or model_config.pruning_function)
     lookup(PRUNING_FUNCTIONS, config.pruning_function, "pruning function")
     for ratio in ratios: check_sparsity(ratio)
-    train, test = config.loaders(tokenizer_of(load_model(config.model, seed=config.seed)))
+    train, test = config.loaders(load_model(config.model, seed=config.seed))
     return [global_evaluation(config, ratio, train, test) for ratio in tqdm(ratios, config.pruning_function, disable=not progress)]
 
 # %% ../nbs/llm.ipynb #c021
@@ -211,11 +212,11 @@ def beside_published(
     import pandas as pd
     lines = []
     for paper in PUBLISHED:
-        same = [r for r in rows if all(r[k] == paper[k] for k in ("model", "task"))]
-        own = [r["dense_value"] for r in same] if paper["method"] == "dense" else [r["value"] for r in same if all(r[k] == paper[k] for k in ("method", "pattern", "sparsity"))]
+        dense = paper["method"] == "dense"  # which no calibration can change
+        own = [r for r in rows if all(r[k] == paper[k] for k in ("model", "task", *(() if dense else ("method", "pattern", "sparsity")))) and (dense or (r["recovery"], r["scope"]) == ("none", "blocks"))]
         if not own: continue
-        got = {**same[0], "length": same[0]["protocol_parts"]["length"]}
-        differs = [f"{name} {got[name]} instead of {paper[name]}" for name in ("length", "calibration_task", "n_calibration") if got[name] != paper[name]]
-        lines.append({"pattern": paper["pattern"], "sparsity": paper["sparsity"], "method": paper["method"], "here": sum(own) / len(own), "published": paper["perplexity"],
+        values, got = [r["dense_value" if dense else "value"] for r in own], [{**r, "length": r["protocol_parts"]["length"]} for r in own]
+        differs = [f"{name} {', '.join(sorted({str(r[name]) for r in got}))} instead of {paper[name]}" for name in ("length", *(() if dense else ("calibration_task", "n_calibration"))) if {r[name] for r in got} != {paper[name]}]
+        lines.append({"pattern": paper["pattern"], "sparsity": paper["sparsity"], "method": paper["method"], "here": sum(values) / len(values), "published": paper["perplexity"],
                       "source": paper["source"], "warning": "not comparable: " + ", ".join(differs) if differs else ""})
     return pd.DataFrame(lines)

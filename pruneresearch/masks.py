@@ -63,12 +63,25 @@ def _keep_all_but(
     return ~(below | ties & (ties.cumsum(1) <= missing))
 
 
+def _even_rows(score: Tensor, sparsity: float) -> Tensor:
+    "As many of each row as the layer's count allows; the rest are the cheapest next ones, one from a row."
+    whole = count_pruned(sparsity, score.shape[1])
+    keep = _keep_all_but(score, whole)
+    missing = count_pruned(sparsity, score.numel()) - whole * len(score)
+    if missing:
+        nearest = score.float().masked_fill(~keep, torch.inf).min(1)
+        rows = (~_keep_all_but(nearest.values[None], missing))[0]
+        keep[rows, nearest.indices[rows]] = False
+    return keep
+
+
 def lowest(
     score: Tensor,    # (out, in), larger = more important
     sparsity: float,  # fraction in [0, 1)
-    per: str = "layer",  # "row" or "layer": where the count must hold
+    per: str = "layer",  # "row" or "layer": where the count must hold; "even rows": the layer's, with rows that differ by one at most
 ) -> Tensor:          # (out, in) bool, True = stays
     "Keep all but the lowest ⌊s·n⌋ of each row, or of the layer."
+    if per == "even rows": return _even_rows(score, sparsity)
     rows = score if per == "row" else score.reshape(1, -1)
     return _keep_all_but(rows, count_pruned(sparsity, rows.shape[1])).reshape(score.shape)
 
@@ -301,7 +314,7 @@ def _from_blocks(
     kept: Tensor,  # bool (blocks,), True = stays
 ) -> Masks:        # masks of all linear layers of the blocks that go
     "Expand decisions about whole blocks to masks of parameters."
-    blocks = (model if isinstance(model, Anatomy) else anatomy(model)).blocks
+    blocks, kept = (model if isinstance(model, Anatomy) else anatomy(model)).blocks, torch.as_tensor(kept)
     if kept.dtype != torch.bool or tuple(kept.shape) != (len(blocks),): raise UsageError(f"this model has {len(blocks)} blocks: give a bool tensor of that length, not {tuple(kept.shape)} of {kept.dtype}.")
     if not kept.any(): raise UsageError("at least one block must stay.")
     return Masks({name: torch.zeros(parameter.shape, dtype=torch.bool) for block in blocks if not kept[block.index] for name, parameter in _parameters_of(block).items()})
@@ -363,7 +376,7 @@ def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str)
     shares = sparsity_by_block(sparsity, structure)
     place = {f"{name}.weight": structure.block_of(name) if structure.blocks else i for i, name in enumerate(structure.linears)}
     share = lambda name: shares[place[name]] if place[name] is not None else sum(shares) / len(shares)
-    return {name: lowest(score, share(name), per="row" if allocation == "row" else "layer") for name, score in scores.items()}
+    return {name: lowest(score, share(name), per={"row": "row", "even rows": "even rows"}.get(allocation, "layer")) for name, score in scores.items()}
 
 # %% ../nbs/masks.ipynb #c047
 def by_kind(
@@ -412,14 +425,14 @@ def select(
     sparsity,              # fraction in [0, 1), one per block, or by kind of unit; for N:M it follows from the pattern
     pattern: Pattern,      # as parsed
     allocation: str,       # a valid name for this pattern
-    by_row: bool = False,  # with a list: count by row, not by layer
+    by_row: bool = False,  # with a list: rows of a layer lose equally many, but for one
 ) -> Masks:                # exactly ⌊s·n⌋ zeros per row, layer, group or model
     "Choose the masks that a set of scores asks for."
     if pattern.structured:
         ranked = {(group.block, group.kind): unit_score(group, scores) for group in structure.groups if group.kind in pattern.kinds}
         return select_units(ranked, structure, sparsity, pattern, allocation)
     if pattern.kind == "n:m": return Masks({name: _n_m(name, score, pattern) for name, score in scores.items()})
-    return Masks(_select_weights(scores, structure, sparsity, "row" if by_row and allocation == "list" else allocation))
+    return Masks(_select_weights(scores, structure, sparsity, "even rows" if by_row and allocation == "list" else allocation))
 
 
 def _n_m(name: str, score: Tensor, pattern: Pattern) -> Tensor:

@@ -14,12 +14,12 @@ from importlib import import_module
 from torch import nn
 from .anatomy import Anatomy, anatomy
 from .basics import UsageError, lookup
-from .blocks import require_adding
+from .blocks import block_by_block, require_adding
 from .budget import cost_terms, kept_share, require_affordable, shares_of
 from .choosing import Request, is_sequential, masks_at_once, masks_block_by_block
-from .masks import STRUCTURES, Masks, Pattern, by_kind, check_allocation, check_sparsity, parse_pattern, require_units_left, sparsity_by_block
+from .masks import ALLOCATIONS, STRUCTURES, Masks, Pattern, by_kind, check_allocation, check_sparsity, parse_pattern, require_units_left, sparsity_by_block
 from .models import length_for, tokenizer_of
-from .statistics import NEEDS, PAIRED, as_batches, calibrate, calibration_hash
+from .statistics import INPUTS, NEEDS, PAIRED, as_batches, calibration_hash
 
 # %% ../nbs/pruning.ipynb #c005
 @dataclass(frozen=True)
@@ -88,13 +88,16 @@ RULES: dict = {}  # name of an allocation → (fields of `Seen` it reads, (`Anat
 
 
 def register_allocation(
-    name: str,          # one of `masks.ALLOCATIONS`
+    name: str,          # the word to ask for, with unstructured patterns
     needs: tuple,       # which fields of `Seen` it reads
     shares: Callable,   # (`Anatomy`, {name: `Seen`}, sparsity) → list of sparsities, one per block, with this mean
 ) -> Callable:          # the same function
     "Make a rule known by name that spreads a sparsity over the blocks."
-    if name in RULES and _code(RULES[name][1]) != _code(shares): raise UsageError(f"there is another allocation named {name!r} already: choose a new name.")
+    taken = name in {a for names in ALLOCATIONS.values() for a in names} - {*RULES, "owl"}
+    if taken or name in RULES and _code(RULES[name][1]) != _code(shares): raise UsageError(f"there is another allocation named {name!r} already: choose a new name.")
+    if set(needs) - set(INPUTS): raise UsageError(f"allocation {name!r} needs {', '.join(sorted(set(needs) - set(INPUTS)))}: a rule can read {', '.join(INPUTS)}.")
     RULES[name] = tuple(needs), shares
+    if name not in ALLOCATIONS["unstructured"]: ALLOCATIONS["unstructured"] += (name,)
     return shares
 
 
@@ -188,7 +191,7 @@ def check_request(
     "Raise the `UsageError` that `prune` would raise, without pruning: for callers with long work to do before."
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
-    is_sequential(method, structure, name, sequential, walk, rounds)
+    is_sequential(method, structure, name, sequential, walk, rounds, repair)
     if name == "macs": require_affordable(cost_terms(model), _counts(structure, pattern), 1 - sparsity)
     _check_extras(model, method, pattern, rounds, repair)
 
@@ -251,11 +254,13 @@ def _check_own(method: Method, task, options) -> None:
     if options and not method.masks: raise UsageError(f"method {method.name!r} has no settings of its own: leave options out.")
 
 
-def _allocated(request: Request, model, batches: list) -> Request:
-    "With the shares of the blocks, where a rule gives them."
+def _allocated(request: Request, model, batches: list, walk: dict) -> Request:
+    "With the shares of the blocks, where a rule gives them, from a walk in which nothing is pruned."
     needs, rule = _rules().get(request.allocation, ((), None))
     if rule is None: return request
-    return replace(request, sparsity=rule(request.structure, calibrate(model, batches, request.structure.linears, needs, request.progress), request.sparsity))
+    seen, where = {}, {name: place for name, place in walk.items() if name != "resume"}
+    for _, heard in block_by_block(model, batches, needs, progress=request.progress, **where): seen |= heard
+    return replace(request, sparsity=rule(request.structure, seen, request.sparsity))
 
 
 def _terms(model, task, calibration, batches: list, length, request: Request) -> list:
@@ -268,7 +273,8 @@ def _terms(model, task, calibration, batches: list, length, request: Request) ->
 
 
 def _enough(batches: list, method: Method) -> list:
-    "A method that compares examples needs two of them."
+    "There must be something to see, and a method that compares examples needs two of them."
+    if not batches: raise UsageError("the calibration set is empty: give at least one example.")
     if set(method.needs) & set(PAIRED) and sum(len(next(iter(batch.values()))) for batch in batches) < 2:
         raise UsageError(f"method {method.name!r} compares examples and needs two at least: make the calibration set larger.")
     return batches
@@ -328,9 +334,9 @@ def prune(
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
     _check_own(method, task, options)
     _check_extras(model, method, pattern, rounds, repair)
-    request = Request(method, structure, pattern, name, sparsity, is_sequential(method, structure, name, sequential, walk, rounds), repair, seed, progress)
+    request = Request(method, structure, pattern, name, sparsity, is_sequential(method, structure, name, sequential, walk, rounds, repair), repair, seed, progress)
     batches = _calibration(model, task, calibration, request, n_calibration, length, batch_size)
-    request = _allocated(request, model, batches)
+    request = _allocated(request, model, batches, walk or {})
     terms = _terms(model, task, calibration, batches, length, request) if name == "macs" else None
     own = dict(length=length, **(options or {}))
     return _rounds(request, model, task, batches, terms, rounds_of(schedule, 1.0, rounds), between, own if method.masks else walk or {})

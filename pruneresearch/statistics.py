@@ -52,7 +52,7 @@ def real_tokens(
 ) -> Tensor:                # (real tokens, in)
     "Leave out the padding; inputs with one vector per example have none."
     if attention_mask is None or attention_mask.shape != x.shape[:2]: return x.flatten(0, 1)
-    return x[attention_mask.bool()]
+    return x[attention_mask.bool().to(x.device)]
 
 # %% ../nbs/statistics.ipynb #c010
 @contextmanager

@@ -160,3 +160,12 @@ def test_a_folder_that_is_none(tmp_path):
 def test_bad_calls(how, message):
     arguments = dict(model=ARCHITECTURES["llama"](), batches=[batch("llama")], needs=INPUTS) | how
     with pytest.raises(UsageError, match=message): next(block_by_block(**arguments))
+
+
+def test_only_one_blocks_statistics_are_held():
+    import weakref
+    last = None
+    for block, seen in block_by_block(ARCHITECTURES["llama"](), [batch("llama")], INPUTS):
+        assert last is None or last() is None
+        last = weakref.ref(seen[block.names["q"]].gram)
+

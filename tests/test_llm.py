@@ -5,11 +5,11 @@ import numpy as np, pytest, torch
 
 from architectures import ARCHITECTURES, batch
 from pruneresearch.basics import UsageError
-from pruneresearch.llm import ModelConfig, PRUNING_FUNCTIONS, execute_benchmark, get_wikitext2_unstructured, global_evaluation, magnitude_pruning, perplexity_of, structured_pruning, wanda_pruning
+from pruneresearch.llm import ModelConfig, beside_published, PRUNING_FUNCTIONS, execute_benchmark, get_wikitext2_unstructured, global_evaluation, magnitude_pruning, perplexity_of, structured_pruning, wanda_pruning
 from pruneresearch.measure import evaluate_model, macs
 from pruneresearch.models import load_model, tokenizer_of
 from pruneresearch.tasks import load_task
-from pruneresearch.text import agreement, continuations, distinct, divergence, likelihood, repetition, text_quality, writing_speed
+from pruneresearch.text import agreement, agreement_on, continuations, distinct, divergence, likelihood, repetition, text_quality, writing_speed
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_calibration_windows_have_the_right_shape_and_source(llama, tmp_path):
     folder.mkdir()
     for split, words in (("train", "alpha beta gamma delta "), ("validation", "one two three four ")):
         (folder/f"c4-{split}.00000.json").write_text("".join(json.dumps({"text": f"{i} " + words * 200}) + "\n" for i in range(20)))
-    train, test = get_wikitext2_unstructured(llama.tokenizer, n_samples=6, length=32, task="pydocs", calibration="c4", data_dir=tmp_path)
+    train, test = get_wikitext2_unstructured(llama.tokenizer, n_samples=6, length=32, task="pydocs", calibration="c4", data_dir=tmp_path, batch_size=4)
     assert [tuple(b["input_ids"].shape) for b in train] == [(4, 32), (2, 32)]
     assert "alpha" in llama.tokenizer.decode(train[0]["input_ids"][0]) and "alpha" not in llama.tokenizer.decode(test[0]["input_ids"][0])
 
@@ -62,7 +62,7 @@ def test_calibration_windows_have_the_right_shape_and_source(llama, tmp_path):
 def test_a_huge_context_is_not_a_length(llama):
     tokenizer = copy.deepcopy(llama.tokenizer)
     tokenizer.model_max_length = 131_072
-    train, test = get_wikitext2_unstructured(tokenizer, n_samples=2, task="pydocs")
+    train, test = get_wikitext2_unstructured(tokenizer, n_samples=2, task="pydocs", batch_size=2)
     assert train[0]["input_ids"].shape == (2, 2048) and test[0]["input_ids"].shape[1] == 2048
 
 
@@ -110,14 +110,62 @@ def test_structured_width_is_a_multiple_and_reloads(llama, tmp_path):
 
 
 def test_n_m_by_option():
-    row = execute_benchmark(ModelConfig(n_samples=4, length=64, max_windows=4, options={"pattern": "2:4"}), "wanda_pruning", ratios=(0.5,), progress=False)[0]
-    assert row["achieved"] == 0.5
+    config = ModelConfig(n_samples=4, length=64, max_windows=4, options={"pattern": "2:4"})
+    dense, half = execute_benchmark(config, "wanda_pruning", ratios=(0.0, 0.5), progress=False)
+    assert (dense["achieved"], half["achieved"]) == (0, 0.5) and dense["kl"] == 0 < half["kl"]
+    with pytest.raises(UsageError, match="2:4 has sparsity 0.5, not 0.3"): execute_benchmark(config, "wanda_pruning", ratios=(0.3,), progress=False)
+
+
+@pytest.mark.parametrize("pattern", ["heads", "heads+neurons", "blocks"])
+def test_other_units_by_option(pattern):
+    row = execute_benchmark(ModelConfig(n_samples=4, length=64, max_windows=4, options={"pattern": pattern, "method": "magnitude"}), "structured_pruning", ratios=(0.5,), progress=False)[0]
+    assert row["parameters"] < execute_benchmark(SHORT, ratios=(0.0,), progress=False)[0]["parameters"]
+
+
+@pytest.mark.parametrize("windows", [1, 3, 6])
+def test_so_many_windows_as_asked_for(windows, llama, pydocs):
+    _, test = ModelConfig(n_samples=1, length=32, max_windows=windows).loaders(llama)
+    assert sum(len(b["input_ids"]) for b in test) == windows
+    assert agreement(llama, llama, pydocs, windows=windows, length=32)["tokens"] == windows * 31
+
+
+def test_windows_longer_than_the_model_are_refused(llama):
+    with pytest.raises(UsageError, match="this model can read"): ModelConfig(length=100_000).loaders(llama)
+    small = ARCHITECTURES["opt"](vocab_size=2048)
+    small.tokenizer = llama.tokenizer
+    assert ModelConfig(n_samples=1).loaders(small)[1][0]["input_ids"].shape[1] == 64  # its context, though the tokenizer would read more
+
+
+def test_a_checkpoint_cannot_choose_how_it_writes(llama):
+    other = copy.deepcopy(llama)
+    other.generation_config.repetition_penalty, other.generation_config.use_cache = 3.0, False
+    seen = []
+    handle = other.model.layers[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    assert continuations(other, new_tokens=8) == continuations(llama, new_tokens=8)
+    handle.remove()
+    assert seen[1:8] == [1] * 7  # with a cache, each step reads one token
+
+
+def test_a_broken_model_gives_no_row(llama):
+    broken = copy.deepcopy(llama)
+    with torch.no_grad(): broken.model.norm.weight[0] = float("nan")
+    with pytest.raises(Exception, match="NaN"): perplexity_of(broken, SHORT.loaders(llama)[1])
+    with pytest.raises(Exception, match="NaN"): agreement(broken, llama, load_task("pydocs"), windows=1, length=32)
+
+
+def test_published_values_say_where_they_are_not_comparable():
+    row = dict(model="facebook/opt-125m", task="wikitext2", pattern="unstructured", sparsity=0.5, method="magnitude", value=200.0, dense_value=27.7, calibration_task="c4", n_calibration=128, recovery="none", scope="blocks", protocol_parts={"length": 2048})
+    assert set(beside_published([row]).warning) == {""}
+    other = beside_published([row, row | dict(n_calibration=64)])
+    assert other.set_index("method").warning["dense"] == "" and "n_calibration 128, 64 instead of 128" in other.set_index("method").warning["magnitude"]
+    assert list(beside_published([row | dict(recovery="fine-tune")]).method) == ["dense"]
 
 
 def test_energy_is_an_estimate_and_says_so():
     pytest.importorskip("codecarbon")
     row = execute_benchmark(SHORT, ratios=(0.0,), progress=False)[0]
-    assert row["energy_kwh"] > 0 and row["co2_kg"] > 0 and row["assumptions"].startswith("estimate by CodeCarbon") and row["assumptions"].endswith("energy mix of USA")
+    assert row["energy_kwh"] > 0 and row["co2_kg"] > 0 and row["assumptions"].startswith("estimate by CodeCarbon") and row["assumptions"].endswith("energy mix of USA") and row["energy_kwh"] == pytest.approx(row["energy_cpu_kwh"] + row["energy_gpu_kwh"] + row["energy_ram_kwh"])
+    with pytest.raises(UsageError, match="no country code"): execute_benchmark(ModelConfig(**{**SHORT.__dict__, "country": "France"}), ratios=(0.0,), progress=False)
     france = execute_benchmark(ModelConfig(**{**SHORT.__dict__, "country": "FRA"}), ratios=(0.0,), progress=False)[0]
     assert france["co2_kg"] / france["energy_kwh"] != pytest.approx(row["co2_kg"] / row["energy_kwh"], rel=0.05)  # no constant of ours
 
@@ -144,8 +192,8 @@ def test_divergence_by_loops():
 def test_agreement_counts_predicted_tokens_only(llama, pydocs):
     other = copy.deepcopy(llama)
     with torch.no_grad(): other.model.layers[0].mlp.down_proj.weight.mul_(0.5)
-    four, one = (agreement(other, llama, pydocs, windows=8, length=32, batch_size=size) for size in (4, 1))
-    assert four["tokens"] == one["tokens"] == 8 * 31 and four["kl"] == pytest.approx(one["kl"], rel=1e-4) and four["kl"] > 0 and four["top1_agreement"] == one["top1_agreement"] < 1
+    four, one = (agreement_on(other, llama, pydocs.batches("test", llama.tokenizer, size, 32, limit=8)) for size in (4, 1))
+    assert four["tokens"] == one["tokens"] == agreement(other, llama, pydocs, windows=8, length=32)["tokens"] == 8 * 31 and four["kl"] == pytest.approx(one["kl"], rel=1e-4) and four["kl"] > 0 and four["top1_agreement"] == one["top1_agreement"] < 1
     itself = agreement(llama, llama, pydocs, windows=8, length=32)
     assert abs(itself["kl"]) < 1e-9 and itself["top1_agreement"] == 1
 

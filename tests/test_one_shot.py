@@ -7,7 +7,7 @@ from architectures import ARCHITECTURES, DECODERS, batch
 from pruneresearch.anatomy import anatomy
 from pruneresearch.basics import RunError, UsageError
 from pruneresearch.blocks import block_by_block
-from pruneresearch.masks import Pattern
+from pruneresearch.masks import Pattern, lowest
 from pruneresearch.methods.owl import owl_sparsities
 from pruneresearch.methods.sparsegpt import factor_of_inverse, sweep
 from pruneresearch.methods.wanda import cumulative_share
@@ -235,11 +235,11 @@ def test_owl(method, per):
     expected = owl_oracle(model, data, 0.7)
     result = prune(model, calibration=[data], method=method, sparsity=0.7, allocation="owl")
     assert result.sparsity == pytest.approx(expected) and max(expected) - min(expected) == pytest.approx(0.16)
-    assert sum(expected) / 3 == pytest.approx(0.7) and abs(result.achieved - 0.7) < 0.02 and result.allocation == "owl"
+    assert sum(expected) / 3 == pytest.approx(0.7) and abs(result.achieved - 0.7) < 1e-3 and result.allocation == "owl"
     for block, share in zip(anatomy(model).blocks, result.sparsity):
         keep = result.masks.keep[f"{block.names['gate']}.weight"]
-        if per: assert set((~keep).sum(1).tolist()) == {math.floor(share * keep.shape[1])}
-        else: assert int((~keep).sum()) == math.floor(share * keep.numel())
+        assert int((~keep).sum()) == math.floor(share * keep.numel())
+        if per: assert set((~keep).sum(1).tolist()) <= {math.floor(share * keep.shape[1]), math.floor(share * keep.shape[1]) + 1}
 
 
 def test_owl_with_equal_blocks_and_out_of_range():
@@ -306,7 +306,8 @@ def test_finished_blocks_of_something_else_are_refused(tmp_path):
 @pytest.mark.parametrize("ask, message", [
     (dict(method="taylor", sequential=True), "needs gradients or outputs of the whole model"), (dict(method="magnitude", sequential=True), "needs no data"),
     (dict(method="wanda", allocation="global", sequential=True), "compares all blocks with each other"), (dict(method="sparsegpt", allocation="row"), "use allocation layer, owl or a list"),
-    (dict(method="sparsegpt", pattern="heads"), "choose pattern unstructured or N:M"), (dict(method="wanda", walk=dict(folder="x")), "unknown setting of the walk folder"),
+    (dict(method="sparsegpt", pattern="heads"), "choose pattern unstructured or N:M"), (dict(method="wanda", walk=dict(folder="x")), "unknown setting of the walk folder"), (dict(method="wanda", walk=dict(device="gpu")), "is no device"),
+    (dict(method="wanda", walk=dict(waiting="cuda")), "activations wait with the model"), (dict(method="wanda", walk=dict(resume=__file__)), "is a file"),
     (dict(method="taylor", walk=dict(device="cpu")), "settings of the walk are for methods that go block by block"),
     (dict(method="wanda", walk=dict(resume="x"), schedule="linear", rounds=2), "resume works with one round"), (dict(method="wanda", pattern="2:4", sparsity=None, allocation="owl"), "does not go with pattern")])
 def test_refused(ask, message):
@@ -364,3 +365,40 @@ def test_bad_calls_are_one_sentence(words, message, capsys):
     assert run("prune", "--model", "tiny-llama", "--task", "pydocs", *words) == 2
     out, err = told(capsys)
     assert message in err and err.count("\n") == 1 and not out
+
+
+def test_even_rows_take_the_cheapest_next_weights():
+    score = torch.tensor([[1., 2., 9., 8.], [1., 7., 3., 9.], [5., 6., 7., 8.]])
+    keep = lowest(score, 0.42, per="even rows")  # one of each row, and two more: the 2 of the first row, the 3 of the second
+    assert (~keep).tolist() == [[True, True, False, False], [True, False, True, False], [True, False, False, False]]
+    assert torch.equal(lowest(score, 0.5, per="even rows"), lowest(score, 0.5, per="row"))
+
+
+@pytest.mark.parametrize("method", list(ORACLES))
+def test_layers_outside_the_blocks_lose_exactly_what_was_asked_for(method):
+    model = ARCHITECTURES["llama"]()
+    result = prune(model, calibration=[batch("llama", n=8, length=24)], method=method, sparsity=0.5, scope="all-linear")
+    assert "lm_head.weight" in result.masks.keep and all(int(keep.sum()) * 2 == keep.numel() for keep in result.masks.keep.values())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", list(ORACLES))
+def test_blocks_that_visit_the_gpu_end_with_the_same_masks(method):
+    data, here, there = batch("llama", n=8, length=24, padded=True), ARCHITECTURES["llama"](), ARCHITECTURES["llama"]()
+    one, other = (prune(model, calibration=[data], method=method, sparsity=0.5, walk=walk) for model, walk in ((here, None), (there, dict(device="cuda"))))
+    assert all((one.masks.keep[key] == other.masks.keep[key]).float().mean() > 0.999 for key in one.masks.keep) and {p.device.type for p in there.parameters()} == {"cpu"}
+
+
+def test_a_rule_of_ones_own():
+    from pruneresearch import pruning
+    from pruneresearch.masks import ALLOCATIONS
+    known = ALLOCATIONS["unstructured"]
+    try:
+        pruning.register_allocation("last-half", ("norm",), lambda structure, seen, sparsity: [0.0] * (len(structure.blocks) - 1) + [sparsity])
+        result = prune(ARCHITECTURES["llama"](), calibration=[batch("llama")], method="magnitude", sparsity=0.5, allocation="last-half")
+        assert result.sparsity == [0, 0, 0.5] and result.allocation == "last-half"
+        with pytest.raises(UsageError, match="already"): pruning.register_allocation("row", (), lambda *_: [])
+        with pytest.raises(UsageError, match="a rule can read"): pruning.register_allocation("other", ("gradient",), lambda *_: [])
+    finally:
+        pruning.RULES.pop("last-half", None)
+        ALLOCATIONS["unstructured"] = known

@@ -130,6 +130,16 @@ def test_repair_that_makes_no_sense(ask, message):
     with pytest.raises(UsageError, match=message): prune(ARCHITECTURES["llama"](), calibration=[batch("llama")], repair=True, **({"sparsity": 0.4} | ask))
 
 
+def test_repair_walks_whatever_scored_the_units():
+    data = [batch("llama", n=16, length=24)]
+    walked, once = (prune(ARCHITECTURES["llama"](), calibration=data, method="weight-range", pattern="neurons", sparsity=0.5, repair=True, sequential=way) for way in (None, False))
+    assert walked.sequential and not once.sequential
+
+
+def test_an_empty_calibration_set_is_called_so():
+    with pytest.raises(UsageError, match="the calibration set is empty"): prune(ARCHITECTURES["llama"](), calibration=[], method="block-influence", pattern="blocks", sparsity=0.4)
+
+
 def test_repair_needs_data_whatever_the_method():
     with pytest.raises(UsageError, match="needs data for this request"): prune(ARCHITECTURES["llama"](), method="magnitude", pattern="neurons", sparsity=0.5, repair=True)
 
