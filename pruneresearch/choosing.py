@@ -160,7 +160,7 @@ def _check_walk(waiting=None, device=None, resume=None) -> None:
     except RuntimeError: raise UsageError(f"{device!r} is no device: say cuda, cuda:1 or cpu.") from None
     if kind == "cuda" and not torch.cuda.is_available(): raise UsageError(f"blocks cannot compute on {str(device)!r}, because PyTorch finds no GPU: leave device out.")
 
-# %% ../nbs/choosing.ipynb #c011
+# %% ../nbs/choosing.ipynb #c012
 def _shares(request: Request, target) -> list:
     "What each block loses: a fraction, a `Pattern` where it is N:M, or a fraction for each kind of unit."
     structure, pattern = request.structure, request.pattern
@@ -199,7 +199,7 @@ def _outside(structure: Anatomy) -> dict:
     inside = {name for block in structure.blocks for name in block.names.values()}
     return {name: linear for name, linear in structure.linears.items() if name not in inside}
 
-# %% ../nbs/choosing.ipynb #c012
+# %% ../nbs/choosing.ipynb #c013
 def _solved(request: Request, seen: dict, before, target) -> Masks:
     "Masks and new weights of all layers, from statistics of one pass."
     shares, structure = _shares(request, target), request.structure
@@ -242,7 +242,7 @@ def _require_finite(linears: dict) -> None:
     broken = next((name for name, linear in linears.items() if not torch.isfinite(linear.weight).all()), None)
     if broken: raise RunError(f"the weights of {broken} hold NaN or infinite values: load the model again, or mend the checkpoint.")
 
-# %% ../nbs/choosing.ipynb #c014
+# %% ../nbs/choosing.ipynb #c015
 def weights_hash(
     model: nn.Module,  # any model
 ) -> str:              # 16 hexadecimal digits
@@ -260,7 +260,7 @@ def _name_of(request: Request, target, batches: list, model: nn.Module) -> str:
     return fingerprint(dict(method=request.method.name, target=target, pattern=[pattern.kind, pattern.n, pattern.m], by_row=request.by_row, repair=request.repair,
                             seed=request.seed, calibration=calibration_hash(batches), model=weights_hash(model)))
 
-# %% ../nbs/choosing.ipynb #c015
+# %% ../nbs/choosing.ipynb #c016
 def store_part(
     folder,            # is made where it does not exist
     name: str,         # of what is being done
