@@ -34,7 +34,7 @@ def _replaced(objects: list, name: str, values: list) -> Iterator[None]:
             if had: setattr(o, name, value)
             else: delattr(o, name)
 
-
+# %% ../nbs/blocks.ipynb #c006
 def _returns_tuple(model: nn.Module, block: nn.Module, batch: dict) -> bool:
     "Whether a block's output is the first of several; older architectures have it so."
     found = []
@@ -66,7 +66,7 @@ def calls_of_blocks(
         except Stop: return inputs[0], calls
     raise RunError(f"{type(model).__name__} called {len(calls)} of its {len(blocks)} blocks: it cannot be pruned block by block, calibrate it in one pass.")
 
-# %% ../nbs/blocks.ipynb #c007
+# %% ../nbs/blocks.ipynb #c008
 def _once(value, first):
     "The first batch's tensor where this one is equal to it; inside of tuples and dictionaries too."
     if isinstance(value, Tensor): return first if isinstance(first, Tensor) and first.dtype == value.dtype and torch.equal(first, value) else value
@@ -82,7 +82,7 @@ def _moved(value, device):
     if isinstance(value, dict): return {k: _moved(v, device) for k, v in value.items()}
     return value
 
-# %% ../nbs/blocks.ipynb #c009
+# %% ../nbs/blocks.ipynb #c010
 @torch.no_grad()
 def hands_on(
     model: nn.Module,  # a transformers model with a registered layout
@@ -106,7 +106,7 @@ def require_adding(
     "Raise `UsageError` where no block can be left out."
     if not hands_on(model): raise UsageError(f"the blocks of {model.config.model_type} change their input even without weights, so none can be left out: choose pattern heads+neurons.")
 
-# %% ../nbs/blocks.ipynb #c011
+# %% ../nbs/blocks.ipynb #c012
 def _file_of(folder, like: Tensor, number: int) -> Tensor:
     "A tensor whose numbers lie in a file."
     path = Path(folder)/f"{number}.activations"
@@ -132,7 +132,7 @@ def waiting_room(
         except OSError as error: raise RunError(f"activations cannot wait in {str(place)!r} ({error.strerror}): they need {tensor.nbytes/2**20:.0f} MiB per batch; free some space, or take fewer sequences.") from None
     with folder: yield put
 
-# %% ../nbs/blocks.ipynb #c014
+# %% ../nbs/blocks.ipynb #c015
 def _ticking(current: dict):
     "Hooks that count the linear layers of a pass, and stop it at number `current['last']`."
     def make(name):
@@ -160,7 +160,7 @@ def _hear(
             current["last"] = current["calls"]
     return summary_of(linears, sums, needs, sum(len(part[0]) for part in parts))
 
-# %% ../nbs/blocks.ipynb #c016
+# %% ../nbs/blocks.ipynb #c017
 @contextmanager
 def _on(module: nn.Module, device) -> Iterator[None]:
     "A module on another device while the block lasts."
@@ -190,7 +190,7 @@ def _run(module: nn.Module, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor
     output = module(hidden.to(device), *_moved(args, device), **_moved(kwargs, device))
     return output[0] if isinstance(output, tuple) else output
 
-# %% ../nbs/blocks.ipynb #c017
+# %% ../nbs/blocks.ipynb #c018
 @torch.no_grad()
 def block_by_block(
     model: nn.Module,         # a transformers model with a registered layout

@@ -93,7 +93,7 @@ def _sums(request: Request, scores: dict) -> dict:
     owned = lambda group: sum(linear.weight.numel() for linear in group.linears.values()) // group.count
     return {(g.block, g.kind): unit_score(g, scores) * owned(g) for g in request.groups}
 
-
+# %% ../nbs/choosing.ipynb #c009
 def masks_at_once(
     request: Request,
     model: nn.Module,   # its weights change where the method solves or repairs
@@ -120,7 +120,7 @@ def _repair_all(request: Request, model: nn.Module, masks: Masks, seen: dict) ->
     units = masks.units(model)
     for group in request.groups: repair(group, units[group.block, group.kind], seen)
 
-# %% ../nbs/choosing.ipynb #c010
+# %% ../nbs/choosing.ipynb #c011
 WALK = ("waiting", "device", "resume")  # settings of a walk
 
 
@@ -160,7 +160,7 @@ def _check_walk(waiting=None, device=None, resume=None) -> None:
     except RuntimeError: raise UsageError(f"{device!r} is no device: say cuda, cuda:1 or cpu.") from None
     if kind == "cuda" and not torch.cuda.is_available(): raise UsageError(f"blocks cannot compute on {str(device)!r}, because PyTorch finds no GPU: leave device out.")
 
-# %% ../nbs/choosing.ipynb #c012
+# %% ../nbs/choosing.ipynb #c013
 def _shares(request: Request, target) -> list:
     "What each block loses: a fraction, a `Pattern` where it is N:M, or a fraction for each kind of unit."
     structure, pattern = request.structure, request.pattern
@@ -199,7 +199,7 @@ def _outside(structure: Anatomy) -> dict:
     inside = {name for block in structure.blocks for name in block.names.values()}
     return {name: linear for name, linear in structure.linears.items() if name not in inside}
 
-# %% ../nbs/choosing.ipynb #c013
+# %% ../nbs/choosing.ipynb #c014
 def _solved(request: Request, seen: dict, before, target) -> Masks:
     "Masks and new weights of all layers, from statistics of one pass."
     shares, structure = _shares(request, target), request.structure
@@ -207,7 +207,7 @@ def _solved(request: Request, seen: dict, before, target) -> Masks:
     parts += [({name: linear}, _mean(shares, target) if structure.blocks else shares[i]) for i, (name, linear) in enumerate(_outside(structure).items())]
     return Masks({name: keep for linears, share in parts for name, keep in _part(request, linears, seen, share, before, None).items()})
 
-
+# %% ../nbs/choosing.ipynb #c015
 def masks_block_by_block(
     request: Request,
     model: nn.Module,   # pruned as the walk goes on
@@ -242,7 +242,7 @@ def _require_finite(linears: dict) -> None:
     broken = next((name for name, linear in linears.items() if not torch.isfinite(linear.weight).all()), None)
     if broken: raise RunError(f"the weights of {broken} hold NaN or infinite values: load the model again, or mend the checkpoint.")
 
-# %% ../nbs/choosing.ipynb #c015
+# %% ../nbs/choosing.ipynb #c017
 def weights_hash(
     model: nn.Module,  # any model
 ) -> str:              # 16 hexadecimal digits
@@ -260,7 +260,7 @@ def _name_of(request: Request, target, batches: list, model: nn.Module) -> str:
     return fingerprint(dict(method=request.method.name, target=target, pattern=[pattern.kind, pattern.n, pattern.m], by_row=request.by_row, repair=request.repair,
                             seed=request.seed, calibration=calibration_hash(batches), model=weights_hash(model)))
 
-# %% ../nbs/choosing.ipynb #c016
+# %% ../nbs/choosing.ipynb #c018
 def store_part(
     folder,            # is made where it does not exist
     name: str,         # of what is being done

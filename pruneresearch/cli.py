@@ -57,7 +57,7 @@ def _rounded(model, request: dict, multiple: int):
     request["allocation"] = None
     return rounded_shares(model, request["sparsity"], request["pattern"], multiple)
 
-
+# %% ../nbs/cli.ipynb #c007
 def _require_head(model, task, args) -> None:
     "A head drawn at random answers at random: nothing measured on it would mean anything."
     if getattr(model, "untrained", []) and not getattr(args, "fine_tune", False):
@@ -72,7 +72,7 @@ def _announce(model, request: dict) -> None:
     plan = "reloads as the scores decide: the blocks may end with different widths" if by_scores else reload_plan(model, widths_for(model, request["sparsity"], request["pattern"]))
     print(f"pruneresearch: the smaller model {plan}.", file=sys.stderr)
 
-# %% ../nbs/cli.ipynb #c007
+# %% ../nbs/cli.ipynb #c008
 def _recovered(model, task, masks, args, teacher) -> None:
     from pruneresearch.recovery import recover
     recover(model, task, masks=masks, teacher=teacher, epochs=args.recovery_epochs / args.rounds, alpha=args.alpha, temperature=args.temperature, **_training(args))
@@ -82,7 +82,7 @@ def _training(args) -> dict:
     "What all training of a command shares."
     return dict(length=args.length, optimizer=args.optimizer, learning_rate=args.learning_rate, seed=args.seed, progress=args.progress)
 
-# %% ../nbs/cli.ipynb #c008
+# %% ../nbs/cli.ipynb #c009
 def _walk_settings(args):
     "Where a walk block by block computes, lets activations wait and keeps finished blocks; None for the defaults."
     return {name: value for name, value in dict(waiting=args.waiting, device=args.device, resume=args.resume).items() if value} or None
@@ -118,7 +118,7 @@ def prune_command(args) -> str:
     if args.output: _write(model, result.masks, report, args.output)
     return json.dumps(report, indent=1) if args.json else _told(report, args.output)
 
-# %% ../nbs/cli.ipynb #c009
+# %% ../nbs/cli.ipynb #c010
 def _report(args, task, result, dense: dict, pruned: dict) -> dict:
     "What happened, as a plain dictionary."
     return dict(model=args.model, task=task.name, method=result.method, pattern=result.pattern, allocation=result.allocation, seed=args.seed, recovery=args.recovery,
@@ -143,7 +143,7 @@ def _told(report: dict, output) -> str:
     if "reload" in report: lines += ["parameters       {dense:,} → {pruned:,}".format(**report["parameters"]), f"checkpoint       {report['reload']}"]
     return "\n".join(lines + ([f"written to       {output}"] if output else []))
 
-# %% ../nbs/cli.ipynb #c010
+# %% ../nbs/cli.ipynb #c011
 def evaluate_command(args) -> str:
     "Metrics of a model on the reported split of a task."
     from pruneresearch.checkpoints import open_model
@@ -164,7 +164,7 @@ def _certified(certificate: dict) -> str:
     return (f"reloaded with {certificate['loader']} in a fresh process: outputs differ by {certificate['largest_difference']:.1e} "
             f"(at most {certificate['tolerance']:.1e} allowed; torch {certificate['torch']}, transformers {certificate['transformers']})")
 
-# %% ../nbs/cli.ipynb #c011
+# %% ../nbs/cli.ipynb #c012
 FORMATS = ("dense", "sparse", "onnx")
 
 
@@ -186,7 +186,7 @@ def export_command(args) -> str:
     told = _certified(found["certificate"]) if args.format != "onnx" else f"ONNX Runtime {found['onnxruntime']} and the model differ by {found['largest_difference']:.1e} (largest output {found['largest_output']:.3g})"
     return f"{args.format:12}{written:,} bytes of weights (dense: {dense:,})\ncertificate {told}\nwritten to  {args.output}"
 
-# %% ../nbs/cli.ipynb #c012
+# %% ../nbs/cli.ipynb #c013
 def bench_command(args) -> str:
     "Run benchmark notebooks; exit code 1 where one failed."
     from pruneresearch.bench import bench
@@ -199,7 +199,7 @@ def bench_command(args) -> str:
         raise RunError(f"{len(failed)} of {len(outcome)} runs failed; run the same command again to resume:\n{listing}")
     return f"{len(outcome)} runs finished, {sum(r['status'] == 'skipped' for r in outcome)} of them before."
 
-# %% ../nbs/cli.ipynb #c013
+# %% ../nbs/cli.ipynb #c014
 def _changes(words) -> dict:
     "NAME=VALUE words as a dictionary; what Python does not read as a value is text."
     import ast
@@ -225,7 +225,7 @@ def report_command(args) -> str:
     from pruneresearch.bench import report
     return report(args.profile, args.results, args.output)
 
-# %% ../nbs/cli.ipynb #c015
+# %% ../nbs/cli.ipynb #c016
 CHECKPOINTS = "checkpoints"  # where `download` puts models and `train-masks` looks for them
 
 
@@ -249,7 +249,7 @@ def download_command(args) -> str:
             told.append(f"{folder}  {task.name}, {len(task.splits['train']):,} examples to train on")
     return "\n".join(told)
 
-# %% ../nbs/cli.ipynb #c016
+# %% ../nbs/cli.ipynb #c017
 def _tracking(args) -> dict:
     "Arguments of the trainer that send losses and gates to Weights & Biases."
     if not args.wandb: return {}
@@ -267,7 +267,7 @@ def _tracking(args) -> dict:
 MASK_FLAGS = ("learn_masks", "target_sparsity", "target_macs", "num_epochs", "gumbel_temp_start", "gumbel_temp_end", "gumbel_temp_anneal", "sparsity_loss",
               "quantization_loss", "masks_LR", "learning_rate", "freeze", "hard", "fine_tune_epochs", "output_dir", "length", "seed")
 
-# %% ../nbs/cli.ipynb #c017
+# %% ../nbs/cli.ipynb #c018
 def train_masks_command(args) -> str:
     "Train masks, take out what they turn off, write masks, weights and the smaller model."
     from pathlib import Path
@@ -304,7 +304,7 @@ def _masks_told(report: dict, args) -> str:
         lines.append(f"{name:17}" + ", ".join(f"{report[stage][name]:.4f} {what}" for stage, what in stages.items() if stage in report))
     return "\n".join([*lines, "parameters       {dense:,} → {pruned:,}".format(**report["parameters"]), f"written to       {args.output_dir}"])
 
-# %% ../nbs/cli.ipynb #c019
+# %% ../nbs/cli.ipynb #c020
 def _add_common(parser) -> None:
     "What prune and evaluate share."
     parser.add_argument("--model", required=True, help="embedded name, local folder or hub id")
@@ -342,7 +342,7 @@ def _add_prune(parser) -> None:
     parser.add_argument("--remove", action="store_true", help="take pruned heads and neurons out: a really smaller model")
     parser.add_argument("--output", help="new or empty folder for checkpoint, masks and report")
 
-# %% ../nbs/cli.ipynb #c020
+# %% ../nbs/cli.ipynb #c021
 def _add_train_masks(parser) -> None:
     flag = parser.add_argument
     flag("--model_name", required=True, help="embedded name, local folder or hub id; checkpoints/MODEL/TASK is looked at first")
@@ -372,7 +372,7 @@ def _add_train_masks(parser) -> None:
     flag("--trust-remote-code", action="store_true", help="let code of a hub repository run")
     flag("--json", action="store_true", help="print JSON")
 
-# %% ../nbs/cli.ipynb #c021
+# %% ../nbs/cli.ipynb #c022
 def _add_bench(parser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmark notebooks (default: all)")
     parser.add_argument("--profile", default="tiny", help="smoke, tiny, small or paper")
@@ -398,7 +398,7 @@ def _add_export(parser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="let code of a hub repository run")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
-# %% ../nbs/cli.ipynb #c022
+# %% ../nbs/cli.ipynb #c023
 def _add_list(parser) -> None:
     parser.add_argument("what", nargs="?", choices=("methods", "models", "tasks"))
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -424,7 +424,7 @@ COMMANDS = {  # name → (function, adds its arguments, help)
     "report": (report_command, _add_report, "rows → tables and figures"),
 }
 
-# %% ../nbs/cli.ipynb #c023
+# %% ../nbs/cli.ipynb #c024
 class _Parser(argparse.ArgumentParser):
     "One sentence instead of a usage block."
     def error(self, message):
@@ -443,7 +443,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
     return top
 
-# %% ../nbs/cli.ipynb #c025
+# %% ../nbs/cli.ipynb #c026
 def _explain(error: BaseException) -> tuple:  # (exit code, sentence)
     "What an exception means to the user."
     if isinstance(error, UsageError): return 2, str(error)

@@ -66,7 +66,7 @@ def wanda_pruning(
     "The lowest |W|·‖x‖ of each row go, block by block (Sun et al. 2024)."
     return prune(model, calibration=trainloader, method="wanda", **_asked(ratio, options))
 
-
+# %% ../nbs/llm.ipynb #c008
 def structured_pruning(
     model: nn.Module,             # changed in place, and smaller afterwards
     ratio: float,                 # share of the neurons, in [0, 1)
@@ -91,7 +91,7 @@ def _asked(ratio: float, options: dict) -> dict:
 
 PRUNING_FUNCTIONS = {function.__name__: function for function in (magnitude_pruning, wanda_pruning, structured_pruning)}
 
-# %% ../nbs/llm.ipynb #c009
+# %% ../nbs/llm.ipynb #c010
 @dataclass(frozen=True)
 class ModelConfig:
     "Which model is pruned how, and what it is measured on."
@@ -131,7 +131,7 @@ def perplexity_of(
     if math.isnan(found): raise RunError("the model's outputs are not numbers: look for NaN or infinite values in its weights.")
     return found
 
-# %% ../nbs/llm.ipynb #c010
+# %% ../nbs/llm.ipynb #c011
 @contextmanager
 def estimated_energy(
     country: str = "USA",  # ISO 3166-1 alpha-3
@@ -152,7 +152,7 @@ def estimated_energy(
         found.update(energy_kwh=data.energy_consumed, energy_cpu_kwh=data.cpu_energy, energy_gpu_kwh=data.gpu_energy, energy_ram_kwh=data.ram_energy, energy_seconds=data.duration, co2_kg=data.emissions,
                      assumptions=f"estimate by CodeCarbon {data.codecarbon_version} for processor, memory and GPU of this machine ({data.cpu_model or 'unknown processor'}), energy mix of {country}")
 
-# %% ../nbs/llm.ipynb #c011
+# %% ../nbs/llm.ipynb #c012
 def global_evaluation(
     model_config: ModelConfig,
     ratio: float,          # share that goes, in [0, 1); 0 measures the dense model
@@ -180,7 +180,7 @@ def global_evaluation(
         row |= {f"{phase}_{name}": value for phase, found in speed.items() for name, value in found.items()}
     return row | energy | text_quality(model, dense, model_config.prompts)
 
-
+# %% ../nbs/llm.ipynb #c013
 def execute_benchmark(
     model_config: ModelConfig,
     pruning_function: str = None,  # a name of `PRUNING_FUNCTIONS`; None: the configuration's
@@ -195,7 +195,7 @@ def execute_benchmark(
     train, test = config.loaders(load_model(config.model, seed=config.seed))
     return [global_evaluation(config, ratio, train, test) for ratio in tqdm(ratios, config.pruning_function, disable=not progress)]
 
-# %% ../nbs/llm.ipynb #c021
+# %% ../nbs/llm.ipynb #c023
 _LLAMA = dict(model="meta-llama/Llama-2-7b-hf", task="wikitext2", calibration_task="c4", n_calibration=128, length=4096, source="Sun et al. 2024")
 _OPT = dict(model="facebook/opt-125m", task="wikitext2", calibration_task="c4", n_calibration=128, length=2048, source="Frantar and Alistarh 2023; Sun et al. 2024")
 PUBLISHED = [protocol | dict(pattern=pattern, sparsity=sparsity, method=method, perplexity=value) for protocol, pattern, sparsity, values in [

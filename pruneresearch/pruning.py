@@ -262,7 +262,7 @@ def _allocated(request: Request, model, batches: list, walk: dict) -> Request:
     for _, heard in block_by_block(model, batches, needs, progress=request.progress, **where): seen |= heard
     return replace(request, sparsity=rule(request.structure, seen, request.sparsity))
 
-
+# %% ../nbs/pruning.ipynb #c023
 def _terms(model, task, calibration, batches: list, length, request: Request) -> list:
     "The costs of a budget, for one sequence as long as the task's, or as the calibration's."
     if task is not None: length = length_for(model, task, length)
@@ -279,7 +279,7 @@ def _enough(batches: list, method: Method) -> list:
         raise UsageError(f"method {method.name!r} compares examples and needs two at least: make the calibration set larger.")
     return batches
 
-# %% ../nbs/pruning.ipynb #c024
+# %% ../nbs/pruning.ipynb #c025
 def _target(sparsity, share: float, final: bool):
     "The sparsity of one round: the request itself at the end."
     if final: return sparsity
@@ -305,7 +305,7 @@ def _rounds(request: Request, model, task, batches: list, terms, shares: list, b
                   request.allocation, request.sparsity, request.seed, calibration_hash(batches) if batches else None, done,
                   float(kept_share(terms, shares_of(masks.units(model)))) if terms else None, request.sequential)
 
-# %% ../nbs/pruning.ipynb #c025
+# %% ../nbs/pruning.ipynb #c026
 def prune(
     model: nn.Module,            # changed in place: pruned weights become zero
     task=None,                   # a `Task` to calibrate on; or

@@ -45,7 +45,7 @@ def agreement_on(
     if not math.isfinite(kl): raise RunError("the outputs of a model hold NaN or infinite values, so nothing can be said about agreement: look for such values in its weights.")
     return {"kl": kl / count, "top1_agreement": same / count, "tokens": count}
 
-
+# %% ../nbs/text.ipynb #c006
 def agreement(
     model: nn.Module,      # pruned
     dense: nn.Module,      # the model it was made from
@@ -59,7 +59,7 @@ def agreement(
     length = window_length(dense, task, length)
     return agreement_on(model, dense, task.batches(split, tokenizer_of(dense), max(1, TOKENS_AT_ONCE // length), length, limit=windows))
 
-# %% ../nbs/text.ipynb #c009
+# %% ../nbs/text.ipynb #c010
 PROMPTS = ("Return the number of", "If the argument is not given, the", "Raise an exception when the file", "The list of all")  # for models of English text about programs
 
 
@@ -86,7 +86,7 @@ def continuations(
 
 def _grams(ids: list, n: int) -> list: return [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
 
-
+# %% ../nbs/text.ipynb #c011
 def distinct(
     texts: list,  # of lists of token ids
     n: int,
@@ -104,7 +104,7 @@ def repetition(
     shares = [1 - len(set(grams)) / len(grams) for grams in (_grams(ids, n) for ids in texts) if grams]
     return sum(shares) / len(shares) if shares else math.nan
 
-# %% ../nbs/text.ipynb #c011
+# %% ../nbs/text.ipynb #c013
 @torch.no_grad()
 def likelihood(
     dense: nn.Module,  # the judge
@@ -132,7 +132,7 @@ def text_quality(
     return {"distinct_1": distinct(ids, 1), "distinct_2": distinct(ids, 2), "repetition_4": repetition(ids), "dense_perplexity": likelihood(dense, written),
             "texts": [one["text"] for one in written]}
 
-# %% ../nbs/text.ipynb #c013
+# %% ../nbs/text.ipynb #c015
 def writing_speed(
     model: nn.Module,       # a causal language model
     prompt: int = 128,      # tokens that are read
