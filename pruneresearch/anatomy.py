@@ -7,7 +7,7 @@ __all__ = ['ATTENTION', 'GATED', 'PLAIN', 'LAYOUTS', 'SCOPES', 'Layout', 'check_
            'check_units', 'unit_masks', 'head_group', 'neuron_group', 'Block', 'Anatomy', 'shares_memory', 'anatomy',
            'summary']
 
-# %% ../nbs/anatomy.ipynb #c003
+# %% ../nbs/anatomy.ipynb #c004
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .basics import UsageError, lookup
 
-# %% ../nbs/anatomy.ipynb #c005
+# %% ../nbs/anatomy.ipynb #c006
 ATTENTION = ("q", "k", "v", "o")   # query, key and value projections, output projection
 GATED = ("gate", "up", "down")     # FFN of the Llama family: down(act(gate(x)) · up(x))
 PLAIN = ("fc1", "fc2")             # FFN of the BERT family, OPT and GPT-Neo: fc2(act(fc1(x)))
@@ -30,7 +30,7 @@ class Layout:
     sizes: dict[str, str] = field(default_factory=dict)   # block's attribute → size it repeats: "heads", "width" (rows of q), "neurons"
     config: dict[str, str] = field(default_factory=dict)  # "heads", "kv_heads", "neurons" → name in the configuration
 
-# %% ../nbs/anatomy.ipynb #c007
+# %% ../nbs/anatomy.ipynb #c008
 def check_layout(
     layout: Layout,  # the layout to look at
 ) -> Layout:         # the same; raises `UsageError` where it cannot work
@@ -51,7 +51,7 @@ def check_layout(
         raise UsageError("a layout with attention needs head_dim, the path of the attribute that holds the head size.")
     return layout
 
-# %% ../nbs/anatomy.ipynb #c010
+# %% ../nbs/anatomy.ipynb #c011
 _BERT = Layout(
     blocks="encoder.layer",
     roles={"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
@@ -68,7 +68,7 @@ _DISTILBERT = Layout(
     sizes={"attention.n_heads": "heads"},
     config={"heads": "n_heads", "neurons": "hidden_dim"})
 
-# %% ../nbs/anatomy.ipynb #c011
+# %% ../nbs/anatomy.ipynb #c012
 _LLAMA = Layout(
     blocks="layers",
     roles={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
@@ -85,7 +85,7 @@ _OPT = Layout(
     sizes={"self_attn.num_heads": "heads"},
     config={"heads": "num_attention_heads", "neurons": "ffn_dim"})
 
-# %% ../nbs/anatomy.ipynb #c012
+# %% ../nbs/anatomy.ipynb #c013
 _GPT_NEO = Layout(
     blocks="h",
     roles={"q": "attn.attention.q_proj", "k": "attn.attention.k_proj", "v": "attn.attention.v_proj",
@@ -98,7 +98,7 @@ LAYOUTS: dict[str, Layout] = {
     "bert": _BERT, "roberta": _BERT, "distilbert": _DISTILBERT, "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA,
     "opt": _OPT, "gpt_neo": _GPT_NEO}  # keyed by `config.model_type`
 
-# %% ../nbs/anatomy.ipynb #c014
+# %% ../nbs/anatomy.ipynb #c015
 def register_layout(
     model_type: str,  # as in `model.config.model_type`
     layout: Layout,   # its parts; replaces an earlier entry of that name
@@ -108,7 +108,7 @@ def register_layout(
         raise UsageError(f"a model type must be a name such as 'llama', not {model_type!r}.")
     LAYOUTS[model_type] = check_layout(layout)
 
-# %% ../nbs/anatomy.ipynb #c016
+# %% ../nbs/anatomy.ipynb #c017
 def layout_of(
     model: nn.Module,  # a transformers model, or any module
 ) -> Layout | None:    # None for a module without a configuration
@@ -120,7 +120,7 @@ def layout_of(
                      f"add it with register_layout({model_type!r}, Layout(blocks='path.to.blocks', roles={{'q': 'path.in.block', …}}, "
                      "head_dim='path.in.block')).")
 
-# %% ../nbs/anatomy.ipynb #c019
+# %% ../nbs/anatomy.ipynb #c020
 @dataclass(frozen=True, eq=False)
 class Group:
     "The heads or the neurons of one block, and which rows and columns each of them owns."
@@ -144,7 +144,7 @@ class Group:
         "Parameter name → full-size bool mask, True = stays, when the units `keep`, bool (count,), stay."
         return unit_masks(self, keep)
 
-# %% ../nbs/anatomy.ipynb #c020
+# %% ../nbs/anatomy.ipynb #c021
 def check_units(
     group: Group,   # whose units
     keep: Tensor,   # bool (count,), True = stays
@@ -155,7 +155,7 @@ def check_units(
     raise UsageError(f"block {group.block} has {group.count} {group.kind}: give one True (stays) or False for each, "
                      f"a bool tensor of shape ({group.count},), not {given}.")
 
-# %% ../nbs/anatomy.ipynb #c022
+# %% ../nbs/anatomy.ipynb #c023
 def unit_masks(
     group: Group,   # heads or neurons of one block
     keep: Tensor,   # bool (count,), True = stays
@@ -169,7 +169,7 @@ def unit_masks(
     masks[f"{group.consumer}.weight"] = group.cols(keep).expand(group.linears[group.consumer].weight.shape).clone()
     return masks
 
-# %% ../nbs/anatomy.ipynb #c026
+# %% ../nbs/anatomy.ipynb #c027
 def _width(linear): return linear.weight.shape[0]  # the attribute out_features may be out of date after slicing
 def _inputs(linear): return linear.weight.shape[1]
 
@@ -192,7 +192,7 @@ def head_group(
     linears = {names[role]: linears[role] for role in ATTENTION}
     return Group("heads", index, count, dict(zip(linears, owned[:3])), names["o"], owned[3], linears)
 
-# %% ../nbs/anatomy.ipynb #c027
+# %% ../nbs/anatomy.ipynb #c028
 def neuron_group(
     index: int,                     # of the block
     linears: dict[str, nn.Linear],  # role → layer
@@ -207,7 +207,7 @@ def neuron_group(
     return Group("neurons", index, count, {names[role]: 1 for role in producers}, names[consumer], 1,
                  {names[role]: linears[role] for role in (*producers, consumer)})
 
-# %% ../nbs/anatomy.ipynb #c030
+# %% ../nbs/anatomy.ipynb #c031
 @dataclass(frozen=True, eq=False)
 class Block:
     "One transformer block."
@@ -219,7 +219,10 @@ class Block:
     heads: Group | None             # None for a block without attention
     neurons: Group | None           # None for a block without an FFN
 
-# %% ../nbs/anatomy.ipynb #c032
+    @property
+    def by_name(self) -> dict[str, nn.Linear]: return {self.names[role]: linear for role, linear in self.linears.items()}  # qualified name → layer
+
+# %% ../nbs/anatomy.ipynb #c033
 def _follow(start, path, what):
     "The thing at a dotted path, or a `UsageError` naming the path."
     for step in path.split("."):
@@ -240,7 +243,7 @@ def _block(index, module, layout, names):
     if "fc1" in linears or "gate" in linears: neurons = neuron_group(index, linears, qualified)
     return Block(index, names[module], module, linears, qualified, heads, neurons)
 
-# %% ../nbs/anatomy.ipynb #c034
+# %% ../nbs/anatomy.ipynb #c035
 @dataclass(frozen=True, eq=False, repr=False)
 class Anatomy:
     "The blocks of a model, and its linear layers in scope."
@@ -266,7 +269,7 @@ class Anatomy:
 
     def __repr__(self): return summary(self)
 
-# %% ../nbs/anatomy.ipynb #c036
+# %% ../nbs/anatomy.ipynb #c037
 SCOPES = {"blocks": "linear layers inside transformer blocks",
           "all-linear": "every linear layer that is not tied to an embedding"}
 
@@ -280,7 +283,7 @@ def shares_memory(
     end = lambda t: t.data_ptr() + t.numel() * t.element_size()
     return a.data_ptr() < end(b) and b.data_ptr() < end(a)
 
-# %% ../nbs/anatomy.ipynb #c038
+# %% ../nbs/anatomy.ipynb #c039
 def anatomy(
     model: nn.Module,       # a transformers model, with a head or bare, or any module
     scope: str = "blocks",  # "blocks" or "all-linear"; a module without blocks has all its linears in scope
@@ -292,7 +295,7 @@ def anatomy(
     if layout:
         modules = _follow(getattr(model, "base_model", model), layout.blocks, "list of blocks")
         blocks = tuple(_block(index, module, layout, names) for index, module in enumerate(modules))
-    linears = {block.names[role]: linear for block in blocks for role, linear in block.linears.items()}
+    linears = {name: linear for block in blocks for name, linear in block.by_name.items()}
     if not layout or scope == "all-linear": linears |= _others(model, linears)
     return Anatomy(scope, blocks, linears, sum(parameter.numel() for parameter in model.parameters()))
 
@@ -303,7 +306,7 @@ def _others(model, known):
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in known
             and not any(shares_memory(module.weight, table) for table in tables)}
 
-# %% ../nbs/anatomy.ipynb #c040
+# %% ../nbs/anatomy.ipynb #c041
 def _runs(blocks):
     "Lists of neighbouring blocks of the same shapes."
     from itertools import groupby

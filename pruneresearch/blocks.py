@@ -150,7 +150,7 @@ def _hear(
     run,               # (block's module, hidden, args, kwargs) → output
 ) -> dict:             # name → `Seen`
     "What the linear layers of one block see."
-    linears = {block.names[role]: linear for role, linear in block.linears.items()}
+    linears = block.by_name
     with listening(linears, needs) as (sums, current), ExitStack() as stack:
         for linear in linears.values(): stack.callback(linear.register_forward_pre_hook(_ticking(current)(None)).remove)
         for hidden, args, kwargs, mask in parts:

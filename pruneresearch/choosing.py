@@ -203,7 +203,7 @@ def _outside(structure: Anatomy) -> dict:
 def _solved(request: Request, seen: dict, before, target) -> Masks:
     "Masks and new weights of all layers, from statistics of one pass."
     shares, structure = _shares(request, target), request.structure
-    parts = [({block.names[role]: linear for role, linear in block.linears.items()}, share) for block, share in zip(structure.blocks, shares)]
+    parts = [(block.by_name, share) for block, share in zip(structure.blocks, shares)]
     parts += [({name: linear}, _mean(shares, target) if structure.blocks else shares[i]) for i, (name, linear) in enumerate(_outside(structure).items())]
     return Masks({name: keep for linears, share in parts for name, keep in _part(request, linears, seen, share, before, None).items()})
 
@@ -226,9 +226,9 @@ def masks_block_by_block(
     keep = restored(resume, name, model, len(structure.blocks)) if resume else []
     done, keep = len(keep), {key: mask for part in keep for key, mask in part.items()}
     for block, seen in block_by_block(model, batches, request.needs, waiting=waiting, device=device, done=done, progress=request.progress) if done < len(structure.blocks) else ():
-        share, linears = shares[block.index], {block.names[role]: linear for role, linear in block.linears.items()}
+        share = shares[block.index]
         if pattern.kinds: part = _units_part(request, [g for g in request.groups if g.block == block.index], seen, share, kept, generator)
-        else: part = {key: mask.cpu() for key, mask in _part(request, linears, seen, share, before, generator).items()}
+        else: part = {key: mask.cpu() for key, mask in _part(request, block.by_name, seen, share, before, generator).items()}
         Masks(part).apply(model)
         if resume: store_part(resume, name, model, block.index, part)
         keep |= part

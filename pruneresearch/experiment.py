@@ -17,9 +17,9 @@ from . import basics
 from .anatomy import anatomy
 from .basics import RunError, UsageError, fingerprint, lookup, read_json, whole_file, whole_folder, write_json
 from .masks import parse_pattern
-from .measure import TOKENS_AT_ONCE, evaluate_with_outcomes, inference_bytes, latency, macs, measured, parameter_counts, protocol
+from .measure import evaluate_with_outcomes, inference_bytes, latency, macs, measured, parameter_counts, protocol, windows_at_once
 from .models import length_for, load_model, save_model, tokenizer_of
-from .pruning import Method, load_methods, prune
+from .pruning import Method, load_methods, prune, rules, sees_data
 from .recovery import check_training, fine_tune, recover
 from .surgery import remove, widths_of
 from .tasks import first_examples, load_task
@@ -198,8 +198,7 @@ def check(
 
 def _calibration(model, start: Start, config: Config):
     "What a method calibrates on, drawn and tokenised before any clock runs; None where it needs nothing, or trains on the task itself."
-    method = load_methods().get(config.method, Method(""))
-    if method.masks or not (method.needs or method.blocks or config.repair or config.allocation == "owl"): return None
+    if not sees_data(lookup(load_methods(), config.method, "method"), config.allocation, config.repair): return None
     name = config.calibration_task
     if name and name not in start.sources: start.sources[name] = load_task(name, data_dir=start.data_dir)
     source = start.sources.get(name, start.task)
@@ -237,7 +236,7 @@ def _costs(model, start: Start, config: Config, pruning, recovery) -> dict:
 
 def _cost_batch(model, task, config: Config) -> dict:
     "What latency, memory and MACs are measured on."
-    rows = 32 if task.kind != "language-modelling" else max(1, min(32, TOKENS_AT_ONCE // length_for(model, task, config.length)))
+    rows = 32 if task.kind != "language-modelling" else windows_at_once(length_for(model, task, config.length))
     return task.batches("test", tokenizer_of(model), batch_size=rows, length=config.length, limit=rows)[0]
 
 
@@ -253,7 +252,7 @@ def told(
     config: Config,
 ) -> str:  # such as "wanda", "wanda + owl" or "activation-norm + repair"
     "What a reader calls a method together with what was added to it."
-    added = ["owl"] * (config.allocation == "owl") + ["repair"] * bool(config.repair) + ["one pass"] * (config.sequential is False)
+    added = [name for name in rules() if name == config.allocation] + ["repair"] * bool(config.repair) + ["one pass"] * (config.sequential is False)
     return " + ".join([config.method, *added])
 
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from torch import nn
 from .basics import RunError, UsageError, lookup
 from .masks import check_sparsity
-from .measure import TOKENS_AT_ONCE, evaluating, latency, macs, parameter_counts
+from .measure import evaluating, latency, macs, parameter_counts, windows_at_once
 from .metrics import load_metric
 from .models import context_of, example_losses, load_model, to_device, tokenizer_of
 from .pruning import Pruned, prune
@@ -43,7 +43,7 @@ def get_wikitext2_unstructured(
         if one.kind != "language-modelling": raise UsageError(f"a language model is measured on text, {one.name!r} is {one.kind}: choose wikitext2, c4, pydocs or a .txt file.")
     length = length or tested.default_length(tokenizer, context)
     if context and length > context: raise UsageError(f"a length of {length} tokens is more than the {context} this model can read: ask for at most {context}.")
-    batch_size = batch_size or max(1, TOKENS_AT_ONCE // length)
+    batch_size = batch_size or windows_at_once(length)
     return source.calibration(tokenizer, n=n_samples, length=length, seed=seed, batch_size=batch_size), tested.batches("test", tokenizer, batch_size, length)
 
 # %% ../nbs/llm.ipynb #c007

@@ -132,7 +132,7 @@ def lowest_n_m(
 
 # %% ../nbs/masks.ipynb #c016
 ALLOCATIONS = {  # kind of pattern → allocations that make sense with it
-    "unstructured": ("row", "layer", "global", "list", "owl"),
+    "unstructured": ("row", "layer", "global", "list"),  # rules that are registered with `prune` join them
     "n:m": ("group",),
     **{structure: ("layer", "global", "list", "macs") for structure in STRUCTURES},
     "blocks": ("global",),
@@ -306,7 +306,7 @@ Masks.from_units = staticmethod(_from_units)
 # %% ../nbs/masks.ipynb #c038
 def _parameters_of(block) -> dict:
     "Name → parameter, of all linear layers of a block."
-    return {f"{block.names[role]}.{kind}": parameter for role, linear in block.linears.items() for kind, parameter in linear.named_parameters()}
+    return {f"{name}.{kind}": parameter for name, linear in block.by_name.items() for kind, parameter in linear.named_parameters()}
 
 
 def _from_blocks(
@@ -376,7 +376,7 @@ def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str)
     shares = sparsity_by_block(sparsity, structure)
     place = {f"{name}.weight": structure.block_of(name) if structure.blocks else i for i, name in enumerate(structure.linears)}
     share = lambda name: shares[place[name]] if place[name] is not None else sum(shares) / len(shares)
-    return {name: lowest(score, share(name), per={"row": "row", "even rows": "even rows"}.get(allocation, "layer")) for name, score in scores.items()}
+    return {name: lowest(score, share(name), per=allocation if allocation in ("row", "even rows") else "layer") for name, score in scores.items()}
 
 # %% ../nbs/masks.ipynb #c047
 def by_kind(

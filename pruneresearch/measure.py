@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TOKENS_AT_ONCE', 'MEASURES', 'HOOKS', 'check_fit', 'check_output', 'evaluating', 'outputs_of', 'like_lengths',
-           'predicted', 'macro_metrics', 'measure_classification', 'measure_regression', 'measure_language_modelling',
-           'measure_question_answering', 'window_length', 'protocol', 'evaluate_with_outcomes', 'evaluate_model',
-           'parameter_counts', 'macs', 'inference_bytes', 'require_no_hooks', 'latency', 'Phase', 'watched_memory',
-           'watched_cuda', 'measured']
+           'predicted', 'macro_metrics', 'measure_classification', 'measure_regression', 'windows_at_once',
+           'measure_language_modelling', 'measure_question_answering', 'window_length', 'protocol',
+           'evaluate_with_outcomes', 'evaluate_model', 'parameter_counts', 'macs', 'inference_bytes',
+           'require_no_hooks', 'latency', 'Phase', 'watched_memory', 'watched_cuda', 'measured']
 
 # %% ../nbs/measure.ipynb #c004
 import threading, time
@@ -19,7 +19,7 @@ import torch
 from torch import nn, Tensor
 from .anatomy import anatomy
 from .basics import RunError, UsageError, fingerprint, lookup
-from .models import KINDS, context_of, example_losses, forward, require_fit, to_device, tokenizer_of
+from .models import KINDS, context_of, length_for, example_losses, forward, require_fit, to_device, tokenizer_of
 
 # %% ../nbs/measure.ipynb #c006
 def check_fit(
@@ -128,11 +128,19 @@ def measure_regression(model, task, split, tokenizer, length, batch_size):
 TOKENS_AT_ONCE = 1024  # of a language model: the logits of so many tokens still fit into a processor's cache
 
 
+def windows_at_once(
+    length: int,      # tokens per window
+    most: int = 32,   # however short they are
+) -> int:             # from 1
+    "How many windows a language model reads together."
+    return max(1, min(most, TOKENS_AT_ONCE // length))
+
+
 def measure_language_modelling(model, task, split, tokenizer, length, batch_size):
     "Perplexity; outcomes are mean negative log-likelihoods (nats) per window, weights their predicted tokens."
     from pruneresearch.metrics import load_metric
     outcomes, weights = [], []
-    for batch, output in outputs_of(model, task, task.batches(split, tokenizer, max(1, min(batch_size, TOKENS_AT_ONCE // length)), length)):
+    for batch, output in outputs_of(model, task, task.batches(split, tokenizer, windows_at_once(length, batch_size), length)):
         outcomes += example_losses(model, batch, output).tolist()
         weights += (batch["labels"][:, 1:] != -100).sum(1).tolist()
     sums = [loss*count for loss, count in zip(outcomes, weights)]
@@ -167,8 +175,7 @@ def window_length(
 ) -> int:                # tokens per example or window, 0 for tasks without tokens; raises `UsageError` when the model cannot read so many
     "The length of an evaluation: as asked for, else the task's default, never beyond the model's context."
     if task.inputs == ("vector",): return 0
-    context = context_of(model)
-    length = length or task.default_length(tokenizer_of(model), context)
+    context, length = context_of(model), length_for(model, task, length)
     if context and length > context:
         raise UsageError(f"a length of {length} tokens is more than the {context} this model can read: ask for at most {context}.")
     return length

@@ -269,7 +269,7 @@ def context_of(
 
 
 def length_for(
-    model: nn.Module,
+    model: nn.Module,    # any model
     task,                # a `Task`
     length: int = None,  # what was asked for
 ) -> int:                # tokens per example: that, or the task's default for this model

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'WAYS', 'SCORES', 'RULES', 'SCHEDULES', 'Method', 'way_of', 'register_method', 'load_methods',
-           'list_methods', 'register_allocation', 'rounds_of', 'Pruned', 'zero_share', 'check_request', 'prune']
+           'list_methods', 'register_allocation', 'rules', 'rounds_of', 'Pruned', 'zero_share', 'check_request',
+           'sees_data', 'prune']
 
 # %% ../nbs/pruning.ipynb #c003
 import pkgutil
@@ -93,7 +94,7 @@ def register_allocation(
     shares: Callable,   # (`Anatomy`, {name: `Seen`}, sparsity) → list of sparsities, one per block, with this mean
 ) -> Callable:          # the same function
     "Make a rule known by name that spreads a sparsity over the blocks."
-    taken = name in {a for names in ALLOCATIONS.values() for a in names} - {*RULES, "owl"}
+    taken = name in {a for names in ALLOCATIONS.values() for a in names} - {*RULES}
     if taken or name in RULES and _code(RULES[name][1]) != _code(shares): raise UsageError(f"there is another allocation named {name!r} already: choose a new name.")
     if set(needs) - set(INPUTS): raise UsageError(f"allocation {name!r} needs {', '.join(sorted(set(needs) - set(INPUTS)))}: a rule can read {', '.join(INPUTS)}.")
     RULES[name] = tuple(needs), shares
@@ -101,7 +102,9 @@ def register_allocation(
     return shares
 
 
-def _rules() -> dict: return load_methods() and import_module("pruneresearch.pruning").RULES
+def rules() -> dict:  # as `RULES`
+    "The registered rules."
+    return load_methods() and import_module("pruneresearch.pruning").RULES
 
 # %% ../nbs/pruning.ipynb #c013
 SCHEDULES = {  # share of the rounds done, in (0, 1] → share of the final sparsity
@@ -179,7 +182,7 @@ def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rou
     if method.masks and (name != "macs" or schedule != "one-shot"): raise UsageError(f"method {method.name!r} works towards a share of MACs in one go: use allocation 'macs' and schedule 'one-shot'.")
     if name == "macs" and not isinstance(sparsity, (int, float)): raise UsageError("allocation 'macs' needs one sparsity, the share of the model's MACs that goes.")
     if method.solve and name in ("row", "global"): raise UsageError(f"method {method.name!r} spreads its zeros over the columns of each layer by itself: use allocation layer, owl or a list.")
-    if name in _rules() and not structure.blocks: raise UsageError(f"allocation {name!r} gives each transformer block its share, this model has none: use allocation layer or row.")
+    if name in rules() and not structure.blocks: raise UsageError(f"allocation {name!r} gives each transformer block its share, this model has none: use allocation layer or row.")
     return method, sparsity, pattern, name
 
 # %% ../nbs/pruning.ipynb #c019
@@ -237,10 +240,19 @@ def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, structure: Anatomy)
     return only
 
 # %% ../nbs/pruning.ipynb #c022
+def sees_data(
+    method: Method,
+    allocation,            # a name, a list or None
+    repair: bool = False,  # by least squares
+) -> bool:                 # False too for a method that trains or searches on the task itself
+    "Is there anything to calibrate for?"
+    return bool(method.needs or method.blocks or (repair and not method.masks) or isinstance(allocation, str) and allocation in rules())
+
+
 def _calibration(model, task, calibration, request: Request, n: int, length, batch_size: int) -> list:
     "Batches to calibrate on; [] where nothing needs them."
     method, seed = request.method, request.seed
-    if not (request.needs or method.blocks or request.allocation in _rules()): return []
+    if not sees_data(method, request.allocation, request.repair): return []
     if not isinstance(batch_size, int) or batch_size < 1: raise UsageError(f"batch_size must be a whole number from 1, got {batch_size!r}.")
     if calibration is not None: return _enough(as_batches(calibration, batch_size), method)
     if task is None:
@@ -256,7 +268,7 @@ def _check_own(method: Method, task, options) -> None:
 
 def _allocated(request: Request, model, batches: list, walk: dict) -> Request:
     "With the shares of the blocks, where a rule gives them, from a walk in which nothing is pruned."
-    needs, rule = _rules().get(request.allocation, ((), None))
+    needs, rule = rules().get(request.allocation, ((), None))
     if rule is None: return request
     seen, where = {}, {name: place for name, place in walk.items() if name != "resume"}
     for _, heard in block_by_block(model, batches, needs, progress=request.progress, **where): seen |= heard

@@ -196,9 +196,8 @@ PER_BLOCK = ("layer_types", "attention_layers") # entries of configurations with
 def without_blocks(
     model: nn.Module,  # a transformers model; changed in place
     kept: Tensor,      # bool (blocks,), True = stays
-) -> nn.Module:        # the same; raises `UsageError` where its blocks normalise what they have added
+) -> nn.Module:        # the same; it computes what it did without their weights if its blocks only add, see `require_adding`
     "Leave blocks out."
-    require_adding(model)
     path = layout_of(model).blocks
     parent, _, name = path.rpartition(".")
     blocks = model.base_model.get_submodule(path)
@@ -223,6 +222,7 @@ def remove(
 ) -> nn.Module:             # the smaller model; without `fold` it computes what the masked model computes
     "Take pruned heads, neurons and blocks out. Raises `UsageError` for masks of another model, masks that are not whole units, and masks that leave a block without any."
     units, whole = masks.units(model), masks.blocks(model)
+    if not whole.all(): require_adding(model)  # before anything is changed
     if fold is None: smaller = cut(model, units, inplace)
     else: smaller = _cut_and_fold(model if inplace else copy.deepcopy(model), units, as_batches(fold))
     if not whole.all(): without_blocks(smaller, whole)

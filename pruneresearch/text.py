@@ -11,7 +11,7 @@ import math, time
 import torch
 from torch import nn, Tensor
 from .basics import RunError, UsageError
-from .measure import TOKENS_AT_ONCE, evaluating, window_length
+from .measure import evaluating, window_length, windows_at_once
 from .models import context_of, forward, to_device, tokenizer_of
 
 # %% ../nbs/text.ipynb #c005
@@ -57,7 +57,7 @@ def agreement(
     "Agreement with the dense model about the next token, on a split of a task."
     if task.kind != "language-modelling": raise UsageError(f"agreement about the next token needs a language-modelling task, {task.name!r} is {task.kind}.")
     length = window_length(dense, task, length)
-    return agreement_on(model, dense, task.batches(split, tokenizer_of(dense), max(1, TOKENS_AT_ONCE // length), length, limit=windows))
+    return agreement_on(model, dense, task.batches(split, tokenizer_of(dense), windows_at_once(length), length, limit=windows))
 
 # %% ../nbs/text.ipynb #c010
 PROMPTS = ("Return the number of", "If the argument is not given, the", "Raise an exception when the file", "The list of all")  # for models of English text about programs

@@ -263,12 +263,12 @@ def test_latency_refuses_pytorch_masks_and_lets_the_hooks_of_transformers_throug
 
 def test_measured_sees_a_peak_that_is_gone_at_the_end():
     with measure.measured("cpu") as phase:
-        array = np.ones(25_000_000)                                   # 200 MB
-        time.sleep(0.06)
+        array, begin = np.ones(25_000_000), time.monotonic()          # 200 MB
+        while phase.peak_bytes < 180e6 and time.monotonic() < begin + 30: time.sleep(0.01)   # until the watcher had its turn
         del array
         time.sleep(0.02)
     assert 180e6 < phase.peak_bytes < 400e6 and phase.peak_total_bytes == phase.start_bytes + phase.peak_bytes
-    assert 0.08 <= phase.seconds < 2 and phase.device == "cpu"
+    assert 0.02 <= phase.seconds < 60 and phase.device == "cpu"
 
 
 def test_measured_ends_with_its_block_also_after_an_error():
