@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['SELECTION_SHARE', 'SELECTION_LIMIT', 'SELECTION_SEED', 'SIZES', 'LENGTHS', 'CHUNK', 'ENCODERS', 'BATCH_COLUMNS',
-           'PAIR', 'NLI', 'GLUE', 'C4_LIMITS', 'LM', 'QA', 'RECIPES', 'EMBEDDED', 'Task', 'carve', 'pick', 'as_splits',
-           'sentence_splits', 'digit_splits', 'document_splits', 'default_length', 'encode_texts', 'encode_vectors',
-           'token_stream', 'window_columns', 'encode_windows', 'answer_span', 'encode_questions', 'encode_rows',
-           'require_text', 'encode', 'tokenizer_hash', 'pad_token', 'pad_rows', 'batched', 'random_windows',
-           'calibration_rows', 'answer_windows', 'best_span', 'answers', 'contexts', 'references', 'read_lines',
-           'read_table', 'find', 'Glue', 'label_value', 'read_glue', 'local_glue', 'read_squad', 'checked_squad',
-           'local_squad', 'wikitext_rows', 'local_wikitext', 'json_documents', 'local_c4', 'local_text', 'hub_answers',
-           'cache_only', 'from_hub', 'hub_glue', 'hub_squad', 'hub_wikitext', 'hub_c4', 'Recipe', 'list_tasks',
-           'data_root', 'raw_splits', 'load_task', 'first_examples', 'task_fingerprint']
+           'PAIR', 'NLI', 'GLUE', 'C4_LIMITS', 'C4_FILES', 'LM', 'QA', 'RECIPES', 'EMBEDDED', 'Task', 'carve', 'pick',
+           'as_splits', 'sentence_splits', 'digit_splits', 'document_splits', 'default_length', 'encode_texts',
+           'encode_vectors', 'token_stream', 'window_columns', 'encode_windows', 'answer_span', 'encode_questions',
+           'encode_rows', 'require_text', 'encode', 'tokenizer_hash', 'pad_token', 'pad_rows', 'batched',
+           'random_windows', 'calibration_rows', 'answer_windows', 'best_span', 'answers', 'contexts', 'references',
+           'read_lines', 'read_table', 'find', 'Glue', 'label_value', 'read_glue', 'local_glue', 'read_squad',
+           'checked_squad', 'local_squad', 'wikitext_rows', 'local_wikitext', 'json_documents', 'local_c4',
+           'local_text', 'hub_answers', 'cache_only', 'from_hub', 'hub_glue', 'hub_squad', 'hub_wikitext', 'hub_c4',
+           'Recipe', 'list_tasks', 'data_root', 'raw_splits', 'load_task', 'first_examples', 'task_fingerprint']
 
 # %% ../nbs/tasks.ipynb #c004
 import gzip, hashlib, json, os, random, re, zlib
@@ -626,6 +626,7 @@ def local_wikitext(
 
 # %% ../nbs/tasks.ipynb #c057
 C4_LIMITS = {"train": 20_000, "test": 1_100}
+C4_FILES = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}  # of the hub's many
 
 
 def json_documents(
@@ -730,8 +731,7 @@ def hub_wikitext():
 
 def hub_c4():
     "The first documents of C4's first files."
-    files = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}
-    data = from_hub("allenai/c4", data_files=files)
+    data = from_hub("allenai/c4", data_files=C4_FILES)
     return {**{split: {"text": data[source]["text"][:C4_LIMITS[split]]} for split, source in (("train", "train"), ("test", "validation"))},
             "notes": f"hub: allenai/c4; first {C4_LIMITS['train']:,} and {C4_LIMITS['test']:,} documents"}
 
