@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STRUCTURES', 'ALLOCATIONS', 'INTEGERS', 'check_sparsity', 'count_pruned', 'share_of', 'lowest', 'Pattern',
-           'parse_pattern', 'lowest_n_m', 'check_allocation', 'lowest_global', 'Masks', 'bits_of', 'zero',
-           'sparsity_by_block', 'by_kind', 'require_units_left', 'select_units', 'select']
+           'parse_pattern', 'selection_network', 'lowest_n_m', 'check_allocation', 'lowest_global', 'Masks', 'bits_of',
+           'zero', 'sparsity_by_block', 'by_kind', 'require_units_left', 'select_units', 'select']
 
 # %% ../nbs/masks.ipynb #c003
 import hashlib, json, math, re
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations
+from functools import lru_cache
 import torch
 from torch import nn, Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -113,6 +113,27 @@ def parse_pattern(
     raise UsageError(f"unknown pattern {text!r}: known are unstructured, {', '.join(STRUCTURES)}, blocks, and N:M with 0 < N < M such as 2:4.")
 
 # %% ../nbs/masks.ipynb #c013
+@lru_cache
+def selection_network(
+    m: int,     # entries
+    rank: int,  # the entry wanted, in ascending order, from 0
+) -> tuple:     # of (i, j, low, high): entries i < j change places if i is higher; whether the lower one and the higher one are needed later
+    "What of Batcher's odd-even merge sort (Knuth, The Art of Computer Programming 3, section 5.2.2, algorithm M) one entry depends on."
+    pairs, p = [], 1  # p: how long the sorted runs are that are merged
+    while p < m:
+        k = p
+        while k:
+            pairs += [(i, i + k) for i in range(k % p, m - k) if (i - k % p)//k % 2 == 0 and i//(2*p) == (i + k)//(2*p)]
+            k //= 2
+        p *= 2
+    needed, steps = {rank}, []  # from the end, only what the entry needs
+    for i, j in reversed(pairs):
+        if needed & {i, j}:
+            steps.append((i, j, i in needed, j in needed))
+            needed |= {i, j}
+    return tuple(reversed(steps))
+
+
 def lowest_n_m(
     score: Tensor,  # (out, in), larger = more important
     n: int,         # how many stay …
@@ -121,14 +142,25 @@ def lowest_n_m(
     "Keep the n highest of every m consecutive inputs."
     if score.shape[1] % m:
         raise UsageError(f"pattern {n}:{m} needs a number of inputs divisible by {m}, this layer has {score.shape[1]}: choose another M.")
-    _require_numbers(score)
-    columns = score.reshape(-1, m).T.contiguous()  # (m, groups): each comparison runs over contiguous memory
-    rank = torch.zeros(columns.shape, dtype=torch.uint8 if m < 256 else torch.int32, device=score.device)
-    for i, j in combinations(range(m), 2):  # of two equal ones the earlier counts as the lower
-        later = columns[i] <= columns[j]
-        rank[j] += later
-        rank[i] += ~later
-    return (rank >= m - n).T.reshape(score.shape)
+    groups = score.reshape(-1, m)
+    least = _ranked(groups, m - n)  # of what stays, in each group
+    _require_numbers(least)         # one NaN makes the whole group NaN
+    keep = groups >= least[:, None]
+    if torch.count_nonzero(keep) > n*len(groups):  # of two equal ones the earlier counts as the lower
+        surplus = sum((column >= least).int() for column in groups.unbind(1)) - n
+        for i, column in enumerate(groups.unbind(1)):
+            gone = (column == least) & (surplus > 0)
+            keep[:, i] &= ~gone
+            surplus -= gone.int()
+    return keep.view(score.shape)
+
+
+def _ranked(groups: Tensor, rank: int) -> Tensor:
+    "The entry of each row, (groups, m), that has `rank` lower ones; all rows at once."
+    wires = list(groups.unbind(1))
+    for i, j, low, high in selection_network(groups.shape[1], rank):
+        wires[i], wires[j] = torch.minimum(wires[i], wires[j]) if low else None, torch.maximum(wires[i], wires[j]) if high else None
+    return wires[rank]
 
 # %% ../nbs/masks.ipynb #c016
 ALLOCATIONS = {  # kind of pattern → allocations that make sense with it

@@ -1,6 +1,7 @@
 "Masks: exact counts against plain sorting, and zeros that stay zero through everything that moves a weight."
 import copy
 from decimal import Decimal
+from itertools import product
 
 import numpy as np, pytest, torch
 from safetensors.torch import load_file, save_file
@@ -10,7 +11,7 @@ from architectures import ARCHITECTURES, batch
 from pruneresearch.anatomy import anatomy
 from pruneresearch.basics import RunError, UsageError
 from pruneresearch.masks import (
-    Masks, check_allocation, check_sparsity, count_pruned, lowest, lowest_global, lowest_n_m, parse_pattern, select)
+    Masks, check_allocation, check_sparsity, count_pruned, lowest, lowest_global, lowest_n_m, parse_pattern, select, selection_network)
 
 SPARSITIES = (0, 0.1, 0.29, 0.3, 0.5, 0.57, 0.7, 0.99)
 
@@ -67,6 +68,22 @@ def test_n_m_is_a_plain_sort_of_each_group(n, m):
         found = lowest_n_m(score, n, m)
         assert found.tolist() == [[keep for start in range(0, 24, m) for keep in kept(row[start:start + m], m - n)] for row in score.tolist()]
     with pytest.raises(UsageError, match=f"{n}:{m}|multiple|divi"): lowest_n_m(torch.ones(24, m + 1), n, m)  # groups lie along the inputs
+
+
+@pytest.mark.parametrize("m", range(2, 11))
+def test_selection_network_sorts_what_it_must(m):
+    "Zeros and ones are enough (Knuth, section 5.3.4); a NaN reaches the answer from every place."
+    rows = torch.tensor(list(product((0.0, 1.0), repeat=m)))
+    for rank in range(m):
+        wires = list(rows.unbind(1))
+        for i, j, low, high in selection_network(m, rank):
+            assert 0 <= i < j < m and (low or high)
+            wires[i], wires[j] = torch.minimum(wires[i], wires[j]) if low else None, torch.maximum(wires[i], wires[j]) if high else None
+        assert torch.equal(wires[rank], rows.sort(1).values[:, rank])
+        for i in range(m):
+            score = torch.rand(2, 2*m)
+            score[1, m + i] = float("nan")
+            with pytest.raises(RunError, match="NaN"): lowest_n_m(score, m - rank, m)
 
 
 def test_counting():
