@@ -112,7 +112,7 @@ def parse_pattern(
     if match and 0 < int(match[1]) < int(match[2]): return Pattern("n:m", int(match[1]), int(match[2]))
     raise UsageError(f"unknown pattern {text!r}: known are unstructured, {', '.join(STRUCTURES)}, blocks, and N:M with 0 < N < M such as 2:4.")
 
-# %% ../nbs/masks.ipynb #c013
+# %% ../nbs/masks.ipynb #c013a
 @lru_cache
 def selection_network(
     m: int,     # entries
@@ -134,6 +134,14 @@ def selection_network(
     return tuple(reversed(steps))
 
 
+def _ranked(groups: Tensor, rank: int) -> Tensor:
+    "The entry of each row, (groups, m), that has `rank` lower ones; all rows at once."
+    wires = list(groups.unbind(1))
+    for i, j, low, high in selection_network(groups.shape[1], rank):
+        wires[i], wires[j] = torch.minimum(wires[i], wires[j]) if low else None, torch.maximum(wires[i], wires[j]) if high else None
+    return wires[rank]
+
+# %% ../nbs/masks.ipynb #c013
 def lowest_n_m(
     score: Tensor,  # (out, in), larger = more important
     n: int,         # how many stay …
@@ -153,14 +161,6 @@ def lowest_n_m(
             keep[:, i] &= ~gone
             surplus -= gone.int()
     return keep.view(score.shape)
-
-
-def _ranked(groups: Tensor, rank: int) -> Tensor:
-    "The entry of each row, (groups, m), that has `rank` lower ones; all rows at once."
-    wires = list(groups.unbind(1))
-    for i, j, low, high in selection_network(groups.shape[1], rank):
-        wires[i], wires[j] = torch.minimum(wires[i], wires[j]) if low else None, torch.maximum(wires[i], wires[j]) if high else None
-    return wires[rank]
 
 # %% ../nbs/masks.ipynb #c016
 ALLOCATIONS = {  # kind of pattern → allocations that make sense with it
