@@ -8,7 +8,9 @@ __all__ = ['WALK', 'Request', 'weight_scores', 'unit_scores', 'block_scores', 'm
 
 # %% ../nbs/choosing.ipynb #c003
 import hashlib
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 import torch
 from torch import nn, Tensor
@@ -222,19 +224,28 @@ def masks_block_by_block(
     structure, pattern, shares, generator = request.structure, request.pattern, _shares(request, target), request.generator()
     _require_finite(structure.linears)
     kept = before.units(model) if before and pattern.kinds else {}
+    if resume: _require_writable(resume)
     name = resume and _name_of(request, target, batches, model)
     keep = restored(resume, name, model, len(structure.blocks)) if resume else []
     done, keep = len(keep), {key: mask for part in keep for key, mask in part.items()}
     for block, seen in block_by_block(model, batches, request.needs, waiting=waiting, device=device, done=done, progress=request.progress) if done < len(structure.blocks) else ():
         share = shares[block.index]
-        if pattern.kinds: part = _units_part(request, [g for g in request.groups if g.block == block.index], seen, share, kept, generator)
-        else: part = {key: mask.cpu() for key, mask in _part(request, block.by_name, seen, share, before, generator).items()}
+        with _in_block(block.index):
+            if pattern.kinds: part = _units_part(request, [g for g in request.groups if g.block == block.index], seen, share, kept, generator)
+            else: part = {key: mask.cpu() for key, mask in _part(request, block.by_name, seen, share, before, generator).items()}
         Masks(part).apply(model)
         if resume: store_part(resume, name, model, block.index, part)
         keep |= part
     outside = {} if pattern.kinds else _outside(structure)
     if outside: keep |= {key: mask.cpu() for key, mask in _part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares, target), before, generator).items()}
     return Masks(keep)
+
+
+@contextmanager
+def _in_block(index: int):
+    "Errors say in which block they happened."
+    try: yield
+    except RunError as error: raise RunError(f"block {index}: {error}") from None
 
 
 def _require_finite(linears: dict) -> None:
@@ -258,7 +269,15 @@ def _name_of(request: Request, target, batches: list, model: nn.Module) -> str:
     "The same for the same request about the same model."
     pattern = request.pattern
     return fingerprint(dict(method=request.method.name, target=target, pattern=[pattern.kind, pattern.n, pattern.m], by_row=request.by_row, repair=request.repair,
-                            seed=request.seed, calibration=calibration_hash(batches), model=weights_hash(model)))
+                            seed=request.seed, calibration=calibration_hash(batches), model=weights_hash(model), version=version("pruneresearch")))
+
+
+def _require_writable(folder) -> None:
+    "Try the folder before any block is changed."
+    try:
+        with whole_file(Path(folder)/"writable"): pass
+        (Path(folder)/"writable").unlink()
+    except OSError as error: raise RunError(f"blocks cannot be kept in {str(folder)!r} ({error.strerror}): name another folder for resume.") from None
 
 # %% ../nbs/choosing.ipynb #c018
 def store_part(
@@ -269,10 +288,14 @@ def store_part(
     part: dict,        # parameter name → keep
 ) -> None:
     "Keep what is done with a block, whole or not at all."
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     parameters = dict(model.named_parameters())
     tensors = {f"weight:{key}": parameters[key].detach().cpu().contiguous() for key in part} | {f"keep:{key}": mask.contiguous() for key, mask in part.items()}
-    with whole_file(Path(folder)/f"block-{index:04d}.safetensors") as temporary: save_file(tensors, temporary, metadata={"request": name})
+    try:
+        with whole_file(Path(folder)/f"block-{index:04d}.safetensors") as temporary: save_file(tensors, temporary, metadata={"request": name})
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"block {index} could not be kept in {str(folder)!r} ({error}): make room, load the model afresh and prune with the same folder; the blocks before it are found there.") from None
 
 
 def restored(
@@ -289,7 +312,7 @@ def restored(
         try:
             with safe_open(str(path), "pt") as file: made_for = (file.metadata() or {}).get("request")
         except (SafetensorError, OSError) as error: raise RunError(f"{str(path)!r} cannot be read ({error}): delete it to prune its block again.") from None
-        if made_for != name: raise UsageError(f"{str(path)!r} belongs to another request or another model: name another folder for resume, or empty this one.")
+        if made_for != name: raise UsageError(f"{str(path)!r} belongs to another request or another model: load the model afresh if it is pruned already, name another folder for resume, or empty this one.")
         files.append(path)
     for path in files:
         with safe_open(str(path), "pt") as file, torch.no_grad():

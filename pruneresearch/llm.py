@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from torch import nn
 from .basics import RunError, UsageError, lookup
-from .masks import check_sparsity
+from .masks import check_sparsity, parse_pattern
 from .measure import evaluating, latency, macs, parameter_counts, windows_at_once
 from .metrics import load_metric
 from .models import context_of, example_losses, load_model, to_device, tokenizer_of
-from .pruning import Pruned, prune
+from .pruning import Pruned, load_methods, prune
 from .surgery import remove
 from .tasks import load_task
 from .text import PROMPTS, agreement_on, text_quality, writing_speed
@@ -34,7 +34,7 @@ def get_wikitext2_unstructured(
     calibration: str = None,  # where the calibration windows come from, such as c4; None: the training split of the task
     data_dir=None,         # local data, as for `load_task`
     context: int = None,   # the longest input of the model, in tokens; None: what the tokenizer says
-    batch_size: int = None,# windows per batch; None: as many as 1,024 tokens hold
+    batch_size: int = None,# windows per batch; None: 8 to calibrate, and as many as 1,024 tokens hold to test
 ) -> tuple:                # (trainloader, testloader): lists of batches, each a dict of token ids, attention mask and labels
     "Calibration windows from training text, and the test text cut into windows that do not overlap. Raises `UsageError` for tasks without text, and windows longer than the model can read."
     tested = load_task(task, data_dir=data_dir)
@@ -43,8 +43,7 @@ def get_wikitext2_unstructured(
         if one.kind != "language-modelling": raise UsageError(f"a language model is measured on text, {one.name!r} is {one.kind}: choose wikitext2, c4, pydocs or a .txt file.")
     length = length or tested.default_length(tokenizer, context)
     if context and length > context: raise UsageError(f"a length of {length} tokens is more than the {context} this model can read: ask for at most {context}.")
-    batch_size = batch_size or windows_at_once(length)
-    return source.calibration(tokenizer, n=n_samples, length=length, seed=seed, batch_size=batch_size), tested.batches("test", tokenizer, batch_size, length)
+    return source.calibration(tokenizer, n=n_samples, length=length, seed=seed, batch_size=batch_size or 8), tested.batches("test", tokenizer, batch_size or windows_at_once(length), length)
 
 # %% ../nbs/llm.ipynb #c007
 def magnitude_pruning(
@@ -71,13 +70,14 @@ def structured_pruning(
     model: nn.Module,             # changed in place, and smaller afterwards
     ratio: float,                 # share of the neurons, in [0, 1)
     trainloader=None,             # calibration batches; needed by scores that look at activations, and for repair
-    method: str = "weight-range", # a score of units: "weight-range" looks at weights alone, "activation-norm" at activations
+    method: str = None,           # a score of units or blocks; None: "weight-range", which looks at weights alone, and "block-influence" for blocks
     multiple: int = 8,            # the number of neurons that stay is a multiple of it
     **options,                    # further arguments of `prune`, such as repair=True
 ) -> Pruned:
     "Neurons of the feed-forward network go, and are taken out; another pattern takes key/value groups, both, or whole blocks."
     from pruneresearch.methods.structured import rounded_shares
     pattern = options.pop("pattern", "neurons")
+    method = method or ("block-influence" if pattern == "blocks" else "weight-range")
     sparsity = rounded_shares(model, ratio, pattern, multiple) if "neurons" in pattern else ratio  # heads and blocks have no width to round
     result = prune(model, calibration=trainloader, method=method, pattern=pattern, sparsity=sparsity, **options)
     remove(model, result.masks, inplace=True)
@@ -85,7 +85,9 @@ def structured_pruning(
 
 
 def _asked(ratio: float, options: dict) -> dict:
-    "The ratio as a sparsity; `prune` refuses one that does not go with N:M."
+    "The ratio as a sparsity; N:M has one of its own."
+    pattern = parse_pattern(options.get("pattern", "unstructured"))
+    if pattern.n and abs(ratio - (1 - pattern.n / pattern.m)) > 1e-9: raise UsageError(f"pattern {options['pattern']} takes {1 - pattern.n / pattern.m:g} of the weights, not {ratio}: ask for that ratio or choose another pattern.")
     return options | {"sparsity": ratio}
 
 
@@ -171,10 +173,10 @@ def global_evaluation(
     timed = size["total"] < before["total"] or not ratio
     row = {"model": model_config.model, "pruning_function": model_config.pruning_function, "ratio": ratio, "achieved": 1 - size["prunable_nonzero"] / before["prunable"],
            "perplexity": perplexity, **agreement_on(model, dense, testloader), "parameters": size["total"], "nonzero": size["nonzero"], "bytes_dense": size["bytes_dense"], "bytes_sparse": size["bytes_sparse"],
-           "macs": work, "flops": 2 * work, "latency_s": None, "latency_iqr_s": None}
+           "macs": work, "flops": 2 * work, "latency_s": None, "latency_iqr_s": None, "dense_latency_s": None}
     if timed:
         time = latency(model, one)
-        row |= {"latency_s": time["median"], "latency_iqr_s": time["iqr"]}
+        row |= {"latency_s": time["median"], "latency_iqr_s": time["iqr"], "dense_latency_s": latency(dense, one)["median"]}
         tokens = one["input_ids"].shape[1]
         speed = writing_speed(model, prompt=max(1, tokens // 2), new_tokens=max(2, tokens // 8))
         row |= {f"{phase}_{name}": value for phase, found in speed.items() for name, value in found.items()}
@@ -213,7 +215,7 @@ def beside_published(
     lines = []
     for paper in PUBLISHED:
         dense = paper["method"] == "dense"  # which no calibration can change
-        own = [r for r in rows if all(r[k] == paper[k] for k in ("model", "task", *(() if dense else ("method", "pattern", "sparsity")))) and (dense or (r["recovery"], r["scope"]) == ("none", "blocks"))]
+        own = [r for r in rows if all(r[k] == paper[k] for k in ("model", "task", *(() if dense else ("method", "pattern", "sparsity")))) and (dense or (r["recovery"], r["scope"], r["rounds"]) == ("none", "blocks", 1) and r["allocation"] in ("group", load_methods()[r["method"]].allocation))]
         if not own: continue
         values, got = [r["dense_value" if dense else "value"] for r in own], [{**r, "length": r["protocol_parts"]["length"]} for r in own]
         differs = [f"{name} {', '.join(sorted({str(r[name]) for r in got}))} instead of {paper[name]}" for name in ("length", *(() if dense else ("calibration_task", "n_calibration"))) if {r[name] for r in got} != {paper[name]}]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STRUCTURES', 'ALLOCATIONS', 'INTEGERS', 'check_sparsity', 'count_pruned', 'share_of', 'lowest', 'Pattern',
            'parse_pattern', 'selection_network', 'lowest_n_m', 'check_allocation', 'lowest_global', 'Masks', 'bits_of',
-           'zero', 'sparsity_by_block', 'by_kind', 'require_units_left', 'select_units', 'select']
+           'zero', 'sparsity_by_block', 'by_kind', 'require_units_gone', 'require_units_left', 'select_units', 'select']
 
 # %% ../nbs/masks.ipynb #c003
 import hashlib, json, math, re
@@ -112,7 +112,7 @@ def parse_pattern(
     if match and 0 < int(match[1]) < int(match[2]): return Pattern("n:m", int(match[1]), int(match[2]))
     raise UsageError(f"unknown pattern {text!r}: known are unstructured, {', '.join(STRUCTURES)}, blocks, and N:M with 0 < N < M such as 2:4.")
 
-# %% ../nbs/masks.ipynb #c013a
+# %% ../nbs/masks.ipynb #c014
 @lru_cache
 def selection_network(
     m: int,     # entries
@@ -141,7 +141,7 @@ def _ranked(groups: Tensor, rank: int) -> Tensor:
         wires[i], wires[j] = torch.minimum(wires[i], wires[j]) if low else None, torch.maximum(wires[i], wires[j]) if high else None
     return wires[rank]
 
-# %% ../nbs/masks.ipynb #c013
+# %% ../nbs/masks.ipynb #c015
 def lowest_n_m(
     score: Tensor,  # (out, in), larger = more important
     n: int,         # how many stay …
@@ -162,7 +162,7 @@ def lowest_n_m(
             surplus -= gone.int()
     return keep.view(score.shape)
 
-# %% ../nbs/masks.ipynb #c016
+# %% ../nbs/masks.ipynb #c018
 ALLOCATIONS = {  # kind of pattern → allocations that make sense with it
     "unstructured": ("row", "layer", "global", "list"),  # rules that are registered with `prune` join them
     "n:m": ("group",),
@@ -184,7 +184,7 @@ def check_allocation(
     why = {"n:m": "N:M fixes the share of every group of inputs", "unstructured": "only N:M patterns count by group", "blocks": "blocks are compared with each other"}
     raise UsageError(f"allocation {name!r} does not go with pattern {pattern.kind!r} ({why.get(pattern.kind, 'a unit is not part of one row')}): use {' or '.join(ALLOCATIONS[pattern.kind])}.")
 
-# %% ../nbs/masks.ipynb #c018
+# %% ../nbs/masks.ipynb #c020
 def lowest_global(
     scores: dict,     # name → tensor of any shape
     sparsity: float,  # fraction in [0, 1) of all entries together
@@ -195,7 +195,7 @@ def lowest_global(
     parts = keep.split([score.numel() for score in scores.values()])
     return {name: part.reshape(score.shape) for (name, score), part in zip(scores.items(), parts)}
 
-# %% ../nbs/masks.ipynb #c021
+# %% ../nbs/masks.ipynb #c023
 @dataclass
 class Masks:
     "Which weights stay (True), by parameter name."
@@ -220,7 +220,7 @@ class Masks:
         weights = [keep for keep in self.keep.values() if keep.dim() > 1]
         return 1 - sum(int(k.sum()) for k in weights) / max(1, sum(k.numel() for k in weights))
 
-# %% ../nbs/masks.ipynb #c024
+# %% ../nbs/masks.ipynb #c026
 def _verify(self: Masks, model: nn.Module) -> None:
     "Raise `RunError`, naming the parameter, where a pruned weight is not exactly zero (NaN counts as not zero)."
     for (parameter, keep), name in zip(self._parameters(model), self.keep):
@@ -229,7 +229,7 @@ def _verify(self: Masks, model: nn.Module) -> None:
 
 Masks.verify = _verify
 
-# %% ../nbs/masks.ipynb #c027
+# %% ../nbs/masks.ipynb #c029
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per number → integers of that size
 
 
@@ -248,7 +248,7 @@ def zero(
     "Set to zero what goes, whatever it was: NaN and infinity too."
     tensor.view(bits.dtype).bitwise_and_(bits)
 
-# %% ../nbs/masks.ipynb #c029
+# %% ../nbs/masks.ipynb #c031
 @contextmanager
 def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
     "While the block lasts, pruned weights are exactly zero after every optimizer step, whatever the optimizer."
@@ -273,7 +273,7 @@ def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
 
 Masks.hold = _hold
 
-# %% ../nbs/masks.ipynb #c032
+# %% ../nbs/masks.ipynb #c034
 def _hash(packed: dict) -> str:
     digest = hashlib.sha256()
     for name in sorted(packed): digest.update(name.encode() + bytes(packed[name]))
@@ -311,7 +311,7 @@ def _load(path) -> Masks:
 
 Masks.save, Masks.load = _save, staticmethod(_load)
 
-# %% ../nbs/masks.ipynb #c036
+# %% ../nbs/masks.ipynb #c038
 def _none_left(kind: str, block: int) -> UsageError:
     return UsageError(f"at least one of the {kind} of block {block} must stay: remove the whole block instead.")
 
@@ -335,7 +335,7 @@ def _from_units(
 
 Masks.from_units = staticmethod(_from_units)
 
-# %% ../nbs/masks.ipynb #c038
+# %% ../nbs/masks.ipynb #c040
 def _parameters_of(block) -> dict:
     "Name → parameter, of all linear layers of a block."
     return {f"{name}.{kind}": parameter for name, linear in block.by_name.items() for kind, parameter in linear.named_parameters()}
@@ -362,7 +362,7 @@ def _blocks(
 
 Masks.from_blocks, Masks.blocks = staticmethod(_from_blocks), _blocks
 
-# %% ../nbs/masks.ipynb #c041
+# %% ../nbs/masks.ipynb #c043
 def _units(
     self: Masks,
     model: nn.Module,  # a transformers model
@@ -390,7 +390,7 @@ def _not_whole(name: str) -> UsageError:
 
 Masks.units = _units
 
-# %% ../nbs/masks.ipynb #c045
+# %% ../nbs/masks.ipynb #c047
 def sparsity_by_block(
     sparsity,               # one fraction, or a list with one per block
     structure: Anatomy,     # of the model
@@ -410,7 +410,7 @@ def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str)
     share = lambda name: shares[place[name]] if place[name] is not None else sum(shares) / len(shares)
     return {name: lowest(score, share(name), per=allocation if allocation in ("row", "even rows") else "layer") for name, score in scores.items()}
 
-# %% ../nbs/masks.ipynb #c047
+# %% ../nbs/masks.ipynb #c049
 def by_kind(
     sparsity,          # one fraction, a list with one per block, or a dict of them by kind of group
     pattern: Pattern,  # a structured one
@@ -421,6 +421,14 @@ def by_kind(
     raise UsageError(f"pattern {pattern.kind!r} needs a sparsity for {' and '.join(pattern.kinds) or 'all weights'}, not for {', '.join(map(str, sparsity)) or 'nothing'}.")
 
 
+def require_units_gone(structure: Anatomy, sparsity, kind: str, allocation: str) -> None:
+    "Raise `UsageError` where a share is asked for and no unit of this kind would go."
+    shares, counts = sparsity_by_block(sparsity, structure), [getattr(block, kind).count for block in structure.blocks]
+    gone = [count_pruned(sparsity, sum(counts))] if allocation == "global" else [count_pruned(share, count) for share, count in zip(shares, counts)]
+    if any(shares) and not any(gone) and allocation != "macs":
+        raise UsageError(f"sparsity {sparsity} takes none of the {kind}, {max(counts)} in a block: ask for more, choose another pattern, or give each kind its own share, as in sparsity={{'heads': 0, 'neurons': 0.25}}.")
+
+
 def require_units_left(structure: Anatomy, sparsity, kind: str, allocation: str) -> None:
     "Raise `UsageError` where structured pruning cannot keep one unit of this kind in every block."
     if not structure.blocks: raise UsageError(f"pattern {kind!r} needs transformer blocks, this model has none: use an unstructured or N:M pattern.")
@@ -428,7 +436,7 @@ def require_units_left(structure: Anatomy, sparsity, kind: str, allocation: str)
     total, blocks = sum(getattr(block, kind).count for block in structure.blocks), len(structure.blocks)
     if count_pruned(sparsity, total) > total - blocks: raise UsageError(f"sparsity {sparsity} would leave a block without {kind}: at most {total - blocks} of {total} can go.")
 
-# %% ../nbs/masks.ipynb #c048
+# %% ../nbs/masks.ipynb #c050
 def _units_of_kind(ranked: dict, structure: Anatomy, sparsity, kind: str, allocation: str) -> dict:
     "Which units of one kind stay, by (block, kind)."
     require_units_left(structure, sparsity, kind, allocation)
@@ -450,7 +458,7 @@ def select_units(
     chosen = [_units_of_kind(ranked, structure, share, kind, allocation) for kind, share in by_kind(sparsity, pattern).items()]
     return Masks.from_units(structure, {key: keep for part in chosen for key, keep in part.items()})
 
-# %% ../nbs/masks.ipynb #c049
+# %% ../nbs/masks.ipynb #c051
 def select(
     scores: dict,          # parameter name → (out, in) scores, one per linear in scope
     structure: Anatomy,    # of the model, with the same scope

@@ -18,7 +18,7 @@ from .basics import UsageError, lookup
 from .blocks import block_by_block, require_adding
 from .budget import cost_terms, kept_share, require_affordable, shares_of
 from .choosing import Request, is_sequential, masks_at_once, masks_block_by_block
-from .masks import ALLOCATIONS, STRUCTURES, Masks, Pattern, by_kind, check_allocation, check_sparsity, parse_pattern, require_units_left, sparsity_by_block
+from .masks import ALLOCATIONS, STRUCTURES, Masks, Pattern, by_kind, check_allocation, check_sparsity, parse_pattern, require_units_gone, require_units_left, sparsity_by_block
 from .models import length_for, tokenizer_of
 from .statistics import INPUTS, NEEDS, PAIRED, as_batches, calibration_hash
 
@@ -183,6 +183,7 @@ def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rou
     if name == "macs" and not isinstance(sparsity, (int, float)): raise UsageError("allocation 'macs' needs one sparsity, the share of the model's MACs that goes.")
     if method.solve and name in ("row", "global"): raise UsageError(f"method {method.name!r} spreads its zeros over the columns of each layer by itself: use allocation layer, owl or a list.")
     if name in rules() and not structure.blocks: raise UsageError(f"allocation {name!r} gives each transformer block its share, this model has none: use allocation layer or row.")
+    for kind, share in by_kind(sparsity, pattern).items() if pattern.kinds else (): require_units_gone(structure, share, kind, name)
     return method, sparsity, pattern, name
 
 # %% ../nbs/pruning.ipynb #c019

@@ -301,6 +301,36 @@ def test_finished_blocks_of_something_else_are_refused(tmp_path):
     with pytest.raises(RunError, match="delete it to prune its block again"): prune(ARCHITECTURES["llama"](), sparsity=0.6, **ask, walk=dict(resume=tmp_path))
 
 
+def test_a_folder_that_cannot_be_written_is_noticed_before_any_work(tmp_path):
+    model = ARCHITECTURES["llama"]()
+    before = [p.clone() for p in model.parameters()]
+    (tmp_path/"file").write_text("in the way")
+    with pytest.raises(RunError, match="name another folder for resume"): prune(model, calibration=[batch("llama")], method="wanda", sparsity=0.5, walk=dict(resume=tmp_path/"file"/"below"))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_a_disk_that_fills_up_says_how_to_go_on(tmp_path, monkeypatch):
+    import safetensors.torch as files
+    save, ask = files.save_file, dict(calibration=[batch("llama")], method="wanda", sparsity=0.5)
+    def full(tensors, path, metadata=None):
+        if len(list(tmp_path.glob("block-*"))) == 1: raise OSError(28, "No space left on device")
+        save(tensors, path, metadata=metadata)
+    monkeypatch.setattr(files, "save_file", full)
+    with pytest.raises(RunError, match="block 1 could not be kept.*No space left.*load the model afresh"): prune(ARCHITECTURES["llama"](), **ask, walk=dict(resume=tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["block-0000.safetensors"]
+    monkeypatch.setattr(files, "save_file", save)
+    whole, model = ARCHITECTURES["llama"](), ARCHITECTURES["llama"]()
+    prune(whole, **ask)
+    prune(model, **ask, walk=dict(resume=tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters()))
+
+
+def test_inputs_that_are_not_finite_name_their_block():
+    model = ARCHITECTURES["llama"]()
+    with torch.no_grad(): anatomy(model).blocks[1].module.input_layernorm.weight[3] = float("inf")
+    with pytest.raises(RunError, match="block 1: .*NaN or infinite"): prune(model, calibration=[batch("llama")], method="sparsegpt", sparsity=0.5)
+
+
 # --- what does not go together -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("ask, message", [

@@ -21,15 +21,18 @@ def factor_of_inverse(
     damping: float = DAMPING,  # share of the mean diagonal
 ) -> tuple:                    # (U (in, in), upper triangular, UᵀU = H⁻¹; which inputs are dead, bool (in,))
     "The upper Cholesky factor of the inverse of H = 2·gram (Frantar and Alistarh 2023, section 3.3). Raises `RunError` where H is not positive definite."
-    h = 2 * gram
-    diagonal = h.diagonal()
+    if not torch.isfinite(gram).all(): raise RunError("the inputs of a layer hold NaN or infinite values: load the model in float32 or bfloat16, or mend the checkpoint.")
+    diagonal = 2 * gram.diagonal()
     dead = diagonal == 0
     diagonal[dead] = 1
     diagonal += damping * diagonal.mean()
-    lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
+    h = gram.flip(0, 1).mul_(2)  # backwards, so that its lower factor, turned around, is an upper one
+    h.diagonal().copy_(diagonal.flip(0))
+    lower, failed = torch.linalg.cholesky_ex(h)
     if failed: raise RunError("the products of the inputs of a layer are not positive definite: calibrate on more or other sequences.")
-    identity = torch.eye(len(h), device=h.device, dtype=h.dtype)
-    return torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True), dead
+    upper = torch.flip(lower, (0, 1))
+    del h, lower  # three matrices are the most there are beside the products
+    return torch.linalg.solve_triangular(upper, torch.eye(len(upper), device=upper.device, dtype=upper.dtype), upper=True), dead
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c008
 BLOCK = 128  # columns whose later updates wait for each other

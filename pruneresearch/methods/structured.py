@@ -89,4 +89,6 @@ def rounded_shares(
     def rounded(count, share):
         stays = math.ceil((count - count_pruned(share, count)) / multiple) * multiple
         return share_of(count - min(count, stays), count)
-    return shares | {"neurons": [rounded(block.neurons.count, share) for block, share in zip(structure.blocks, shares["neurons"])]}
+    found = [rounded(block.neurons.count, share) for block, share in zip(structure.blocks, shares["neurons"])]
+    if any(shares["neurons"]) and not any(found): raise UsageError(f"with widths in multiples of {multiple} no neuron would go: ask for a higher sparsity or a smaller multiple.")
+    return shares | {"neurons": found}
