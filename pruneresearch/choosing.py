@@ -209,6 +209,19 @@ def _solved(request: Request, seen: dict, before, target) -> Masks:
     parts += [({name: linear}, _mean(shares, target) if structure.blocks else shares[i]) for i, (name, linear) in enumerate(_outside(structure).items())]
     return Masks({name: keep for linears, share in parts for name, keep in _part(request, linears, seen, share, before, None).items()})
 
+# %% ../nbs/choosing.ipynb #c015a
+@contextmanager
+def _in_block(index: int):
+    "Errors say in which block they happened."
+    try: yield
+    except RunError as error: raise RunError(f"block {index}: {error}") from None
+
+
+def _require_finite(linears: dict) -> None:
+    "A walk changes the model as it goes, so what would stop it is looked for first."
+    broken = next((name for name, linear in linears.items() if not torch.isfinite(linear.weight).all()), None)
+    if broken: raise RunError(f"the weights of {broken} hold NaN or infinite values: load the model again, or mend the checkpoint.")
+
 # %% ../nbs/choosing.ipynb #c015
 def masks_block_by_block(
     request: Request,
@@ -239,19 +252,6 @@ def masks_block_by_block(
     outside = {} if pattern.kinds else _outside(structure)
     if outside: keep |= {key: mask.cpu() for key, mask in _part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares, target), before, generator).items()}
     return Masks(keep)
-
-
-@contextmanager
-def _in_block(index: int):
-    "Errors say in which block they happened."
-    try: yield
-    except RunError as error: raise RunError(f"block {index}: {error}") from None
-
-
-def _require_finite(linears: dict) -> None:
-    "A walk changes the model as it goes, so what would stop it is looked for first."
-    broken = next((name for name, linear in linears.items() if not torch.isfinite(linear.weight).all()), None)
-    if broken: raise RunError(f"the weights of {broken} hold NaN or infinite values: load the model again, or mend the checkpoint.")
 
 # %% ../nbs/choosing.ipynb #c017
 def weights_hash(
