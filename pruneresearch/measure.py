@@ -310,14 +310,19 @@ class Phase:
 @contextmanager
 def watched_memory(
     phase: Phase,              # receives the peak
+    mapped: bool = False,      # count pages of mapped files too
     interval: float = 0.005,   # seconds between two looks
 ) -> Iterator[None]:
-    "Follow the resident memory of this process."
+    "Follow the memory of this process."
     import psutil
     process, done = psutil.Process(), threading.Event()
-    phase.start_bytes = phase.peak_total_bytes = process.memory_info().rss
 
-    def look(): phase.peak_total_bytes = max(phase.peak_total_bytes, process.memory_info().rss)
+    def held(now): return now.rss - (0 if mapped else getattr(now, "shared", 0))
+
+    def look(): phase.peak_total_bytes = max(phase.peak_total_bytes, held(process.memory_info()))
+    phase.start_bytes = held(process.memory_info())
+    look()
+
     def watch():
         while not done.wait(interval): look()
     thread = threading.Thread(target=watch, daemon=True)
@@ -345,12 +350,13 @@ def watched_cuda(
 
 @contextmanager
 def measured(
-    device=None,       # "cpu" or a CUDA device; None: CUDA when there is one
+    device=None,          # "cpu" or a CUDA device; None: CUDA when there is one
+    mapped: bool = False, # on the CPU: count pages of mapped files too, which the system takes back whenever it likes
 ) -> Iterator[Phase]:  # `.seconds`, `.peak_bytes` (increase) and `.peak_total_bytes` are final after the block
     "Seconds and peak memory of what happens in the block."
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     phase = Phase(device, 0)
-    with (watched_cuda if device.startswith("cuda") else watched_memory)(phase):
+    with watched_cuda(phase) if device.startswith("cuda") else watched_memory(phase, mapped):
         start = time.perf_counter()
         try: yield phase
         finally:

@@ -271,6 +271,22 @@ def test_measured_sees_a_peak_that_is_gone_at_the_end():
     assert 0.02 <= phase.seconds < 60 and phase.device == "cpu"
 
 
+@pytest.mark.parametrize("mapped, peak", [(False, 60), (True, 90)])
+def test_mapped_files_count_where_asked_for(mapped, peak, monkeypatch):
+    "Scripted: the process grows by 60 of its own and 30 of a file, and the file's pages are taken back before the end."
+    import psutil
+    told = iter([(500, 300), (500, 300), (590, 330), (500, 240)])
+    last = []
+    def memory_info(self):
+        last[:] = [next(told, last[0] if last else None)]
+        return type("Memory", (), dict(rss=last[0][0], shared=last[0][1]))()
+    monkeypatch.setattr(psutil.Process, "memory_info", memory_info)
+    with measure.watched_memory(phase := measure.Phase("cpu", 0), mapped, interval=0.001):
+        begin = time.monotonic()
+        while phase.peak_bytes < peak and time.monotonic() < begin + 30: time.sleep(0.001)
+    assert phase.peak_bytes == peak
+
+
 def test_measured_ends_with_its_block_also_after_an_error():
     import threading
     threads = threading.active_count()
