@@ -36,6 +36,7 @@ class Request:
     repair: bool = False
     seed: int = 0
     progress: bool = False
+    options: dict = None   # settings of the method and the allocation
 
     @property
     def needs(self) -> set: return {*self.method.needs, *["gram"] * self.repair}  # fields of `Seen`
@@ -209,7 +210,7 @@ def _solved(request: Request, seen: dict, before, target) -> Masks:
     parts += [({name: linear}, _mean(shares, target) if structure.blocks else shares[i]) for i, (name, linear) in enumerate(_outside(structure).items())]
     return Masks({name: keep for linears, share in parts for name, keep in _part(request, linears, seen, share, before, None).items()})
 
-# %% ../nbs/choosing.ipynb #c015a
+# %% ../nbs/choosing.ipynb #c015
 @contextmanager
 def _in_block(index: int):
     "Errors say in which block they happened."
@@ -222,7 +223,7 @@ def _require_finite(linears: dict) -> None:
     broken = next((name for name, linear in linears.items() if not torch.isfinite(linear.weight).all()), None)
     if broken: raise RunError(f"the weights of {broken} hold NaN or infinite values: load the model again, or mend the checkpoint.")
 
-# %% ../nbs/choosing.ipynb #c015
+# %% ../nbs/choosing.ipynb #c016
 def masks_block_by_block(
     request: Request,
     model: nn.Module,   # pruned as the walk goes on
@@ -253,7 +254,7 @@ def masks_block_by_block(
     if outside: keep |= {key: mask.cpu() for key, mask in _part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares, target), before, generator).items()}
     return Masks(keep)
 
-# %% ../nbs/choosing.ipynb #c017
+# %% ../nbs/choosing.ipynb #c018
 def weights_hash(
     model: nn.Module,  # any model
 ) -> str:              # 16 hexadecimal digits
@@ -268,7 +269,7 @@ def weights_hash(
 def _name_of(request: Request, target, batches: list, model: nn.Module) -> str:
     "The same for the same request about the same model."
     pattern = request.pattern
-    return fingerprint(dict(method=request.method.name, target=target, pattern=[pattern.kind, pattern.n, pattern.m], by_row=request.by_row, repair=request.repair,
+    return fingerprint(dict(method=request.method.name, target=target, pattern=[pattern.kind, pattern.n, pattern.m], by_row=request.by_row, repair=request.repair, options=request.options or {},
                             seed=request.seed, calibration=calibration_hash(batches), model=weights_hash(model), version=version("pruneresearch")))
 
 
@@ -279,7 +280,10 @@ def _require_writable(folder) -> None:
         (Path(folder)/"writable").unlink()
     except OSError as error: raise RunError(f"blocks cannot be kept in {str(folder)!r} ({error.strerror}): name another folder for resume.") from None
 
-# %% ../nbs/choosing.ipynb #c018
+# %% ../nbs/choosing.ipynb #c019
+def _file_of(folder, index: int) -> Path: return Path(folder)/f"block-{index:04d}.safetensors"
+
+
 def store_part(
     folder,            # is made where it does not exist
     name: str,         # of what is being done
@@ -293,11 +297,11 @@ def store_part(
     parameters = dict(model.named_parameters())
     tensors = {f"weight:{key}": parameters[key].detach().cpu().contiguous() for key in part} | {f"keep:{key}": mask.contiguous() for key, mask in part.items()}
     try:
-        with whole_file(Path(folder)/f"block-{index:04d}.safetensors") as temporary: save_file(tensors, temporary, metadata={"request": name})
+        with whole_file(_file_of(folder, index)) as temporary: save_file(tensors, temporary, metadata={"request": name})
     except (OSError, SafetensorError) as error:
         raise RunError(f"block {index} could not be kept in {str(folder)!r} ({error}): make room, load the model afresh and prune with the same folder; the blocks before it are found there.") from None
 
-
+# %% ../nbs/choosing.ipynb #c020
 def restored(
     folder,            # of a run that was killed; need not exist
     name: str,         # of what is being done; must be the same
@@ -307,7 +311,7 @@ def restored(
     "Take up what an earlier run has done. Raises `UsageError` for blocks of another request, `RunError` for a damaged file."
     from safetensors import SafetensorError, safe_open
     files, parameters, parts = [], dict(model.named_parameters()), []
-    for path in (Path(folder)/f"block-{i:04d}.safetensors" for i in range(blocks)):  # all are looked at before any is used
+    for path in (_file_of(folder, i) for i in range(blocks)):  # all are looked at before any is used
         if not path.is_file(): break
         try:
             with safe_open(str(path), "pt") as file: made_for = (file.metadata() or {}).get("request")

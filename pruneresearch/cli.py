@@ -101,7 +101,7 @@ def prune_command(args) -> str:
     if args.remove and not parse_pattern(args.pattern).structured:
         raise UsageError(f"--remove takes out whole units, and pattern {args.pattern!r} has none: add --pattern {', '.join(STRUCTURES)} or blocks, or leave --remove out.")
     request = dict(method=args.method, sparsity=_sparsity(args.sparsity) if args.sparsity else None, pattern=args.pattern, allocation=args.allocation,
-                   scope=args.scope, schedule=args.schedule, rounds=args.rounds, sequential=args.sequential, walk=_walk_settings(args), repair=args.repair)
+                   scope=args.scope, schedule=args.schedule, rounds=args.rounds, options=_changes(args.set), sequential=args.sequential, walk=_walk_settings(args), repair=args.repair)
     check_training(args.optimizer, args.alpha, args.temperature)
     if args.rounds > 1 and args.recovery == "none": raise UsageError("several rounds need recovery between them: add --recovery fine-tune, or leave --rounds out.")
     task = load_task(args.task, data_dir=args.data_dir)
@@ -206,7 +206,7 @@ def _changes(words) -> dict:
     changes = {}
     for word in words:
         name, equals, text = word.partition("=")
-        if not (name and equals): raise UsageError(f"--set takes NAME=VALUE, such as --set task=glue/sst2, got {word!r}.")
+        if not (name and equals): raise UsageError(f"--set takes NAME=VALUE, such as --set seed=1, got {word!r}.")
         try: changes[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError): changes[name] = text
     return changes
@@ -322,6 +322,7 @@ def _add_prune(parser) -> None:
     parser.add_argument("--sparsity", help="fraction in [0, 1), or one per block with commas")
     parser.add_argument("--pattern", default="unstructured", help="unstructured, N:M such as 2:4, heads, neurons, heads+neurons or blocks")
     parser.add_argument("--allocation", help="row, layer, global, owl, or macs for whole units (default: the method's own)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method or the allocation, e.g. damping=0.1 for sparsegpt")
     parser.add_argument("--scope", default="blocks", help="blocks or all-linear")
     parser.add_argument("--schedule", default="one-shot", help="one-shot, linear or cubic")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of scoring and recovery")

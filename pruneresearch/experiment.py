@@ -52,7 +52,7 @@ class Config:
     length: int = None             # tokens per example or window; None: the task's default
     train_examples: int = None     # the first so many of the shuffled train split; None: all of it
     shares: dict = None            # instead of a sparsity: {"heads": [share lost by each block], "neurons": […]}
-    options: dict = None           # settings of a method that searches or trains its masks by itself; its num_epochs are part of recovery_epochs
+    options: dict = None           # settings of the method or the allocation; num_epochs of one that trains its masks are part of recovery_epochs
     repair: bool = None            # let weights make up for pruned heads and neurons, by least squares
     sequential: bool = None        # calibrate block by block, or in one pass; None: the method's own
     seed: int = 0

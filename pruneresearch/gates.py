@@ -107,8 +107,7 @@ class Gates(nn.Module):
 
     def decided_share(self) -> float:
         "How many of the settled gates are within 0.05 of 0 or 1, in [0, 1]."
-        settled = self.settled()
-        return float(((settled < 0.05) | (settled > 0.95)).float().mean())
+        return float(((self.settled() - 0.5).abs() > 0.45).float().mean())
 
     def chance(self) -> dict:
         "(block, kind) → how likely its gates stay."

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from torch import nn
 from .basics import RunError, UsageError, lookup
-from .masks import check_sparsity, parse_pattern
+from .masks import check_sparsity
 from .measure import evaluating, latency, macs, parameter_counts, windows_at_once
 from .metrics import load_metric
 from .models import context_of, example_losses, load_model, to_device, tokenizer_of
@@ -53,7 +53,7 @@ def magnitude_pruning(
     **options,         # further arguments of `prune`, such as pattern="2:4"
 ) -> Pruned:
     "The smallest weights of each layer go."
-    return prune(model, method="magnitude", **_asked(ratio, options))
+    return prune(model, method="magnitude", sparsity=ratio, **options)
 
 
 def wanda_pruning(
@@ -63,7 +63,7 @@ def wanda_pruning(
     **options,         # further arguments of `prune`, such as pattern="2:4"
 ) -> Pruned:
     "The lowest |W|·‖x‖ of each row go, block by block (Sun et al. 2024)."
-    return prune(model, calibration=trainloader, method="wanda", **_asked(ratio, options))
+    return prune(model, calibration=trainloader, method="wanda", sparsity=ratio, **options)
 
 # %% ../nbs/llm.ipynb #c008
 def structured_pruning(
@@ -82,13 +82,6 @@ def structured_pruning(
     result = prune(model, calibration=trainloader, method=method, pattern=pattern, sparsity=sparsity, **options)
     remove(model, result.masks, inplace=True)
     return result
-
-
-def _asked(ratio: float, options: dict) -> dict:
-    "The ratio as a sparsity; N:M has one of its own."
-    pattern = parse_pattern(options.get("pattern", "unstructured"))
-    if pattern.n and abs(ratio - (1 - pattern.n / pattern.m)) > 1e-9: raise UsageError(f"pattern {options['pattern']} takes {1 - pattern.n / pattern.m:g} of the weights, not {ratio}: ask for that ratio or choose another pattern.")
-    return options | {"sparsity": ratio}
 
 
 PRUNING_FUNCTIONS = {function.__name__: function for function in (magnitude_pruning, wanda_pruning, structured_pruning)}
@@ -215,7 +208,7 @@ def beside_published(
     lines = []
     for paper in PUBLISHED:
         dense = paper["method"] == "dense"  # which no calibration can change
-        own = [r for r in rows if all(r[k] == paper[k] for k in ("model", "task", *(() if dense else ("method", "pattern", "sparsity")))) and (dense or (r["recovery"], r["scope"], r["rounds"]) == ("none", "blocks", 1) and r["allocation"] in ("group", load_methods()[r["method"]].allocation))]
+        own = [r for r in rows if all(r[k] == paper[k] for k in ("model", "task", *(() if dense else ("method", "pattern", "sparsity")))) and (dense or (r["recovery"], r["scope"], r["rounds"]) == ("none", "blocks", 1) and not r["options"] and r["allocation"] in ("group", load_methods()[r["method"]].allocation))]
         if not own: continue
         values, got = [r["dense_value" if dense else "value"] for r in own], [{**r, "length": r["protocol_parts"]["length"]} for r in own]
         differs = [f"{name} {', '.join(sorted({str(r[name]) for r in got}))} instead of {paper[name]}" for name in ("length", *(() if dense else ("calibration_task", "n_calibration"))) if {r[name] for r in got} != {paper[name]}]

@@ -320,8 +320,7 @@ def watched_memory(
     def held(now): return now.rss - (0 if mapped else getattr(now, "shared", 0))
 
     def look(): phase.peak_total_bytes = max(phase.peak_total_bytes, held(process.memory_info()))
-    phase.start_bytes = held(process.memory_info())
-    look()
+    phase.start_bytes = phase.peak_total_bytes = held(process.memory_info())
 
     def watch():
         while not done.wait(interval): look()

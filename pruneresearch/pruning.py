@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['METHODS', 'WAYS', 'SCORES', 'RULES', 'SCHEDULES', 'Method', 'way_of', 'register_method', 'load_methods',
            'list_methods', 'register_allocation', 'rules', 'rounds_of', 'Pruned', 'zero_share', 'check_request',
-           'sees_data', 'prune']
+           'sees_data', 'settings_of', 'prune']
 
 # %% ../nbs/pruning.ipynb #c003
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from torch import nn
 from .anatomy import Anatomy, anatomy
@@ -174,27 +176,29 @@ def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rou
         raise UsageError("allocation 'list' needs a list of sparsities, one per block, and only it takes one.")
     if pattern.kind == "n:m": sparsity = _n_m_sparsity(sparsity, pattern, schedule, structure)
     if sparsity is None: raise UsageError("say how sparse: sparsity=0.5 removes half of the weights.")
+    if method.masks and (name != "macs" or schedule != "one-shot"): raise UsageError(f"method {method.name!r} works towards a share of MACs in one go: use allocation 'macs' and schedule 'one-shot'.")
     for kind, share in by_kind(sparsity, pattern).items() if pattern.structured else [(None, sparsity)]:
         sparsity_by_block(share, structure)
-        if kind: require_units_left(structure, share, kind, name)
+        if not kind: continue
+        require_units_left(structure, share, kind, name)
+        require_units_gone(structure, share, kind, name)
     rounds_of(schedule, 0.5, rounds)
     if pattern.kind == "blocks": check_sparsity(sparsity)
-    if method.masks and (name != "macs" or schedule != "one-shot"): raise UsageError(f"method {method.name!r} works towards a share of MACs in one go: use allocation 'macs' and schedule 'one-shot'.")
     if name == "macs" and not isinstance(sparsity, (int, float)): raise UsageError("allocation 'macs' needs one sparsity, the share of the model's MACs that goes.")
     if method.solve and name in ("row", "global"): raise UsageError(f"method {method.name!r} spreads its zeros over the columns of each layer by itself: use allocation layer, owl or a list.")
     if name in rules() and not structure.blocks: raise UsageError(f"allocation {name!r} gives each transformer block its share, this model has none: use allocation layer or row.")
-    for kind, share in by_kind(sparsity, pattern).items() if pattern.kinds else (): require_units_gone(structure, share, kind, name)
     return method, sparsity, pattern, name
 
 # %% ../nbs/pruning.ipynb #c019
 def check_request(
     model: nn.Module,  # any model
     method: str = "magnitude", sparsity=None, pattern: str = "unstructured", allocation=None,
-    scope: str = "blocks", schedule: str = "one-shot", rounds: int = 1, sequential=None, walk=None, repair: bool = False,  # as for `prune`
+    scope: str = "blocks", schedule: str = "one-shot", rounds: int = 1, options=None, sequential=None, walk=None, repair: bool = False,  # as for `prune`
 ) -> None:
     "Raise the `UsageError` that `prune` would raise, without pruning: for callers with long work to do before."
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
+    _with_options(method, name, options)
     is_sequential(method, structure, name, sequential, walk, rounds, repair)
     if name == "macs": require_affordable(cost_terms(model), _counts(structure, pattern), 1 - sparsity)
     _check_extras(model, method, pattern, rounds, repair)
@@ -233,7 +237,7 @@ def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, structure: Anatomy)
     "N:M has one sparsity, and every layer must be divisible."
     only = 1 - pattern.n / pattern.m
     if sparsity is not None and (not isinstance(sparsity, (int, float)) or abs(sparsity - only) > 1e-9):
-        raise UsageError(f"pattern {pattern.n}:{pattern.m} has sparsity {only:g}, not {sparsity}: leave sparsity out or choose another pattern.")
+        raise UsageError(f"pattern {pattern.n}:{pattern.m} has sparsity {only:g}, not {sparsity}: ask for that, leave sparsity out, or choose another pattern.")
     if schedule != "one-shot": raise UsageError(f"pattern {pattern.n}:{pattern.m} has no sparsity in between: use schedule='one-shot'.")
     for name, linear in structure.linears.items():
         if linear.in_features % pattern.m:
@@ -261,21 +265,33 @@ def _calibration(model, task, calibration, request: Request, n: int, length, bat
     return _enough(list(task.calibration(tokenizer_of(model), n=n, length=length_for(model, task, length), seed=seed, batch_size=batch_size)), method)
 
 
-def _check_own(method: Method, task, options) -> None:
-    "What a method that searches or trains by itself needs, and what the others do not have."
-    if method.masks and task is None: raise UsageError(f"method {method.name!r} works on the training data of a task: give a task.")
-    if options and not method.masks: raise UsageError(f"method {method.name!r} has no settings of its own: leave options out.")
-
-
 def _allocated(request: Request, model, batches: list, walk: dict) -> Request:
     "With the shares of the blocks, where a rule gives them, from a walk in which nothing is pruned."
     needs, rule = rules().get(request.allocation, ((), None))
     if rule is None: return request
     seen, where = {}, {name: place for name, place in walk.items() if name != "resume"}
     for _, heard in block_by_block(model, batches, needs, progress=request.progress, **where): seen |= heard
-    return replace(request, sparsity=rule(request.structure, seen, request.sparsity))
+    settings = {name: value for name, value in (request.options or {}).items() if name in settings_of(rule)}
+    return replace(request, sparsity=rule(request.structure, seen, request.sparsity, **settings))
 
-# %% ../nbs/pruning.ipynb #c023
+# %% ../nbs/pruning.ipynb #c024
+def settings_of(
+    function: Callable,  # a method's function, or the rule of an allocation
+) -> set:                # names of its keyword-only parameters
+    "What can be set from outside."
+    return {name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _with_options(method: Method, allocation: str, options) -> Method:
+    "The method with its settings made; a method that makes its own masks looks at them itself."
+    if method.masks or not options: return method
+    way, (_, rule) = way_of(method), rules().get(allocation, ((), None))
+    own, shared = settings_of(getattr(method, way)), settings_of(rule) if rule else set()
+    for name in options:
+        if name not in own | shared: raise UsageError(f"{name!r} cannot be set for method {method.name!r} with allocation {allocation!r}: options take {', '.join(sorted(own | shared)) or 'nothing here, leave them out'}.")
+    return replace(method, **{way: partial(getattr(method, way), **{name: options[name] for name in own & options.keys()})})
+
+# %% ../nbs/pruning.ipynb #c025
 def _terms(model, task, calibration, batches: list, length, request: Request) -> list:
     "The costs of a budget, for one sequence as long as the task's, or as the calibration's."
     if task is not None: length = length_for(model, task, length)
@@ -292,7 +308,7 @@ def _enough(batches: list, method: Method) -> list:
         raise UsageError(f"method {method.name!r} compares examples and needs two at least: make the calibration set larger.")
     return batches
 
-# %% ../nbs/pruning.ipynb #c025
+# %% ../nbs/pruning.ipynb #c027
 def _target(sparsity, share: float, final: bool):
     "The sparsity of one round: the request itself at the end."
     if final: return sparsity
@@ -318,7 +334,7 @@ def _rounds(request: Request, model, task, batches: list, terms, shares: list, b
                   request.allocation, request.sparsity, request.seed, calibration_hash(batches) if batches else None, done,
                   float(kept_share(terms, shares_of(masks.units(model)))) if terms else None, request.sequential)
 
-# %% ../nbs/pruning.ipynb #c026
+# %% ../nbs/pruning.ipynb #c028
 def prune(
     model: nn.Module,            # changed in place: pruned weights become zero
     task=None,                   # a `Task` to calibrate on; or
@@ -337,7 +353,7 @@ def prune(
     batch_size: int = 8,         # of the calibration pass; does not change the result
     seed: int = 0,               # draws the calibration set and random scores
     progress: bool = False,      # show bars
-    options: dict = None,        # settings of a method that searches or trains its masks by itself
+    options: dict = None,        # settings of the method or the allocation, such as {"damping": 0.1} for sparsegpt and {"multiple": 7} for owl
     sequential: bool = None,     # block by block (True) or statistics of one pass through the dense model (False); None takes the method's own
     repair: bool = False,        # let the weights that read pruned heads and neurons make up for them, by least squares
     walk: dict = None,           # settings of a walk block by block: "waiting" and "device" as for `block_by_block`, "resume" a folder that keeps finished blocks
@@ -345,9 +361,10 @@ def prune(
     "Prune a model in place. Raises `UsageError` before any work where the request makes no sense."
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
-    _check_own(method, task, options)
+    if method.masks and task is None: raise UsageError(f"method {method.name!r} works on the training data of a task: give a task.")
+    method = _with_options(method, name, options)
     _check_extras(model, method, pattern, rounds, repair)
-    request = Request(method, structure, pattern, name, sparsity, is_sequential(method, structure, name, sequential, walk, rounds, repair), repair, seed, progress)
+    request = Request(method, structure, pattern, name, sparsity, is_sequential(method, structure, name, sequential, walk, rounds, repair), repair, seed, progress, options)
     batches = _calibration(model, task, calibration, request, n_calibration, length, batch_size)
     request = _allocated(request, model, batches, walk or {})
     terms = _terms(model, task, calibration, batches, length, request) if name == "macs" else None

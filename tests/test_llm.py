@@ -113,7 +113,7 @@ def test_n_m_by_option():
     config = ModelConfig(n_samples=4, length=64, max_windows=4, options={"pattern": "2:4"})
     dense, half = execute_benchmark(config, "wanda_pruning", ratios=(0.0, 0.5), progress=False)
     assert (dense["achieved"], half["achieved"]) == (0, 0.5) and dense["kl"] == 0 < half["kl"]
-    with pytest.raises(UsageError, match="2:4 takes 0.5 of the weights, not 0.3"): execute_benchmark(config, "wanda_pruning", ratios=(0.3,), progress=False)
+    with pytest.raises(UsageError, match="2:4 has sparsity 0.5, not 0.3"): execute_benchmark(config, "wanda_pruning", ratios=(0.3,), progress=False)
 
 
 @pytest.mark.parametrize("pattern", ["heads", "heads+neurons", "blocks"])
@@ -154,11 +154,11 @@ def test_a_broken_model_gives_no_row(llama):
 
 
 def test_published_values_say_where_they_are_not_comparable():
-    row = dict(model="facebook/opt-125m", task="wikitext2", pattern="unstructured", sparsity=0.5, method="magnitude", value=200.0, dense_value=27.7, calibration_task="c4", n_calibration=128, recovery="none", scope="blocks", rounds=1, allocation="layer", protocol_parts={"length": 2048})
+    row = dict(model="facebook/opt-125m", task="wikitext2", pattern="unstructured", sparsity=0.5, method="magnitude", value=200.0, dense_value=27.7, calibration_task="c4", n_calibration=128, recovery="none", scope="blocks", rounds=1, allocation="layer", options=None, protocol_parts={"length": 2048})
     assert set(beside_published([row]).warning) == {""}
     other = beside_published([row, row | dict(n_calibration=64)])
     assert other.set_index("method").warning["dense"] == "" and "n_calibration 128, 64 instead of 128" in other.set_index("method").warning["magnitude"]
-    for foreign in (dict(recovery="fine-tune"), dict(allocation="global"), dict(rounds=3)): assert list(beside_published([row | foreign]).method) == ["dense"]
+    for foreign in (dict(recovery="fine-tune"), dict(allocation="global"), dict(rounds=3), dict(options={"damping": 0.1})): assert list(beside_published([row | foreign]).method) == ["dense"]
 
 
 def test_energy_is_an_estimate_and_says_so():

@@ -254,6 +254,44 @@ def test_owl_with_equal_blocks_and_out_of_range():
     with pytest.raises(UsageError, match="further from 0 and 1"): owl_sparsities(structure, seen, 0.97)
 
 
+# --- settings of a method and of an allocation ---------------------------------------------------------------------
+
+def test_damping_is_the_oracles():
+    data, mine, theirs = batch("llama", n=8, length=24), ARCHITECTURES["llama"](), ARCHITECTURES["llama"]()
+    result = prune(mine, calibration=[data], method="sparsegpt", sparsity=0.6, options={"damping": 0.5})
+    for key, keep in prune_by_hand(theirs, data, sparsegpt_oracle, sparsity=0.6, damping=0.5).items(): assert torch.equal(result.masks.keep[key], keep), key
+    assert all((a - b).norm() <= 1e-4 * b.norm() for a, b in zip(mine.parameters(), theirs.parameters()))
+    usual = prune(ARCHITECTURES["llama"](), calibration=[data], method="sparsegpt", sparsity=0.6)
+    assert any(not torch.equal(keep, result.masks.keep[key]) for key, keep in usual.masks.keep.items())
+
+
+def test_finished_blocks_of_other_settings_are_refused(tmp_path):
+    ask = dict(calibration=[batch("llama")], method="sparsegpt", sparsity=0.6, walk=dict(resume=tmp_path))
+    prune(ARCHITECTURES["llama"](), **ask, options={"damping": 0.1})
+    with pytest.raises(UsageError, match="belongs to another request"): prune(ARCHITECTURES["llama"](), **ask)
+    prune(ARCHITECTURES["llama"](), **ask, options={"damping": 0.1})
+
+
+@pytest.mark.parametrize("method, options", [("wanda", {"multiple": 3, "span": 0.2}), ("sparsegpt", {"multiple": 3, "span": 0.2, "damping": 0.1})])
+def test_owl_takes_its_settings_beside_the_methods(method, options):
+    data, model = batch("llama", n=8, length=24), ARCHITECTURES["llama"]()
+    with torch.no_grad(): model.model.layers[1].mlp.up_proj.weight.view(-1)[::40] *= 12
+    expected = owl_oracle(model, data, 0.6, 3, 0.2)
+    assert prune(model, calibration=[data], method=method, sparsity=0.6, allocation="owl", options=options).sparsity == pytest.approx(expected) and max(expected) - min(expected) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("ask, message", [
+    (dict(method="sparsegpt", options={"dampening": 1}), "'dampening' cannot be set for method 'sparsegpt' with allocation 'layer': options take damping"),
+    (dict(method="wanda", options={"damping": 1}), "options take nothing here"), (dict(method="wanda", allocation="owl", options={"damping": 1}), "options take multiple, span"),
+    (dict(method="sparsegpt", options={"damping": "much"}), "damping must be a share"), (dict(method="sparsegpt", options={"damping": -1}), "damping must be a share"),
+    (dict(method="wanda", allocation="owl", options={"multiple": 0}), "a multiple above 0")])
+def test_settings_that_make_no_sense(ask, message):
+    model = ARCHITECTURES["llama"]()
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(UsageError, match=message): prune(model, calibration=[batch("llama")], sparsity=0.5, **ask)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
 # --- a run that is killed ------------------------------------------------------------------------------------------
 
 class Killed(BaseException): "As a signal would be."
@@ -367,7 +405,7 @@ def test_any_local_decoder_folder_is_pruned_and_reloads(name, tmp_path, capsys):
     model.tokenizer = load_model("tiny-llama").tokenizer
     save_model(model, tmp_path/"dense")
     (tmp_path/"some.txt").write_text("\n\n".join(f"Document {i}. " + "Return the number of items in the list. " * 20 for i in range(60)))
-    asked = ["prune", "--model", tmp_path/"dense", "--task", tmp_path/"some.txt", "--method", "sparsegpt", "--sparsity", 0.5, "--n-calibration", 8, "--length", 32]
+    asked = ["prune", "--model", tmp_path/"dense", "--task", tmp_path/"some.txt", "--method", "sparsegpt", "--sparsity", 0.5, "--n-calibration", 8, "--length", 32, "--set", "damping=0.02"]
     assert run(*asked, "--output", tmp_path/"out", "--resume", tmp_path/"kept") == 0, told(capsys)[1]
     assert "sparsity         50.0000%" in told(capsys)[0] and list((tmp_path/"kept").glob("block-*.safetensors"))
     again = type(model).from_pretrained(tmp_path/"out")
@@ -390,7 +428,7 @@ def test_whole_blocks_and_rounded_repaired_neurons_from_the_shell(tmp_path, caps
 @pytest.mark.parametrize("words, message", [
     (["--method", "sparsegpt", "--sparsity", 0.5, "--allocation", "global"], "use allocation layer, owl or a list"), (["--method", "taylor", "--sparsity", 0.5, "--sequential"], "leave sequential out"),
     (["--sparsity", 0.5, "--pattern", "blocks", "--method", "weight-range"], "whole heads and neurons"), (["--sparsity", 0.5, "--multiple-of", 8], "for the number of neurons"),
-    (["--sparsity", 0.5, "--repair"], "choose pattern"), (["--method", "magnitude", "--sparsity", 0.5, "--resume", "x"], "block by block"), (["--pattern", "2:4", "--remove"], "or blocks")])
+    (["--sparsity", 0.5, "--repair"], "choose pattern"), (["--method", "sparsegpt", "--sparsity", 0.5, "--set", "damp=1"], "options take damping"), (["--sparsity", 0.5, "--set", "damping"], "NAME=VALUE"), (["--method", "magnitude", "--sparsity", 0.5, "--resume", "x"], "block by block"), (["--pattern", "2:4", "--remove"], "or blocks")])
 def test_bad_calls_are_one_sentence(words, message, capsys):
     assert run("prune", "--model", "tiny-llama", "--task", "pydocs", *words) == 2
     out, err = told(capsys)

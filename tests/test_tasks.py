@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from hub import cache_data
 from pruneresearch import tasks
 from pruneresearch.basics import RunError, UsageError
 from pruneresearch.metrics import load_metric
@@ -608,18 +609,10 @@ def test_reachable_hub_is_noticed(monkeypatch):
 
 def test_cached_data_still_load_without_network(monkeypatch, tmp_path):
     import datasets
-    source = tmp_path/"source"
-    for split, n in (("train", 30), ("validation", 5)):
-        write(source/f"{split}.jsonl", "".join(json.dumps({"sentence": f"s{i}", "label": i % 2, "idx": i}) + "\n" for i in range(n)))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path/"cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # as without this suite's own setting
-    built = datasets.load_dataset("json", data_files={s: str(source/f"{s}.jsonl") for s in ("train", "validation")}, cache_dir=str(tmp_path/"built"))
-    folder = tmp_path/"cache"/"nyu-mll___glue"/"sst2"/"0.0.0"/"abc"   # as a download leaves it
-    folder.mkdir(parents=True)
-    made = Path(built["train"].cache_files[0]["filename"]).parent
-    for file in made.iterdir(): (folder/file.name.replace("json-", "glue-")).write_bytes(file.read_bytes())
-    info = json.loads((folder/"dataset_info.json").read_text())
-    (folder/"dataset_info.json").write_text(json.dumps({**info, "config_name": "sst2", "dataset_name": "glue"}))
+    splits = {split: {"sentence": [f"s{i}" for i in range(n)], "label": [i % 2 for i in range(n)], "idx": list(range(n))} for split, n in (("train", 30), ("validation", 5))}
+    cache_data(tmp_path/"cache", "nyu-mll/glue", splits, "sst2")
     monkeypatch.setattr(tasks, "hub_answers", lambda: False)
     task = load_task("glue/sst2")
     assert {split: len(rows) for split, rows in task.splits.items()} == {"train": 27, "selection": 3, "test": 5}

@@ -32,10 +32,13 @@ def owl_sparsities(
     structure: Anatomy,      # of the dense model
     seen: dict,              # name → `Seen` with `norm`
     sparsity: float,         # fraction in [0, 1), the mean over the blocks
+    *,
     multiple: float = 5.0,   # M
     span: float = 0.08,      # λ: the sparsities differ by 2λ, unless all blocks are alike
 ) -> list:                   # one fraction per block, with this mean; raises `UsageError` where one of them is outside [0, 1)
     "Fewer zeros where there are more outliers (Yin et al. 2024, section 3.3)."
+    for name, value in (("multiple", multiple), ("span", span)):
+        if not (isinstance(value, (int, float)) and value > 0): raise UsageError(f"allocation 'owl' needs a {name} above 0, got {value!r}.")
     outliers = outlier_shares(structure, seen, multiple)
     width = max(outliers) - min(outliers)
     more = [2 * span * (d - min(outliers)) / width if width else 0.0 for d in outliers]

@@ -6,9 +6,10 @@
 __all__ = ['DAMPING', 'BLOCK', 'SPARSEGPT', 'factor_of_inverse', 'sweep', 'sparsegpt']
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c003
+import math
 import torch
 from torch import Tensor
-from ..basics import RunError
+from ..basics import RunError, UsageError
 from ..masks import Pattern, lowest, lowest_n_m
 from ..pruning import Method, register_method
 
@@ -75,12 +76,15 @@ def sparsegpt(
     seen: dict,        # name → `Seen` with `gram`
     share,             # fraction of each layer's weights that goes, in [0, 1), or a `Pattern` N:M
     earlier: dict = None,  # name → keep (out, in) of earlier rounds: what is gone stays gone
+    *,
+    damping: float = DAMPING,  # share of the mean diagonal of H that is added to the diagonal, from 0
 ) -> dict:             # name → keep (out, in) bool; exactly ⌊s·rows·columns⌋ zeros in every block of 128 columns
     "Prune layers and update what stays (Frantar and Alistarh 2023). Raises `RunError` where inputs are not finite or not positive definite."
+    if not (isinstance(damping, (int, float)) and 0 <= damping < math.inf): raise UsageError(f"damping must be a share of the mean diagonal such as {DAMPING}, got {damping!r}.")
     together, masks = {}, {}
     for name in linears: together.setdefault(id(seen[name].gram), []).append(name)
     for names in together.values():
-        u, dead = factor_of_inverse(seen[names[0]].gram)
+        u, dead = factor_of_inverse(seen[names[0]].gram, damping)
         rows = [linears[name].weight.shape[0] for name in names]
         weight = torch.cat([linears[name].weight.float() for name in names]).T.contiguous()
         weight[dead] = 0
