@@ -107,6 +107,7 @@ def masks_at_once(
 ) -> Masks:             # of the whole model
     "Calibrate in one pass and decide about all layers together."
     method, structure, pattern = request.method, request.structure, request.pattern
+    if method.choose: return method.choose(request, model, target, batches, before)
     seen = calibrate(model, batches, structure.linears, request.needs, request.progress) if request.needs else {}
     if pattern.kind == "blocks": return Masks.from_blocks(structure, lowest(block_scores(request, model, seen, batches, before)[None], target)[0].cpu())
     if method.solve: return _solved(request, seen, before, target)
@@ -130,7 +131,7 @@ WALK = ("waiting", "device", "resume")  # settings of a walk
 def _why_not(method, structure: Anatomy, allocation: str, repair: bool) -> str:
     "What speaks against going block by block; empty where nothing does."
     if not structure.blocks: return "this model has no transformer blocks"
-    if method.masks or set(method.needs) - set(INPUTS): return f"method {method.name!r} needs gradients or outputs of the whole model"
+    if method.masks or method.choose or set(method.needs) - set(INPUTS): return f"method {method.name!r} needs gradients or outputs of the whole model"
     if allocation in ("global", "macs"): return f"allocation {allocation!r} compares all blocks with each other"
     return "" if method.needs or repair else f"method {method.name!r} needs no data, so it sees no difference"
 

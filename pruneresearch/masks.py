@@ -249,9 +249,8 @@ def zero(
     tensor.view(bits.dtype).bitwise_and_(bits)
 
 # %% ../nbs/masks.ipynb #c031
-@contextmanager
-def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
-    "While the block lasts, pruned weights are exactly zero after every optimizer step, whatever the optimizer."
+def _attach(self: Masks, model: nn.Module) -> list:
+    "From now on pruned weights are exactly zero after every optimizer step, whatever the optimizer; returns the hooks, whose remove() ends it."
     self.apply(model)
     held = [(parameter, keep, {}) for parameter, keep in self._parameters(model)]
 
@@ -265,13 +264,19 @@ def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
         for parameter, keep, made in held: hold(parameter, keep, made)
 
     hooks = [register_optimizer_step_post_hook(after_step)]
-    hooks += [p.register_post_accumulate_grad_hook(lambda p, keep=keep, made=made: hold(p.grad, keep, made)) for p, keep, made in held if p.requires_grad]
+    return hooks + [p.register_post_accumulate_grad_hook(lambda p, keep=keep, made=made: hold(p.grad, keep, made)) for p, keep, made in held if p.requires_grad]
+
+
+@contextmanager
+def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
+    "While the block lasts, pruned weights are exactly zero after every optimizer step, whatever the optimizer."
+    hooks = self.attach(model)
     try: yield self
     finally:
         for hook in hooks: hook.remove()
     self.verify(model)
 
-Masks.hold = _hold
+Masks.attach, Masks.hold = _attach, _hold
 
 # %% ../nbs/masks.ipynb #c034
 def _hash(packed: dict) -> str:

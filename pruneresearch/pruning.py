@@ -27,7 +27,7 @@ from .statistics import INPUTS, NEEDS, PAIRED, as_batches, calibration_hash
 # %% ../nbs/pruning.ipynb #c005
 @dataclass(frozen=True)
 class Method:
-    "A pruning method: one of `score`, `units`, `blocks`, `solve` and `masks`."
+    "A pruning method: one of `score`, `units`, `blocks`, `solve`, `choose` and `masks`."
     name: str               # the word to ask for
     score: Callable = None  # (weight (out, in), `Seen`, generator) → (out, in) scores, larger = more important
     needs: tuple = ()       # which fields of `Seen` the score reads; () needs no data
@@ -39,13 +39,14 @@ class Method:
     masks: Callable = None  # or: (model, task, share of MACs that stays, kinds, length=…, seed=…, progress=…, **options) → `Masks`; may train the model
     trains: bool = False    # these masks are trained, for as many epochs as the option num_epochs says
     solve: Callable = None  # or: ({name: linear}, {name: `Seen`}, share or `Pattern`, {name: keep} of earlier rounds) → {name: keep (out, in)}; may change the weights that stay
+    choose: Callable = None # or: (`Request`, model, sparsity of this round, batches, `Masks` of earlier rounds) → `Masks` of the whole model, by gradients of its loss
     blocks: Callable = None # or: (model, `Anatomy`, batches) → (blocks,) scores of whole blocks
     sequential: bool = False  # goes block by block unless told otherwise: what a block sees has passed the pruned blocks before it
 
 # %% ../nbs/pruning.ipynb #c006
 METHODS: dict = {}
-WAYS = ("score", "units", "blocks", "solve", "masks")
-SCORES = {"score": "weights", "units": "units", "blocks": "blocks", "solve": "layers", "masks": "masks"}  # way → what it decides about
+WAYS = ("score", "units", "blocks", "solve", "choose", "masks")
+SCORES = {"score": "weights", "units": "units", "blocks": "blocks", "solve": "layers", "choose": "candidates", "masks": "masks"}  # way → what it decides about
 
 
 def way_of(method: Method) -> str: return next(way for way in WAYS if getattr(method, way) is not None)
@@ -64,7 +65,7 @@ def register_method(
     method: Method,  # its name must be new, or the same method again
 ) -> Method:         # the same
     "Make a method known by name to `prune`, the command line and the contest."
-    if sum(getattr(method, way) is not None for way in WAYS) != 1: raise UsageError(f"method {method.name!r} must have one of score (of weights), units (scores of whole heads and neurons), blocks (scores of whole blocks), solve (masks and new weights of one layer after the other) and masks (its own search or training).")
+    if sum(getattr(method, way) is not None for way in WAYS) != 1: raise UsageError(f"method {method.name!r} must have one of score (of weights), units (scores of whole heads and neurons), blocks (scores of whole blocks), solve (masks and new weights of one layer after the other), choose (which candidates go) and masks (its own search or training).")
     unknown = set(method.needs) - set(NEEDS)
     if unknown: raise UsageError(f"method {method.name!r} needs {', '.join(unknown)}: statistics are {', '.join(NEEDS)}.")
     if method.name in METHODS and not _same(method, METHODS[method.name]):
@@ -83,7 +84,7 @@ def load_methods() -> dict:  # name → `Method`, in alphabetical order of the m
 
 def list_methods() -> list:  # of dicts name, formula, scores, needs, allocation, source
     "The methods known by name."
-    return [dict(name=m.name, formula=m.formula, scores=SCORES[way_of(m)], needs=", ".join(m.needs) or ("training data" if m.masks else "outputs of blocks" if m.blocks else "nothing"), allocation=m.allocation, source=m.source)
+    return [dict(name=m.name, formula=m.formula, scores=SCORES[way_of(m)], needs=", ".join(m.needs) or {"masks": "training data", "choose": "gradients", "blocks": "outputs of blocks"}.get(way_of(m), "nothing"), allocation=m.allocation, source=m.source)
             for m in load_methods().values()]
 
 # %% ../nbs/pruning.ipynb #c010
@@ -158,6 +159,7 @@ def _check_way(method: Method, pattern: Pattern, structure: Anatomy) -> None:
     if (method.units or method.masks) and not pattern.kinds: raise UsageError(f"method {method.name!r} chooses whole heads and neurons: choose pattern {' or '.join(STRUCTURES)}.")
     if method.solve and pattern.structured: raise UsageError(f"method {method.name!r} chooses single weights: choose pattern unstructured or N:M, such as 2:4.")
     if method.blocks and pattern.kind != "blocks": raise UsageError(f"method {method.name!r} chooses whole blocks: choose pattern blocks.")
+    if method.choose and pattern.kind in ("n:m", "blocks"): raise UsageError(f"method {method.name!r} compares candidates weight by weight or unit by unit: choose pattern unstructured, {' or '.join(STRUCTURES)}.")
     if pattern.kind == "blocks" and not structure.blocks: raise UsageError("pattern 'blocks' needs transformer blocks, this model has none: use an unstructured or N:M pattern.")
 
 
@@ -184,6 +186,7 @@ def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rou
         require_units_gone(structure, share, kind, name)
     rounds_of(schedule, 0.5, rounds)
     if pattern.kind == "blocks": check_sparsity(sparsity)
+    if method.choose and name == "macs": raise UsageError(f"method {method.name!r} takes as much of each layer as its strategy: use allocation layer, global or a list.")
     if name == "macs" and not isinstance(sparsity, (int, float)): raise UsageError("allocation 'macs' needs one sparsity, the share of the model's MACs that goes.")
     if method.solve and name in ("row", "global"): raise UsageError(f"method {method.name!r} spreads its zeros over the columns of each layer by itself: use allocation layer, owl or a list.")
     if name in rules() and not structure.blocks: raise UsageError(f"allocation {name!r} gives each transformer block its share, this model has none: use allocation layer or row.")
@@ -208,7 +211,7 @@ def _check_extras(model: nn.Module, method: Method, pattern: Pattern, rounds: in
     "Can blocks be left out of this model; is there something to repair?"
     if pattern.kind == "blocks": require_adding(model)
     if repair and not pattern.kinds: raise UsageError(f"repair lets weights make up for heads and neurons that go: choose pattern {' or '.join(STRUCTURES)}, or leave repair out.")
-    if repair and (method.masks or rounds > 1): raise UsageError("repair works with scores and one round: leave repair out.")
+    if repair and (method.masks or method.choose or rounds > 1): raise UsageError("repair works with scores and one round: leave repair out.")
 
 
 def _counts(structure: Anatomy, pattern: Pattern) -> dict: return {(g.block, g.kind): g.count for g in structure.groups if g.kind in pattern.kinds}
@@ -251,7 +254,7 @@ def sees_data(
     repair: bool = False,  # by least squares
 ) -> bool:                 # False too for a method that trains or searches on the task itself
     "Is there anything to calibrate for?"
-    return bool(method.needs or method.blocks or (repair and not method.masks) or isinstance(allocation, str) and allocation in rules())
+    return bool(method.needs or method.blocks or method.choose or (repair and not method.masks) or isinstance(allocation, str) and allocation in rules())
 
 
 def _calibration(model, task, calibration, request: Request, n: int, length, batch_size: int) -> list:
@@ -261,7 +264,7 @@ def _calibration(model, task, calibration, request: Request, n: int, length, bat
     if not isinstance(batch_size, int) or batch_size < 1: raise UsageError(f"batch_size must be a whole number from 1, got {batch_size!r}.")
     if calibration is not None: return _enough(as_batches(calibration, batch_size), method)
     if task is None:
-        raise UsageError(f"method {method.name!r} needs data{'' if method.needs or method.blocks else ' for this request'}: give a task, or calibration=token ids of shape (n, length); random and magnitude need none by themselves.")
+        raise UsageError(f"method {method.name!r} needs data{'' if method.needs or method.blocks or method.choose else ' for this request'}: give a task, or calibration=token ids of shape (n, length); random and magnitude need none by themselves.")
     return _enough(list(task.calibration(tokenizer_of(model), n=n, length=length_for(model, task, length), seed=seed, batch_size=batch_size)), method)
 
 
