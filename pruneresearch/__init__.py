@@ -16,7 +16,7 @@ PUBLIC = {  # public name → the room that defines it
     "Masks": "masks",
     "prune": "pruning", "list_methods": "pruning", "register_method": "pruning", "Method": "pruning",
     "recover": "recovery", "fine_tune": "recovery",
-    "GradProbe": "methods.gradprobe", "PruningStrategy": "methods.gradprobe", "MagnitudePruning": "methods.gradprobe", "WandaPruning": "methods.gradprobe", "SimpleMLP": "models",
+    "GradProbe": "methods.gradprobe", "PruningStrategy": "methods.gradprobe", "MagnitudePruning": "methods.gradprobe", "WandaPruning": "methods.gradprobe", "register_strategy": "methods.gradprobe", "SimpleMLP": "models",
     "remove": "surgery",
     "save_pruned": "checkpoints", "load_pruned": "checkpoints",
     "evaluate_model": "measure",

@@ -11,6 +11,7 @@ import copy, functools, gzip, json, platform, subprocess, zlib
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+import torch
 from torch import nn
 from tqdm import tqdm
 from . import basics
@@ -42,7 +43,7 @@ class Config:
     recovery_epochs: float = 1.0
     alpha: float = 0.5             # weight of the labels in distillation, in [0, 1]
     temperature: float = 2.0       # of distillation
-    dense_epochs: float = None     # fine-tuning of the dense model; None: the model's own setting
+    dense_epochs: float = None     # training of the dense model; None: the model's own setting, or none where it is trained already; a perceptron starts from random weights
     student_epochs: float = None   # what is pruned: None, the dense model; a number, the same pretrained start after so many epochs
     optimizer: str = "adamw"       # of all training: "adamw" or "sgd"
     learning_rate: float = None    # of dense and recovery training; None: the model's own setting
@@ -115,7 +116,15 @@ def _training(config: Config) -> dict:
     return dict(length=config.length, optimizer=config.optimizer, learning_rate=config.learning_rate, seed=config.seed, **PRECISIONS[config.precision])
 
 
-def _trains(task) -> bool: return task.kind != "language-modelling" and "vector" not in task.inputs
+def _trains(config: Config, task) -> bool: return task.kind != "language-modelling" and ("vector" not in task.inputs or config.dense_epochs is not None)
+
+
+def _forget(model, seed: int) -> None:
+    "Random weights: a perceptron has no pretraining to start from."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if hasattr(module, "reset_parameters"): module.reset_parameters()
 
 # %% ../nbs/experiment.ipynb #c012
 def dense_start(
@@ -136,14 +145,16 @@ def _trained_start(config: Config, root, data_dir, progress: bool) -> Start:
     task = first_examples(load_task(config.task, data_dir=data_dir), config.train_examples)
     folder = Path(root)/"dense"/_start_id(config)
     stored = read_json(folder/"dense.json") if (folder/"dense.json").is_file() else None
-    model = load_model(folder/"model" if stored and _trains(task) else config.model, task, seed=config.seed)
+    trains = _trains(config, task)
+    model = load_model(folder/"model" if stored and trains else config.model, task, seed=config.seed)
     seconds = stored["seconds"] if stored else 0.0
-    if not stored and _trains(task) and config.dense_epochs != 0:
+    if not stored and trains and "vector" in task.inputs: _forget(model, config.seed)
+    if not stored and trains and config.dense_epochs != 0:
         with measured() as cost: fine_tune(model, task, epochs=config.dense_epochs, progress=progress, **_training(config))
         seconds = cost.seconds
     metrics, outcomes, _ = _evaluate(model, task, config)
     if stored: _gate(stored["metrics"], metrics, folder)
-    else: _store(folder, model if _trains(task) else None, dict(metrics=metrics, seconds=seconds, config=asdict(config)))
+    else: _store(folder, model if trains else None, dict(metrics=metrics, seconds=seconds, config=asdict(config)))
     return Start(model, task, metrics, outcomes, _protocol(model, task, config), seconds, costs=_size(model, _cost_batch(model, task, config), config), data_dir=data_dir)
 
 # %% ../nbs/experiment.ipynb #c013

@@ -24,6 +24,15 @@ def test_a_row_is_found_again_and_says_where_it_comes_from(tmp_path):
         assert row[key] is not None, key
 
 
+def test_a_perceptron_trains_from_random_weights_for_as_long_as_asked(tmp_path):
+    dense = {(epochs, seed): dense_start(Config(method="magnitude", **DIGITS, dense_epochs=epochs, seed=seed), tmp_path) for epochs, seed in ((0, 0), (2, 0), (6, 0), (2, 1))}
+    accuracy = {key: start.metrics["accuracy"] for key, start in dense.items()}
+    assert accuracy[0, 0] < 0.3 < accuracy[2, 0] < accuracy[6, 0] and accuracy[2, 0] != accuracy[2, 1]
+    assert accuracy[6, 0] != dense_start(Config(method="magnitude", **DIGITS), tmp_path).metrics["accuracy"]  # the embedded one, as it is
+    again = dense_start(Config(method="wanda", **DIGITS, dense_epochs=6), tmp_path)
+    assert all((a == b).all() for a, b in zip(again.model.parameters(), dense[6, 0].model.parameters()))
+
+
 def test_ids_follow_the_request():
     base = Config(method="wanda", **DIGITS)
     others = [Config(method="random", **DIGITS), Config(method="wanda", **DIGITS, seed=1), Config(method="wanda", **DIGITS, recovery="distil"),

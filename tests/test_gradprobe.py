@@ -6,12 +6,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from architectures import ARCHITECTURES, DECODERS, batch
+from architectures import ARCHITECTURES, batch
 from pruneresearch.basics import RunError, UsageError
-from pruneresearch.masks import Masks, Pattern
-from pruneresearch.methods.gradprobe import GradProbe, MagnitudePruning, PruningStrategy, ScoreStrategy, WandaPruning, evidence, loss_with, second_look
+from pruneresearch.masks import Masks
+from pruneresearch.methods.gradprobe import GradProbe, MagnitudePruning, PruningStrategy, ScoreStrategy, WandaPruning, evidence, loss_with, register_strategy
 from pruneresearch.models import SimpleMLP, example_losses
-from pruneresearch.pruning import list_methods, prune
+from pruneresearch.pruning import METHODS, prune
 from pruneresearch.surgery import remove
 from test_pruning import weights_of
 
@@ -303,7 +303,7 @@ def test_rounds_with_training_between_them(comparison):
             optimizer.zero_grad()
             F.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
-    probe, earlier = GradProbe(model, MagnitudePruning()), []
+    probe = GradProbe(model, MagnitudePruning())
     masks = probe.prune(loader(), nn.CrossEntropyLoss(), 0.75, gradient_threshold=0.2, comparison=comparison, rounds=3, schedule="linear", between=between, **QUIET)
     assert len(sparsities) == 2 and 0 < sparsities[0] <= sparsities[1] <= probe.get_sparsity()
     if comparison == "ratio": assert [*sparsities, probe.get_sparsity()] == [0.25, 0.5, 0.75]
@@ -324,6 +324,17 @@ def test_the_sweep_is_what_prune_would_do_and_changes_nothing():
         probe = GradProbe(copy.deepcopy(model), MagnitudePruning())
         probe.prune(loader(), nn.CrossEntropyLoss(), 0.5, 3, 0.1, threshold, False)
         assert probe.get_sparsity() == pytest.approx(share)
+
+
+def test_the_published_names_come_from_the_top():
+    from pruneresearch import GradProbe, MagnitudePruning, SimpleMLP
+    model = SimpleMLP(input_dim=784, hidden_dims=[512, 256], output_dim=10)
+    data = DataLoader(TensorDataset(torch.rand(64, 784), torch.arange(64) % 10), batch_size=32, shuffle=True)
+    probe = GradProbe(model, MagnitudePruning(), device="cpu")
+    masks = probe.prune(dataloader=data, loss_fn=nn.CrossEntropyLoss(), sparsity=0.5, num_batches=10, reduction_factor=0.1, gradient_threshold=0.0, verbose=True)
+    probe.apply_mask_permanently()
+    assert {name: tuple(m.shape) for name, m in masks.items()} == {"layers.0.weight": (512, 784), "layers.2.weight": (256, 512), "layers.4.weight": (10, 256)}
+    assert probe.get_sparsity() == sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values()) <= 0.5
 
 
 # --- whole heads and neurons ---------------------------------------------------------------------------------------
@@ -396,6 +407,41 @@ def test_a_strategy_of_ones_own_over_every_parameter():
     probe = GradProbe(model, MyCustomStrategy())
     masks = probe.prune(dataloader=loader(), loss_fn=nn.CrossEntropyLoss(), sparsity=0.5, gradient_threshold=0.2, verbose=False)
     assert masks.keys() == {name for name, _ in model.named_parameters()} and 0 < probe.get_sparsity() <= 0.5
+
+
+@pytest.fixture
+def largest_first():
+    "A registered strategy that takes the largest weights of the first layer it finds."
+    class LargestFirst(PruningStrategy):
+        def select_weights_to_prune(self, model, sparsity):
+            name, weight = next((n, p) for n, p in model.named_parameters() if p.dim() == 2 and "layers" in n)
+            return {name: weight.abs() > weight.abs().flatten().quantile(1 - sparsity)}
+        def get_name(self): return "largest-first"
+    yield register_strategy(LargestFirst())
+    del METHODS["largest-first"]
+
+
+def test_a_registered_strategy_is_a_method_and_a_source_of_candidates(largest_first):
+    data = [batch("llama")]
+    plain = prune(ARCHITECTURES["llama"](), calibration=data, method="largest-first", sparsity=0.25).masks.keep
+    (name, keep), = plain.items()
+    weight = dict(ARCHITECTURES["llama"]().named_parameters())[name].abs()
+    assert abs(int((~keep).sum()) / keep.numel() - 0.25) < 0.01 and weight[~keep].min() > weight[keep].max()
+    ranked = prune(ARCHITECTURES["llama"](), calibration=data, method="gradprobe-ratio", sparsity=0.25, options={"strategy": "largest-first", "candidates": 0.5}).masks.keep
+    assert ranked.keys() == plain.keys() and (~ranked[name]).sum() == (~keep).sum() and not torch.equal(ranked[name], keep)
+    assert weight[~ranked[name]].min() > weight.flatten().quantile(0.49)
+    with pytest.raises(UsageError, match="one sparsity for the whole model"): prune(ARCHITECTURES["llama"](), calibration=data, method="largest-first", sparsity=[0.5, 0.25, 0.5])
+    with pytest.raises(UsageError, match="chooses for pattern 'unstructured'"): prune(ARCHITECTURES["llama"](), calibration=data, method="largest-first", pattern="neurons", sparsity=0.5)
+    with pytest.raises(UsageError, match="another method named 'magnitude'"): register_strategy(MagnitudePruning())
+
+
+def test_a_registered_strategy_keeps_what_earlier_rounds_took(largest_first):
+    seen = []
+    def between(model, masks):
+        masks.verify(model)
+        seen.append(masks)
+    result = prune(ARCHITECTURES["llama"](), calibration=[batch("llama")], method="largest-first", sparsity=0.5, schedule="linear", rounds=2, between=between)
+    assert len(seen) == 1 and all(not (result.masks.keep[name] & ~keep).any() and (~keep).any() for name, keep in seen[0].keep.items())
 
 
 @pytest.mark.parametrize("changes, message", [

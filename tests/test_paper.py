@@ -8,6 +8,7 @@ from pruneresearch.bench import plan
 
 SHORT = {  # benchmark → what makes its paper runs short; models, tasks, methods and precision stay
     "activation_change": dict(epochs=0.1, recovery_epochs=0.1, train_examples=64, n_calibration=16, seeds=[0]),
+    "gradprobe": dict(n_calibration=8, length=64, seeds=[0]),
     "gumbel": dict(macs=[0.5], epochs=0.2, mask_epochs=0.1, dense_epochs=0.1, schedules=["linear"], n_calibration=32, train_examples=64, seeds=[0]),
     "hebbian": dict(sweep=[0.5], sweep_distilled=[0.5], rounds=2, teacher_epochs=0.1, student_epochs=0.1, distil_epochs=0.1, n_calibration=16, seeds=[0]),
     "leaderboard": dict(sparsities=[0.5], recovery_sparsities=[0.5], recovery_epochs=0.1, dense_epochs=0.1, n_calibration=16, seeds=[0]),

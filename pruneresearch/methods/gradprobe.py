@@ -6,7 +6,7 @@
 __all__ = ['SCALES', 'GATHERED', 'COMPARISONS', 'MARGIN', 'CONVOLUTIONS', 'GRADPROBE', 'GRADPROBE_RATIO', 'GRADPROBE_LOSS',
            'gradients', 'own_loss', 'loss_with', 'shrunk', 'Comparison', 'Place', 'places', 'evidence', 'second_look',
            'prunable', 'PruningStrategy', 'MagnitudePruning', 'ScoreStrategy', 'WandaPruning', 'require_scores',
-           'proposed', 'GradProbe', 'check_probe', 'draw_looks']
+           'proposed', 'GradProbe', 'check_probe', 'register_strategy', 'draw_looks']
 
 # %% ../../nbs/methods/gradprobe.ipynb #c003
 import weakref
@@ -86,14 +86,14 @@ def shrunk(
 ) -> Iterator[None]:
     "For the length of a block these weights are smaller; then each has its old bits back."
     parameters = dict(model.named_parameters())
-    before = {name: parameters[name].detach().clone() for name in masks}
+    before = {name: parameters[name].detach()[mask] for name, mask in masks.items()}
     try:
         with torch.no_grad():
-            for name, mask in masks.items(): parameters[name][mask] *= factor
+            for name, mask in masks.items(): parameters[name][mask] = before[name] * factor
         yield
     finally:
         with torch.no_grad():
-            for name, values in before.items(): parameters[name].copy_(values)
+            for name, mask in masks.items(): parameters[name][mask] = before[name]
 
 # %% ../../nbs/methods/gradprobe.ipynb #c012
 @dataclass(frozen=True)
@@ -161,13 +161,17 @@ def evidence(
     how, spots = lookup(COMPARISONS, comparison, "comparison"), places(model, candidates, pattern)
     parts = [[spot] for spot in spots] if by_layer else [spots] * bool(spots)
     with tqdm(total=2 * len(parts) * len(batches), desc="probing", disable=not progress) as bar:
-        for part in parts:
-            weights = {name: weight for spot in part for name, weight in spot.weights.items()}
-            before = gradients(model, weights, batches, loss, how.gather, bar.update)
-            with shrunk(model, candidates, factor): after = gradients(model, weights, batches, loss, how.gather, bar.update)
-            for spot in part:
-                terms = [how.terms(before[name], after[name], weight.detach().float(), factor) for name, weight in spot.weights.items()]
-                yield spot, tuple(spot.read(dict(zip(spot.weights, each))) for each in zip(*terms))
+        for part in parts: yield from _two_looks(part, model, batches, loss, candidates, how, factor, bar.update)
+
+
+def _two_looks(part: list, model: nn.Module, batches: list, loss: Callable, candidates: dict, how: Comparison, factor: float, progress: Callable) -> Iterator[tuple]:
+    "One pass over the batches before and one after the candidates shrink, for the gradients of some places."
+    weights = {name: weight for spot in part for name, weight in spot.weights.items()}
+    before = gradients(model, weights, batches, loss, how.gather, progress)
+    with shrunk(model, candidates, factor): after = gradients(model, weights, batches, loss, how.gather, progress)
+    for spot in part:
+        terms = [how.terms(before.pop(name), after.pop(name), weight.detach().float(), factor) for name, weight in spot.weights.items()]
+        yield spot, tuple(spot.read(dict(zip(spot.weights, each))) for each in zip(*terms))
 
 # %% ../../nbs/methods/gradprobe.ipynb #c018
 def _lowest(worth: Tensor, candidates: Tensor, count: int) -> Tensor:
@@ -189,15 +193,16 @@ def second_look(
     **settings,           # factor, pattern, by_layer and progress, as for `evidence`
 ) -> dict:                # parameter name → bool, True = prune, earlier rounds included
     "From candidates to a decision."
-    worth, gone = lookup(COMPARISONS, comparison, "comparison").worth, gone or {name: torch.zeros_like(mask) for name, mask in asked.items()}
-    candidates, found = {name: mask & ~gone[name] for name, mask in (wider or asked).items()}, {name: mask.clone() for name, mask in gone.items()}
+    worth, wider = lookup(COMPARISONS, comparison, "comparison").worth, wider or asked
+    candidates, found = {name: mask & ~gone[name] for name, mask in wider.items()} if gone else wider, dict(gone or {})
     for place, terms in evidence(model, batches, loss, candidates, comparison, **settings):
         value, may = worth(*terms, threshold), place.chosen(candidates)
         if comparison == "rule": part = may & (value <= 0)
-        else: part = _lowest(value, may, min(int(place.chosen(asked).sum() - place.chosen(gone).sum()), int(may.sum())))
+        else: part = _lowest(value, may, min(int(place.chosen(asked).sum()) - (int(place.chosen(gone).sum()) if gone else 0), int(may.sum())))
         if instead: part = _lowest(place.read(instead), may, int(part.sum()))
-        for name, mask in place.spread(part).items(): found[name] = found[name] | mask if name in found else mask
-    return found
+        found |= {name: mask | found[name] if name in found else mask for name, mask in place.spread(part).items()}
+        del terms, value  # not needed while the next layer's gradients are taken
+    return {name: found[name] if name in found else torch.zeros_like(mask) for name, mask in asked.items()}
 
 # %% ../../nbs/methods/gradprobe.ipynb #c020
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -271,7 +276,7 @@ class WandaPruning(ScoreStrategy):
 
 def require_scores(method: Method, pattern: Pattern) -> None:
     "Raise `UsageError` where a method cannot propose, or a pattern has no single candidates."
-    if not (method.score or method.units): raise UsageError(f"method {method.name!r} gives no scores to propose candidates by: choose one that does, such as magnitude, wanda or taylor.")
+    if not (method.score or method.units or method.choose): raise UsageError(f"method {method.name!r} gives no scores to propose candidates by: choose one that does, such as magnitude, wanda or taylor.")
     if method.units and not pattern.kinds: raise UsageError(f"method {method.name!r} scores whole heads and neurons: choose pattern heads, neurons or heads+neurons.")
     if pattern.kind in ("n:m", "blocks"): raise UsageError("gradients are compared weight by weight or unit by unit: choose pattern unstructured, heads, neurons or heads+neurons.")
 
@@ -451,7 +456,20 @@ GRADPROBE, GRADPROBE_RATIO, GRADPROBE_LOSS = (register_method(Method(name, choos
     ("gradprobe-ratio", "ratio", "growth of max|g| among candidates, beside the layer's"),
     ("gradprobe-loss", "loss", "|w(1−ρ)·½(g₀+g₁)| of candidates")))
 
-# %% ../../nbs/methods/gradprobe.ipynb #c036
+# %% ../../nbs/methods/gradprobe.ipynb #c031
+def register_strategy(
+    strategy: PruningStrategy,  # its name must be new
+) -> Method:
+    "Make a strategy known by its name to `prune`, the command line, the contest, and as a strategy of GradProbe's methods."
+    def choose(request: Request, model: nn.Module, target, batches: list, before=None) -> Masks:
+        if not isinstance(target, (int, float)): raise UsageError(f"strategy {strategy.get_name()!r} takes one sparsity for the whole model, not a list: give a fraction.")
+        if request.pattern != strategy.pattern: raise UsageError(f"strategy {strategy.get_name()!r} chooses for pattern {strategy.pattern.kind!r}: ask for that.")
+        strategy.prepare(model, batches)
+        masks = proposed(strategy, model, target)
+        return _kept({name: mask | ~before.keep[name].to(mask.device) if before and name in before.keep else mask for name, mask in masks.items()})
+    return register_method(Method(strategy.get_name(), choose=choose, formula="a strategy's own choice", source=type(strategy).__name__))
+
+# %% ../../nbs/methods/gradprobe.ipynb #c038
 def draw_looks(
     axes,              # of matplotlib, one per place
     seen: list,        # as `evidence` gives it for the comparison "rule" or "ratio"
