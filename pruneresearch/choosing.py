@@ -18,7 +18,7 @@ from .anatomy import Anatomy, Group
 from .basics import RunError, UsageError, fingerprint, whole_file
 from .blocks import block_by_block
 from .budget import by_rank, kept_share, search, shares_of
-from .masks import Masks, Pattern, by_kind, lowest, lowest_n_m, select, select_units, sparsity_by_block
+from .masks import Bits, Masks, Pattern, by_kind, lowest, lowest_n_m, select, select_units, sparsity_by_block
 from .repair import repair
 from .scores import unit_score
 from .statistics import INPUTS, Seen, calibrate, calibration_hash
@@ -185,10 +185,9 @@ def _part(request: Request, linears: dict, seen: dict, share, before, generator)
     if request.method.solve:
         earlier = {name: before.keep[f"{name}.weight"] for name in linears if before and f"{name}.weight" in before.keep}
         return {f"{name}.weight": keep for name, keep in request.method.solve(linears, seen, share, earlier).items()}
-    scores = weight_scores(request, linears, seen, generator, before)
-    if isinstance(share, Pattern): return {name: lowest_n_m(score, share.n, share.m) for name, score in scores.items()}
     per = "layer" if not request.by_row else "even rows" if isinstance(request.sparsity, list) else "row"
-    return {name: lowest(score, share, per=per) for name, score in scores.items()}
+    choose = (lambda score: lowest_n_m(score, share.n, share.m)) if isinstance(share, Pattern) else (lambda score: lowest(score, share, per=per))
+    return {key: choose(score) for name, linear in linears.items() for key, score in weight_scores(request, {name: linear}, seen, generator, before).items()}
 
 
 def _units_part(request: Request, groups: list, seen: dict, shares: dict, kept: dict, generator) -> dict:
@@ -242,7 +241,7 @@ def masks_block_by_block(
     if resume: _require_writable(resume)
     name = resume and _name_of(request, target, batches, model)
     keep = restored(resume, name, model, len(structure.blocks)) if resume else []
-    done, keep = len(keep), {key: mask for part in keep for key, mask in part.items()}
+    done, keep = len(keep), Bits({key: mask for part in keep for key, mask in part.items()})
     for block, seen in block_by_block(model, batches, request.needs, waiting=waiting, device=device, done=done, progress=request.progress) if done < len(structure.blocks) else ():
         share = shares[block.index]
         with _in_block(block.index):
@@ -250,9 +249,9 @@ def masks_block_by_block(
             else: part = {key: mask.cpu() for key, mask in _part(request, block.by_name, seen, share, before, generator).items()}
         Masks(part).apply(model)
         if resume: store_part(resume, name, model, block.index, part)
-        keep |= part
+        keep.update(part)
     outside = {} if pattern.kinds else _outside(structure)
-    if outside: keep |= {key: mask.cpu() for key, mask in _part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares, target), before, generator).items()}
+    if outside: keep.update({key: mask.cpu() for key, mask in _part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares, target), before, generator).items()})
     return Masks(keep)
 
 # %% ../nbs/choosing.ipynb #c018

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STRUCTURES', 'ALLOCATIONS', 'INTEGERS', 'check_sparsity', 'count_pruned', 'share_of', 'lowest', 'Pattern',
-           'parse_pattern', 'selection_network', 'lowest_n_m', 'check_allocation', 'lowest_global', 'Masks', 'bits_of',
-           'zero', 'sparsity_by_block', 'by_kind', 'require_units_gone', 'require_units_left', 'select_units', 'select']
+           'parse_pattern', 'selection_network', 'lowest_n_m', 'check_allocation', 'lowest_global', 'packed',
+           'unpacked', 'Bits', 'Masks', 'bits_of', 'zero', 'sparsity_by_block', 'by_kind', 'require_units_gone',
+           'require_units_left', 'select_units', 'select']
 
 # %% ../nbs/masks.ipynb #c003
 import hashlib, json, math, re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -58,9 +59,11 @@ def _keep_all_but(
     _require_numbers(score)
     if k == 0: return torch.ones_like(score, dtype=torch.bool)
     threshold = score.kthvalue(k, dim=1, keepdim=True).values
-    below, ties = score < threshold, score == threshold
-    missing = k - below.sum(1, keepdim=True)
-    return ~(below | ties & (ties.cumsum(1) <= missing))
+    keep = score > threshold
+    if int((~keep).sum()) == k * len(score): return keep  # no ties but those that go
+    ties = score == threshold
+    missing = k - (score < threshold).sum(1, keepdim=True)
+    return keep | ties & (ties.cumsum(1) > missing)
 
 
 def _even_rows(score: Tensor, sparsity: float) -> Tensor:
@@ -195,11 +198,41 @@ def lowest_global(
     parts = keep.split([score.numel() for score in scores.values()])
     return {name: part.reshape(score.shape) for (name, score), part in zip(scores.items(), parts)}
 
-# %% ../nbs/masks.ipynb #c023
+# %% ../nbs/masks.ipynb #c024
+def packed(
+    keep: Tensor,  # bool
+) -> tuple:        # (its bits, eight to a byte, as a numpy array; its shape)
+    "A mask in an eighth of its memory."
+    import numpy as np
+    return np.packbits(keep.cpu().numpy().reshape(-1)), keep.shape
+
+
+def unpacked(
+    bits,   # as `packed` gives them
+    shape,
+) -> Tensor:  # bool
+    "The mask that was packed."
+    import numpy as np
+    return torch.from_numpy(np.unpackbits(bits, count=math.prod(shape)).view(bool)).view(shape)
+
+
+class Bits(MutableMapping):
+    "Masks by name, eight entries to a byte. Reading one unpacks a copy."
+    def __init__(self, masks: Mapping = {}):
+        self.packed = {}
+        self.update(masks)
+
+    def __setitem__(self, name, keep): self.packed[name] = packed(keep)
+    def __getitem__(self, name): return unpacked(*self.packed[name])
+    def __delitem__(self, name): del self.packed[name]
+    def __iter__(self): return iter(self.packed)
+    def __len__(self): return len(self.packed)
+
+# %% ../nbs/masks.ipynb #c026
 @dataclass
 class Masks:
     "Which weights stay (True), by parameter name."
-    keep: dict  # parameter name → bool tensor shaped like the parameter
+    keep: Mapping  # parameter name → bool tensor shaped like the parameter
 
     def _parameters(self, model: nn.Module) -> Iterator:
         "(parameter, keep) pairs; raises `UsageError` where the masks belong to another model."
@@ -212,15 +245,16 @@ class Masks:
 
     def apply(self, model: nn.Module) -> None:
         "Set every pruned weight to zero, in place."
+        for _ in self._parameters(model): pass  # all of them fit, before any is changed
         with torch.no_grad():
-            for parameter, keep in list(self._parameters(model)): parameter.masked_fill_(~keep, 0)
+            for parameter, keep in self._parameters(model): parameter.masked_fill_(~keep, 0)
 
     def sparsity(self) -> float:
         "Share of pruned entries among all masked weight matrices (biases do not count)."
         weights = [keep for keep in self.keep.values() if keep.dim() > 1]
         return 1 - sum(int(k.sum()) for k in weights) / max(1, sum(k.numel() for k in weights))
 
-# %% ../nbs/masks.ipynb #c026
+# %% ../nbs/masks.ipynb #c029
 def _verify(self: Masks, model: nn.Module) -> None:
     "Raise `RunError`, naming the parameter, where a pruned weight is not exactly zero (NaN counts as not zero)."
     for (parameter, keep), name in zip(self._parameters(model), self.keep):
@@ -229,7 +263,7 @@ def _verify(self: Masks, model: nn.Module) -> None:
 
 Masks.verify = _verify
 
-# %% ../nbs/masks.ipynb #c029
+# %% ../nbs/masks.ipynb #c032
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes per number → integers of that size
 
 
@@ -248,7 +282,7 @@ def zero(
     "Set to zero what goes, whatever it was: NaN and infinity too."
     tensor.view(bits.dtype).bitwise_and_(bits)
 
-# %% ../nbs/masks.ipynb #c031
+# %% ../nbs/masks.ipynb #c034
 def _attach(self: Masks, model: nn.Module) -> list:
     "From now on pruned weights are exactly zero after every optimizer step, whatever the optimizer; returns the hooks, whose remove() ends it."
     self.apply(model)
@@ -278,7 +312,7 @@ def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
 
 Masks.attach, Masks.hold = _attach, _hold
 
-# %% ../nbs/masks.ipynb #c034
+# %% ../nbs/masks.ipynb #c037
 def _hash(packed: dict) -> str:
     digest = hashlib.sha256()
     for name in sorted(packed): digest.update(name.encode() + bytes(packed[name]))
@@ -287,36 +321,33 @@ def _hash(packed: dict) -> str:
 
 def _save(self: Masks, path) -> None:
     "Write the masks as packed bits in one safetensors file, whole or not at all."
-    import numpy as np
     from safetensors.torch import save_file
-    packed = {name: np.packbits(keep.cpu().numpy().reshape(-1)) for name, keep in self.keep.items()}
+    bits = {name: packed(keep)[0] for name, keep in self.keep.items()}
     shapes = {name: list(keep.shape) for name, keep in self.keep.items()}
     with whole_file(path) as temporary:
-        save_file({name: torch.from_numpy(bits) for name, bits in packed.items()}, temporary,
-                  metadata={"format": "pruneresearch-masks-1", "shapes": json.dumps(shapes), "sha256": _hash(packed)})
+        save_file({name: torch.from_numpy(part) for name, part in bits.items()}, temporary,
+                  metadata={"format": "pruneresearch-masks-1", "shapes": json.dumps(shapes), "sha256": _hash(bits)})
 
 
 def _load(path) -> Masks:
     "Read masks written by `save`; raises `RunError` for a missing, damaged or foreign file."
-    import numpy as np
     from safetensors import SafetensorError, safe_open
     try:
         with safe_open(str(path), "numpy") as file:
-            metadata, packed = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            metadata, bits = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise RunError(f"{str(path)!r} cannot be read as masks ({error}): the file is missing, damaged or cut short.") from None
     if metadata.get("format") != "pruneresearch-masks-1": raise RunError(f"{str(path)!r} holds no masks of this version: save them again with Masks.save.")
-    if metadata.get("sha256") != _hash(packed): raise RunError(f"{str(path)!r} is damaged: its bits do not have the hash that was saved with them; save the masks again.")
+    if metadata.get("sha256") != _hash(bits): raise RunError(f"{str(path)!r} is damaged: its bits do not have the hash that was saved with them; save the masks again.")
     try: shapes = json.loads(metadata["shapes"])
     except (KeyError, ValueError): shapes = {}
-    if set(shapes) != set(packed) or any(-(-math.prod(shape) // 8) != len(packed[name]) for name, shape in shapes.items()):
+    if set(shapes) != set(bits) or any(-(-math.prod(shape) // 8) != len(bits[name]) for name, shape in shapes.items()):
         raise RunError(f"{str(path)!r} is damaged: the shapes in it do not fit its bits; save the masks again.")
-    bits = lambda name: np.unpackbits(packed[name], count=math.prod(shapes[name])).astype(bool).reshape(shapes[name])
-    return Masks({name: torch.from_numpy(bits(name)) for name in shapes})
+    return Masks({name: unpacked(bits[name], shape) for name, shape in shapes.items()})
 
 Masks.save, Masks.load = _save, staticmethod(_load)
 
-# %% ../nbs/masks.ipynb #c038
+# %% ../nbs/masks.ipynb #c041
 def _none_left(kind: str, block: int) -> UsageError:
     return UsageError(f"at least one of the {kind} of block {block} must stay: remove the whole block instead.")
 
@@ -340,7 +371,7 @@ def _from_units(
 
 Masks.from_units = staticmethod(_from_units)
 
-# %% ../nbs/masks.ipynb #c040
+# %% ../nbs/masks.ipynb #c043
 def _parameters_of(block) -> dict:
     "Name → parameter, of all linear layers of a block."
     return {f"{name}.{kind}": parameter for name, linear in block.by_name.items() for kind, parameter in linear.named_parameters()}
@@ -367,7 +398,7 @@ def _blocks(
 
 Masks.from_blocks, Masks.blocks = staticmethod(_from_blocks), _blocks
 
-# %% ../nbs/masks.ipynb #c043
+# %% ../nbs/masks.ipynb #c046
 def _units(
     self: Masks,
     model: nn.Module,  # a transformers model
@@ -395,7 +426,7 @@ def _not_whole(name: str) -> UsageError:
 
 Masks.units = _units
 
-# %% ../nbs/masks.ipynb #c047
+# %% ../nbs/masks.ipynb #c050
 def sparsity_by_block(
     sparsity,               # one fraction, or a list with one per block
     structure: Anatomy,     # of the model
@@ -415,7 +446,7 @@ def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str)
     share = lambda name: shares[place[name]] if place[name] is not None else sum(shares) / len(shares)
     return {name: lowest(score, share(name), per=allocation if allocation in ("row", "even rows") else "layer") for name, score in scores.items()}
 
-# %% ../nbs/masks.ipynb #c049
+# %% ../nbs/masks.ipynb #c052
 def by_kind(
     sparsity,          # one fraction, a list with one per block, or a dict of them by kind of group
     pattern: Pattern,  # a structured one
@@ -441,7 +472,7 @@ def require_units_left(structure: Anatomy, sparsity, kind: str, allocation: str)
     total, blocks = sum(getattr(block, kind).count for block in structure.blocks), len(structure.blocks)
     if count_pruned(sparsity, total) > total - blocks: raise UsageError(f"sparsity {sparsity} would leave a block without {kind}: at most {total - blocks} of {total} can go.")
 
-# %% ../nbs/masks.ipynb #c050
+# %% ../nbs/masks.ipynb #c053
 def _units_of_kind(ranked: dict, structure: Anatomy, sparsity, kind: str, allocation: str) -> dict:
     "Which units of one kind stay, by (block, kind)."
     require_units_left(structure, sparsity, kind, allocation)
@@ -463,7 +494,7 @@ def select_units(
     chosen = [_units_of_kind(ranked, structure, share, kind, allocation) for kind, share in by_kind(sparsity, pattern).items()]
     return Masks.from_units(structure, {key: keep for part in chosen for key, keep in part.items()})
 
-# %% ../nbs/masks.ipynb #c051
+# %% ../nbs/masks.ipynb #c054
 def select(
     scores: dict,          # parameter name → (out, in) scores, one per linear in scope
     structure: Anatomy,    # of the model, with the same scope

@@ -68,7 +68,7 @@ def wanda_score(
     input_norm: Tensor,  # (in,), L2 norm of each input over the calibration tokens
 ) -> Tensor:             # (out, in) float32
     "|W| · ‖x‖₂ (Sun et al. 2024, eq. 1)"
-    return weight.float().abs() * input_norm.float()
+    return weight.abs().float().mul_(input_norm.float())
 
 # %% ../nbs/scores.ipynb #c018
 def unit_score(

@@ -29,11 +29,12 @@ def factor_of_inverse(
     diagonal += damping * diagonal.mean()
     h = gram.flip(0, 1).mul_(2)  # backwards, so that its lower factor, turned around, is an upper one
     h.diagonal().copy_(diagonal.flip(0))
-    lower, failed = torch.linalg.cholesky_ex(h)
+    failed = torch.linalg.cholesky_ex(h, out=(h, torch.empty((), dtype=torch.int32, device=h.device))).info
     if failed: raise RunError("the products of the inputs of a layer are not positive definite: calibrate on more or other sequences.")
-    upper = torch.flip(lower, (0, 1))
-    del h, lower  # three matrices are the most there are beside the products
-    return torch.linalg.solve_triangular(upper, torch.eye(len(upper), device=upper.device, dtype=upper.dtype), upper=True), dead
+    upper = torch.flip(h, (0, 1))
+    del h  # two matrices are the most there are beside the products
+    factor = torch.eye(len(upper), device=upper.device, dtype=upper.dtype)
+    return torch.linalg.solve_triangular(upper, factor, upper=True, out=factor), dead
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c008
 BLOCK = 128  # columns whose later updates wait for each other
@@ -83,17 +84,20 @@ def sparsegpt(
     if not (isinstance(damping, (int, float)) and 0 <= damping < math.inf): raise UsageError(f"damping must be a share of the mean diagonal such as {DAMPING}, got {damping!r}.")
     together, masks = {}, {}
     for name in linears: together.setdefault(id(seen[name].gram), []).append(name)
-    for names in together.values():
-        u, dead = factor_of_inverse(seen[names[0]].gram, damping)
-        rows = [linears[name].weight.shape[0] for name in names]
-        weight = torch.cat([linears[name].weight.float() for name in names]).T.contiguous()
-        weight[dead] = 0
-        gone = torch.cat([~earlier[name].to(weight.device) if name in (earlier or {}) else torch.zeros_like(linears[name].weight, dtype=torch.bool) for name in names]).T
-        keep = sweep(weight, u, rows, share, gone.contiguous())
-        for name, w, k in zip(names, weight.T.split(rows), keep.T.split(rows)):
-            linears[name].weight.copy_(w)
-            masks[name] = k.contiguous()
+    for names in together.values(): masks |= _swept({name: linears[name] for name in names}, seen[names[0]].gram, share, earlier or {}, damping)
     return masks
+
+
+def _swept(linears: dict, gram: Tensor, share, earlier: dict, damping: float) -> dict:
+    "Name → keep, for layers with one input; their weights change."
+    u, dead = factor_of_inverse(gram, damping)
+    rows = [linear.weight.shape[0] for linear in linears.values()]
+    weight = torch.cat([linear.weight.float() for linear in linears.values()]).T.contiguous()
+    weight[dead] = 0
+    gone = torch.cat([~earlier[name].to(weight.device) if name in earlier else torch.zeros_like(linear.weight, dtype=torch.bool) for name, linear in linears.items()]).T
+    keep = sweep(weight, u, rows, share, gone.contiguous())
+    for linear, w in zip(linears.values(), weight.T.split(rows)): linear.weight.copy_(w)
+    return {name: k.contiguous() for name, k in zip(linears, keep.T.split(rows))}
 
 
 SPARSEGPT = register_method(Method("sparsegpt", solve=sparsegpt, needs=("gram",), sequential=True,
