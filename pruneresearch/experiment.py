@@ -120,11 +120,13 @@ def _trains(config: Config, task) -> bool: return task.kind != "language-modelli
 
 
 def _forget(model, seed: int) -> None:
-    "Random weights: a perceptron has no pretraining to start from."
+    "Random weights, the same on every device: a perceptron has no pretraining to start from."
+    device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for module in model.modules():
+        for module in model.cpu().modules():
             if hasattr(module, "reset_parameters"): module.reset_parameters()
+    model.to(device)
 
 # %% ../nbs/experiment.ipynb #c012
 def dense_start(
@@ -146,6 +148,7 @@ def _trained_start(config: Config, root, data_dir, progress: bool) -> Start:
     folder = Path(root)/"dense"/_start_id(config)
     stored = read_json(folder/"dense.json") if (folder/"dense.json").is_file() else None
     trains = _trains(config, task)
+    if task.kind == "language-modelling" and config.dense_epochs is not None: raise UsageError(f"a dense language model is pruned as it comes: leave dense_epochs out for {config.task!r}.")
     model = load_model(folder/"model" if stored and trains else config.model, task, seed=config.seed)
     seconds = stored["seconds"] if stored else 0.0
     if not stored and trains and "vector" in task.inputs: _forget(model, config.seed)

@@ -39,7 +39,8 @@ class Method:
     masks: Callable = None  # or: (model, task, share of MACs that stays, kinds, length=…, seed=…, progress=…, **options) → `Masks`; may train the model
     trains: bool = False    # these masks are trained, for as many epochs as the option num_epochs says
     solve: Callable = None  # or: ({name: linear}, {name: `Seen`}, share or `Pattern`, {name: keep} of earlier rounds) → {name: keep (out, in)}; may change the weights that stay
-    choose: Callable = None # or: (`Request`, model, sparsity of this round, batches, `Masks` of earlier rounds) → `Masks` of the whole model, by gradients of its loss
+    choose: Callable = None # or: (`Request`, model, sparsity of this round, batches, `Masks` of earlier rounds) → `Masks` of the whole model, as it likes
+    check: Callable = None  # beside `choose`: (pattern, sparsity, rounds, **options) → None, or raises `UsageError` before any work
     blocks: Callable = None # or: (model, `Anatomy`, batches) → (blocks,) scores of whole blocks
     sequential: bool = False  # goes block by block unless told otherwise: what a block sees has passed the pruned blocks before it
 
@@ -57,7 +58,8 @@ def _code(function): return getattr(getattr(function, "__code__", None), "co_cod
 
 def _same(a: Method, b: Method) -> bool:
     "Equal but for the identity of the functions: a notebook and its module define the same method twice."
-    codes = [(replace(m, **dict.fromkeys(WAYS)), *(_code(getattr(m, way)) for way in WAYS)) for m in (a, b)]
+    functions = (*WAYS, "check")
+    codes = [(replace(m, **dict.fromkeys(functions)), *(_code(getattr(m, name)) for name in functions)) for m in (a, b)]
     return codes[0] == codes[1]
 
 
@@ -84,7 +86,7 @@ def load_methods() -> dict:  # name → `Method`, in alphabetical order of the m
 
 def list_methods() -> list:  # of dicts name, formula, scores, needs, allocation, source
     "The methods known by name."
-    return [dict(name=m.name, formula=m.formula, scores=SCORES[way_of(m)], needs=", ".join(m.needs) or {"masks": "training data", "choose": "gradients", "blocks": "outputs of blocks"}.get(way_of(m), "nothing"), allocation=m.allocation, source=m.source)
+    return [dict(name=m.name, formula=m.formula, scores=SCORES[way_of(m)], needs=", ".join(m.needs) or {"masks": "training data", "blocks": "outputs of blocks"}.get(way_of(m), "nothing"), allocation=m.allocation, source=m.source)
             for m in load_methods().values()]
 
 # %% ../nbs/pruning.ipynb #c010
@@ -202,6 +204,7 @@ def check_request(
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
     _with_options(method, name, options)
+    if method.check: method.check(pattern, sparsity, rounds, **(options or {}))
     is_sequential(method, structure, name, sequential, walk, rounds, repair)
     if name == "macs": require_affordable(cost_terms(model), _counts(structure, pattern), 1 - sparsity)
     _check_extras(model, method, pattern, rounds, repair)
@@ -254,7 +257,7 @@ def sees_data(
     repair: bool = False,  # by least squares
 ) -> bool:                 # False too for a method that trains or searches on the task itself
     "Is there anything to calibrate for?"
-    return bool(method.needs or method.blocks or method.choose or (repair and not method.masks) or isinstance(allocation, str) and allocation in rules())
+    return bool(method.needs or method.blocks or (repair and not method.masks) or isinstance(allocation, str) and allocation in rules())
 
 
 def _calibration(model, task, calibration, request: Request, n: int, length, batch_size: int) -> list:
@@ -264,7 +267,7 @@ def _calibration(model, task, calibration, request: Request, n: int, length, bat
     if not isinstance(batch_size, int) or batch_size < 1: raise UsageError(f"batch_size must be a whole number from 1, got {batch_size!r}.")
     if calibration is not None: return _enough(as_batches(calibration, batch_size), method)
     if task is None:
-        raise UsageError(f"method {method.name!r} needs data{'' if method.needs or method.blocks or method.choose else ' for this request'}: give a task, or calibration=token ids of shape (n, length); random and magnitude need none by themselves.")
+        raise UsageError(f"method {method.name!r} needs data{'' if method.needs or method.blocks else ' for this request'}: give a task, or calibration=token ids of shape (n, length); random and magnitude need none by themselves.")
     return _enough(list(task.calibration(tokenizer_of(model), n=n, length=length_for(model, task, length), seed=seed, batch_size=batch_size)), method)
 
 
@@ -366,6 +369,7 @@ def prune(
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
     if method.masks and task is None: raise UsageError(f"method {method.name!r} works on the training data of a task: give a task.")
     method = _with_options(method, name, options)
+    if method.check: method.check(pattern, sparsity, rounds, **(options or {}))
     _check_extras(model, method, pattern, rounds, repair)
     request = Request(method, structure, pattern, name, sparsity, is_sequential(method, structure, name, sequential, walk, rounds, repair), repair, seed, progress, options)
     batches = _calibration(model, task, calibration, request, n_calibration, length, batch_size)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from architectures import ARCHITECTURES, batch
 from pruneresearch.basics import RunError, UsageError
-from pruneresearch.masks import Masks
+from pruneresearch.masks import Masks, Pattern
 from pruneresearch.methods.gradprobe import GradProbe, MagnitudePruning, PruningStrategy, ScoreStrategy, WandaPruning, evidence, loss_with, register_strategy
 from pruneresearch.models import SimpleMLP, example_losses
 from pruneresearch.pruning import METHODS, prune
@@ -182,8 +182,9 @@ def test_controls_take_as_many_of_the_same_candidates(comparison):
     pool = plain if comparison == "rule" else prune(ARCHITECTURES["llama"](), method="magnitude", sparsity=0.6).masks.keep
     counts = {key: int((~keep).sum()) for key, keep in masks[None].items()}
     for control in ("random", "magnitude", "wanda"):
-        for key, keep in masks[control].items():
-            assert int((~keep).sum()) == counts[key] and not (pool[key] & ~keep).any()
+        for key, keep in masks[control].items(): assert int((~keep).sum()) == counts[key]
+    assert not any((pool[key] & ~keep).any() for key, keep in masks["random"].items()) and any((pool[key] & ~keep).any() for key, keep in masks["wanda"].items())
+    for control in ("random", "magnitude", "wanda"):
         assert any(not torch.equal(keep, masks[None][key]) for key, keep in masks[control].items())
     if comparison != "rule": assert all(torch.equal(keep, plain[key]) for key, keep in masks["magnitude"].items())
 
@@ -334,7 +335,7 @@ def test_the_published_names_come_from_the_top():
     masks = probe.prune(dataloader=data, loss_fn=nn.CrossEntropyLoss(), sparsity=0.5, num_batches=10, reduction_factor=0.1, gradient_threshold=0.0, verbose=True)
     probe.apply_mask_permanently()
     assert {name: tuple(m.shape) for name, m in masks.items()} == {"layers.0.weight": (512, 784), "layers.2.weight": (256, 512), "layers.4.weight": (10, 256)}
-    assert probe.get_sparsity() == sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values()) <= 0.5
+    assert probe.get_sparsity() == sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values()) <= 0.5 and any(m.any() for m in masks.values())
 
 
 # --- whole heads and neurons ---------------------------------------------------------------------------------------
@@ -430,7 +431,8 @@ def test_a_registered_strategy_is_a_method_and_a_source_of_candidates(largest_fi
     ranked = prune(ARCHITECTURES["llama"](), calibration=data, method="gradprobe-ratio", sparsity=0.25, options={"strategy": "largest-first", "candidates": 0.5}).masks.keep
     assert ranked.keys() == plain.keys() and (~ranked[name]).sum() == (~keep).sum() and not torch.equal(ranked[name], keep)
     assert weight[~ranked[name]].min() > weight.flatten().quantile(0.49)
-    with pytest.raises(UsageError, match="one sparsity for the whole model"): prune(ARCHITECTURES["llama"](), calibration=data, method="largest-first", sparsity=[0.5, 0.25, 0.5])
+    with pytest.raises(UsageError, match="one sparsity for the whole model"): prune(ARCHITECTURES["llama"](), method="largest-first", sparsity=[0.5, 0.25, 0.5])
+    with pytest.raises(UsageError, match="leave allocation out"): prune(ARCHITECTURES["llama"](), method="largest-first", sparsity=0.5, allocation="global")
     with pytest.raises(UsageError, match="chooses for pattern 'unstructured'"): prune(ARCHITECTURES["llama"](), calibration=data, method="largest-first", pattern="neurons", sparsity=0.5)
     with pytest.raises(UsageError, match="another method named 'magnitude'"): register_strategy(MagnitudePruning())
 
@@ -445,13 +447,100 @@ def test_a_registered_strategy_keeps_what_earlier_rounds_took(largest_first):
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(sparsity=1.0), "sparsity"), (dict(reduction_factor=1.0), r"fraction in \[0, 1\)"), (dict(gradient_threshold=-0.1), "threshold must be 0 or more"), (dict(comparison="gradient"), "comparison"),
-    (dict(num_batches=0), "num_batches"), (dict(candidates=0.7), "leave candidates out"), (dict(candidates=0.3, comparison="ratio"), r"\[0.5, 1\)"), (dict(rounds=2), "one-shot"), (dict(dataloader=[]), "no batch")])
+    (dict(sparsity=1.0), "sparsity"), (dict(reduction_factor=1.0), r"fraction in \[0, 1\)"), (dict(gradient_threshold=-0.1), "threshold must be a number from 0"), (dict(comparison="gradient"), "comparison"),
+    (dict(num_batches=0), "num_batches"), (dict(candidates=0.7), "leave candidates out"), (dict(candidates=0.3, comparison="ratio"), r"\[0.5, 1\)"), (dict(rounds=2), "one-shot"), (dict(dataloader=[]), "no batch"), (dict(candidates="0.7", comparison="ratio"), r"\[0.5, 1\)"), (dict(gradient_threshold=float("inf")), "threshold must be a number"),
+    (dict(dataloader=None), "got NoneType"), (dict(dataloader={"inputs": 1}), "got dict"), (dict(dataloader=[torch.zeros(4, 12)]), "got Tensor"), (dict(dataloader=[(1, 2, 3)]), "got tuple of 3"), (dict(loss_fn=None), "need a loss"),
+    (dict(loss_fn=nn.CrossEntropyLoss), "make one"), (dict(loss_fn=nn.CrossEntropyLoss(reduction="none")), r"the loss is a tensor of shape \(16,\)"), (dict(loss_fn=lambda output, target: 1.0), "the loss is float"),
+    (dict(loss_fn=lambda output, target: output.detach().sum()), "without gradients"), (dict(dataloader=[{"inputs": torch.zeros(4, 12)}]), "no labels for the loss")])
 def test_settings_that_make_no_sense(changes, message):
     model = mlp()
     before = copy.deepcopy(model)
     with pytest.raises(UsageError, match=message): GradProbe(model, MagnitudePruning()).prune(**(dict(dataloader=loader(), loss_fn=nn.CrossEntropyLoss(), sparsity=0.5, verbose=False) | changes))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters()))
+
+
+@pytest.mark.parametrize("parts, message", [
+    ((mlp(), MagnitudePruning), "such as MagnitudePruning()"), ((mlp(), "magnitude"), "such as MagnitudePruning()"), (([], MagnitudePruning()), "got list"), ((mlp(), MagnitudePruning(), "gpu"), "cannot move to device 'gpu'")])
+def test_parts_that_do_not_fit(parts, message):
+    with pytest.raises(UsageError, match=message): GradProbe(*parts)
+
+
+@pytest.mark.parametrize("ask, message", [(dict(method="magnitude", allocation="owl"), "row, layer or global"), (dict(method="activation-norm"), "whole heads and neurons"), (dict(method="sparsegpt"), "gives no scores")])
+def test_scores_that_cannot_propose(ask, message):
+    with pytest.raises(UsageError, match=message): ScoreStrategy(**ask)
+
+
+def test_a_strategy_that_needs_data_says_so():
+    with pytest.raises(UsageError, match="call its prepare"): WandaPruning().select_weights_to_prune(mlp(), 0.5)
+
+
+def test_units_that_are_not_whole_are_refused():
+    class Rows(PruningStrategy):
+        pattern = Pattern("neurons")
+        def select_weights_to_prune(self, model, sparsity):
+            return {name: torch.zeros_like(p, dtype=torch.bool).index_fill(0, torch.tensor([0]), True) for name, p in model.named_parameters() if name.endswith("intermediate.dense.weight")}
+        def get_name(self): return "rows"
+    with pytest.raises((UsageError, RunError), match="whole"): GradProbe(ARCHITECTURES["bert"](), Rows()).prune([batch("bert")], sparsity=0.5, **QUIET)
+
+
+def test_layers_that_share_a_weight_count_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4))
+    model[2].weight = model[0].weight
+    probe = GradProbe(model, MagnitudePruning())
+    assert set(probe.prune(loader(), nn.CrossEntropyLoss(), 0.5, comparison="ratio", **QUIET)) == {"0.weight", "4.weight"} and probe.get_sparsity() == 0.5
+
+
+def test_a_second_call_goes_on_from_what_is_zero_and_a_fresh_model_from_nothing():
+    model = trained(3)
+    dense, probe = copy.deepcopy(model.state_dict()), GradProbe(model, MagnitudePruning())
+    first = probe.prune(loader(), nn.CrossEntropyLoss(), 0.5, comparison="ratio", **QUIET)
+    fewer = probe.prune(loader(), nn.CrossEntropyLoss(), 0.45, comparison="ratio", **QUIET)
+    assert probe.get_sparsity() == 0.5 and all(torch.equal(first[name], fewer[name]) for name in first)
+    more = probe.prune(loader(), nn.CrossEntropyLoss(), 0.75, comparison="ratio", **QUIET)
+    assert probe.get_sparsity() == 0.75 and all((more[name] | ~first[name]).all() for name in first)
+    model.load_state_dict(dense)
+    again = probe.prune(loader(), nn.CrossEntropyLoss(), 0.5, comparison="ratio", **QUIET)
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+@pytest.mark.parametrize("strategy, comparison, threshold", [(ScoreStrategy("fisher", allocation="global"), "loss", 0.0), (ScoreStrategy("gradient"), "ratio", 0.0), (ScoreStrategy("gradient"), "rule", 1e9), (ScoreStrategy("random"), "rule", 1e9)])
+def test_rounds_never_take_more_than_asked_for(strategy, comparison, threshold):
+    for seed in (0, 1):
+        model = trained(2, seed=seed)
+        def between(model, masks):
+            optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+            for inputs, labels in loader():
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs), labels).backward()
+                optimizer.step()
+        probe = GradProbe(model, strategy)
+        probe.prune(loader(), nn.CrossEntropyLoss(), 0.6, gradient_threshold=threshold, comparison=comparison, rounds=4, schedule="linear", between=between, **QUIET)
+        sizes = [m.numel() for m in probe.masks.values()]
+        assert probe.get_sparsity() <= 0.6 and (comparison == "rule" or probe.get_sparsity() >= sum(int(0.6 * n) for n in sizes) / sum(sizes))
+
+
+@pytest.mark.parametrize("method", ["gradprobe-ratio", "gradprobe-loss"])
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt_neo"])
+def test_a_ranking_of_heads_has_something_to_decide(name, method):
+    data, model = [batch(name, n=4)], ARCHITECTURES[name]()
+    with torch.no_grad():  # one head of each block matters most and is the smallest: its inputs to the consumer are cut down, its share of the loss is not
+        for group in (g for g in __import__("pruneresearch.anatomy", fromlist=["anatomy"]).anatomy(model).groups if g.kind == "heads"): group.linears[group.consumer].weight[:, :group.columns] *= 1e-3
+    ranked = prune(copy.deepcopy(model), calibration=data, method=method, pattern="heads", sparsity=0.5).masks
+    every = prune(copy.deepcopy(model), calibration=data, method=method, pattern="heads", sparsity=0.5, options={"strategy": "random", "candidates": 0.5}).masks
+    assert all(int((~keep).sum()) * 2 == len(keep) for masks in (ranked, every) for keep in masks.units(model).values())
+    assert all(torch.equal(ranked.keep[key], every.keep[key]) for key in ranked.keep)  # all heads are candidates where the strategy leaves no spare, whoever proposed
+
+
+def test_the_shares_of_all_candidates_add_up_to_the_joint_change():
+    "The trapezoid along the common path is exact for a quadratic loss."
+    torch.manual_seed(1)
+    model, squared = nn.Linear(3, 2, bias=False), loss_with(nn.MSELoss())
+    data, masks = [(torch.randn(5, 3), torch.randn(5, 2)) for _ in range(3)], {"weight": torch.tensor([[True, False, True], [False, True, True]])}
+    _, (share,) = next(evidence(model, data, squared, masks, "loss", 0.25))
+    before = sum(squared(model, b).item() for b in data)
+    with torch.no_grad(): model.weight[masks["weight"]] *= 0.25
+    assert share[masks["weight"]].sum().item() == pytest.approx(before - sum(squared(model, b).item() for b in data), abs=1e-5)
 
 
 def test_nothing_to_make_permanent():
@@ -460,7 +549,7 @@ def test_nothing_to_make_permanent():
 
 @pytest.mark.parametrize("ask, message", [
     (dict(pattern="2:4", sparsity=None), "choose pattern unstructured, heads"), (dict(sequential=True), "needs gradients"), (dict(options={"strategy": "sparsegpt"}), "gives no scores"), (dict(options={"control": "fisher-search"}), "does not score weights"),
-    (dict(options={"factor": 2}), r"in \[0, 1\)"), (dict(options={"growth": 2}), "options take by_layer, candidates, control, factor, strategy, threshold"), (dict(pattern="heads", allocation="macs"), "as much of each layer"), (dict(pattern="blocks"), "choose pattern unstructured, heads")])
+    (dict(options={"factor": 2}), r"in \[0, 1\)"), (dict(options={"control": "random"}, schedule="linear", rounds=2), "leave rounds out"), (dict(options={"strategy": "magnitud"}), "strategy"), (dict(options={"growth": 2}), "options take by_layer, candidates, control, factor, strategy, threshold"), (dict(pattern="heads", allocation="macs"), "as much of each layer"), (dict(pattern="blocks"), "choose pattern unstructured, heads")])
 def test_requests_that_do_not_go_together(ask, message):
     model = ARCHITECTURES["llama"]()
     before = copy.deepcopy(model)

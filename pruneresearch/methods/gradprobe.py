@@ -6,15 +6,16 @@
 __all__ = ['SCALES', 'GATHERED', 'COMPARISONS', 'MARGIN', 'CONVOLUTIONS', 'GRADPROBE', 'GRADPROBE_RATIO', 'GRADPROBE_LOSS',
            'gradients', 'own_loss', 'loss_with', 'shrunk', 'Comparison', 'Place', 'places', 'evidence', 'second_look',
            'prunable', 'PruningStrategy', 'MagnitudePruning', 'ScoreStrategy', 'WandaPruning', 'require_scores',
-           'proposed', 'GradProbe', 'check_probe', 'register_strategy', 'draw_looks']
+           'proposed', 'GradProbe', 'to_named_device', 'check_probe', 'register_strategy', 'draw_looks']
 
 # %% ../../nbs/methods/gradprobe.ipynb #c003
-import weakref
+import math, weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
+from numbers import Integral, Real
 import torch
 from torch import nn, Tensor
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from ..basics import RunError, UsageError, lookup
 from ..choosing import Request, masks_at_once, weight_scores
 from ..masks import Masks, Pattern, check_allocation, check_sparsity, lowest, parse_pattern
 from ..models import example_losses, forward, to_device
-from ..pruning import Method, load_methods, register_method, rounds_of, sees_data
+from ..pruning import METHODS, Method, load_methods, register_method, rounds_of
 from ..scores import magnitude_score, unit_score
 from ..statistics import calibrate, frozen_except
 
@@ -43,12 +44,12 @@ def gradients(
     gather: str,        # of `GATHERED`
     progress: Callable = lambda: None,  # called after each batch
 ) -> dict:              # name → float32 tensor: max |∂L/∂w| over the batches, or Σ ∂L/∂w
-    "Walk over the batches once. Raises `RunError` for a gradient that is not finite."
+    "Walk over the batches once. Raises `UsageError` for a loss without gradients, `RunError` for a gradient that is not finite."
     found = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     scale = max(SCALES.get(weight.dtype, 1.0) for weight in weights.values())
     with frozen_except(model, list(weights.values())), torch.enable_grad():
         for batch in batches:
-            grads = torch.autograd.grad(loss(model, batch) * scale, list(weights.values()), allow_unused=True)
+            grads = torch.autograd.grad(_one_number(loss(model, batch)) * scale, list(weights.values()), allow_unused=True)
             for name, gradient in zip(weights, grads):
                 if gradient is not None: GATHERED[gather](found[name], gradient.float().div_(scale))
             progress()
@@ -57,6 +58,12 @@ def gradients(
     return found
 
 # %% ../../nbs/methods/gradprobe.ipynb #c006
+def _one_number(loss) -> Tensor:
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad: return loss
+    what = f"a tensor of shape {tuple(loss.shape)}{'' if loss.requires_grad else ' without gradients'}" if isinstance(loss, Tensor) else type(loss).__name__
+    raise UsageError(f"the loss is {what}: it must be one number that depends on the model's weights, such as nn.CrossEntropyLoss()(outputs, targets).")
+
+
 def own_loss(model: nn.Module, batch) -> Tensor:
     "The mean loss of a batch with labels, as in training."
     return example_losses(model, to_device(batch, model)).mean()
@@ -65,12 +72,14 @@ def own_loss(model: nn.Module, batch) -> Tensor:
 def loss_with(
     loss_fn: Callable = None,  # (outputs, targets) → loss; None: `own_loss`
 ) -> Callable:                 # (model, batch) → loss
-    "A loss for batches as data loaders give them: (inputs, targets), or dicts with labels."
+    "A loss for batches as data loaders give them: (inputs, targets), or dicts with labels. Raises `UsageError` for a class instead of a function."
+    if isinstance(loss_fn, type): raise UsageError(f"loss_fn is the class {loss_fn.__name__}: make one, {loss_fn.__name__}().")
     if loss_fn is None: return own_loss
     def loss(model, batch):
         if isinstance(batch, Mapping):
             batch = to_device(batch, model)
-            output, targets = forward(model, batch), batch.get("labels")
+            if "labels" not in batch: raise UsageError("this batch has no labels for the loss: add them, or leave loss_fn out.")
+            output, targets = forward(model, batch), batch["labels"]
         else:
             device = next(model.parameters()).device
             output, targets = model(batch[0].to(device)), batch[1].to(device)
@@ -104,12 +113,9 @@ class Comparison:
     worth: Callable   # (*terms, threshold) → how much each entry is worth keeping; under the rule, what is not above 0 goes
 
 
-def _normed(x: Tensor) -> Tensor: return x / x.norm().clamp(min=1e-30)
-
-
 COMPARISONS = {
     "rule": Comparison("largest", lambda before, after, weight, factor: (before, after), lambda before, after, threshold: after - (1 + threshold) * before),
-    "ratio": Comparison("largest", lambda before, after, weight, factor: (before, after), lambda before, after, _: _normed(after) / _normed(before).clamp(min=1e-30)),
+    "ratio": Comparison("largest", lambda before, after, weight, factor: (before, after), lambda before, after, _: after / before.clamp(min=1e-30)),
     "loss": Comparison("sum", lambda before, after, weight, factor: (weight * (1 - factor) / 2 * (before + after),), lambda change, _: change.abs()),
 }
 MARGIN = 0.2  # of the weights that would stay, so many are candidates too where a comparison ranks
@@ -175,10 +181,10 @@ def _two_looks(part: list, model: nn.Module, batches: list, loss: Callable, cand
 
 # %% ../../nbs/methods/gradprobe.ipynb #c018
 def _lowest(worth: Tensor, candidates: Tensor, count: int) -> Tensor:
-    "Those candidates that are worth least; among equals, the first."
+    "So many candidates, or all of them, that are worth least; among equals, the first."
     gone = torch.zeros(worth.numel(), dtype=torch.bool, device=worth.device)
-    gone[worth.masked_fill(~candidates, torch.inf).flatten().argsort(stable=True)[:count]] = True
-    return gone.view(worth.shape)
+    gone[worth.masked_fill(~candidates, torch.inf).flatten().argsort(stable=True)[:max(0, count)]] = True
+    return gone.view(worth.shape) & candidates
 
 
 def second_look(
@@ -189,20 +195,32 @@ def second_look(
     wider: dict = None,   # what it would prune of a higher one, where the comparison ranks; None: `asked`
     gone: dict = None,    # what earlier rounds have pruned
     comparison: str = "rule", threshold: float = 0.0,
-    instead: dict = None, # parameter name → scores: the lowest candidates go, as many of each place as the comparison takes
+    instead: dict = None, # parameter name → scores that say which weights go; the comparison only says how many of each place
+    among: str = "candidates",  # they choose from: "candidates", or "all"
     **settings,           # factor, pattern, by_layer and progress, as for `evidence`
 ) -> dict:                # parameter name → bool, True = prune, earlier rounds included
-    "From candidates to a decision."
-    worth, wider = lookup(COMPARISONS, comparison, "comparison").worth, wider or asked
-    candidates, found = {name: mask & ~gone[name] for name, mask in wider.items()} if gone else wider, dict(gone or {})
+    "From candidates to a decision: of each place at most as many as asked for, what is gone included."
+    worth, gone = lookup(COMPARISONS, comparison, "comparison").worth, gone or {}
+    left = lambda masks: {name: mask & ~gone[name] if name in gone else mask for name, mask in masks.items()}
+    count = lambda place, masks: int(place.chosen(masks).sum()) if set(place.weights) <= set(masks) else 0
+    candidates, found = left(wider or asked), dict(gone)
+    if wider: candidates = _with_spares(model, asked, candidates, gone, settings.get("pattern"))
     for place, terms in evidence(model, batches, loss, candidates, comparison, **settings):
         value, may = worth(*terms, threshold), place.chosen(candidates)
-        if comparison == "rule": part = may & (value <= 0)
-        else: part = _lowest(value, may, min(int(place.chosen(asked).sum()) - (int(place.chosen(gone).sum()) if gone else 0), int(may.sum())))
-        if instead: part = _lowest(place.read(instead), may, int(part.sum()))
+        part = _lowest(value, may & (value <= 0) if comparison == "rule" else may, count(place, asked) - count(place, gone))
+        if instead: part = _lowest(place.read(instead), may if among == "candidates" else ~place.chosen(gone) if set(place.weights) <= set(gone) else torch.ones_like(may), int(part.sum()))
         found |= {name: mask | found[name] if name in found else mask for name, mask in place.spread(part).items()}
         del terms, value  # not needed while the next layer's gradients are taken
-    return {name: found[name] if name in found else torch.zeros_like(mask) for name, mask in asked.items()}
+    return {name: found[name] if name in found else torch.zeros_like(mask) for name, mask in {**gone, **asked}.items()}
+
+
+def _with_spares(model: nn.Module, asked: dict, candidates: dict, gone: dict, pattern: Pattern = None) -> dict:
+    "A ranking of units needs more candidates than go: where there are none, as with two heads, all of the group are."
+    for place in places(model, asked, pattern) if pattern and pattern.kinds else ():
+        if int(place.chosen(candidates).sum()) + (int(place.chosen(gone).sum()) if gone else 0) > int(place.chosen(asked).sum()): continue
+        every = place.spread(torch.ones_like(place.chosen(asked)))
+        candidates = candidates | {name: mask & ~gone[name] if name in gone else mask for name, mask in every.items()}
+    return candidates
 
 # %% ../../nbs/methods/gradprobe.ipynb #c020
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -214,7 +232,8 @@ def prunable(
     "Weights of the linear layers in transformer blocks; in other modules, of all linear and convolution layers. Never embeddings, also where they share their weight with a layer."
     structure = anatomy(model)
     layers = structure.linears if structure.blocks else {**structure.linears, **{name: m for name, m in model.named_modules() if isinstance(m, CONVOLUTIONS)}}
-    weights = {f"{name}.weight".lstrip("."): layer.weight for name, layer in layers.items()}  # a model may be one layer
+    names = {id(parameter): name for name, parameter in model.named_parameters()}  # layers that share a weight have one name for it
+    weights = {names[id(layer.weight)]: layer.weight for layer in layers.values()}
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return {name: weight for name, weight in weights.items() if id(weight) not in embedded}
 
@@ -222,6 +241,7 @@ def prunable(
 class PruningStrategy(ABC):
     "Names the weights that may be redundant."
     pattern = Pattern("unstructured")  # candidates are single weights, or whole units of these kinds
+    gone: Masks = None                 # what earlier rounds have pruned, set before a strategy is asked again
 
     @abstractmethod
     def select_weights_to_prune(self,
@@ -235,7 +255,7 @@ class PruningStrategy(ABC):
 
     def prepare(self,
         model: nn.Module,
-        batches: list,  # those of the probe
+        batches: list,  # those of the probe: (inputs, targets) or dicts, as the data loader gave them
     ) -> None:
         "Look at the data before selecting; most strategies need none."
 
@@ -259,12 +279,14 @@ class ScoreStrategy(PruningStrategy):
         self.method, self.pattern, self.seed, self.batches = lookup(load_methods(), method, "method"), parse_pattern(pattern), seed, []
         require_scores(self.method, self.pattern)
         self.allocation = check_allocation(self.pattern, allocation or ("layer" if self.pattern.structured else self.method.allocation))
+        if self.allocation not in ("row", "layer", "global"): raise UsageError(f"a strategy spreads one sparsity by row, layer or global, not {self.allocation!r}: for the rest use prune with method gradprobe.")
 
     def prepare(self, model, batches): self.batches = [batch if isinstance(batch, Mapping) else {"inputs": batch[0], "labels": batch[1]} for batch in batches]
 
     def select_weights_to_prune(self, model, sparsity):
+        if self.method.needs and not self.batches: raise UsageError(f"strategy {self.method.name!r} needs data: call its prepare(model, batches) before, as GradProbe does.")
         request = Request(self.method, anatomy(model), self.pattern, self.allocation, check_sparsity(sparsity), seed=self.seed)
-        return {name: ~keep for name, keep in masks_at_once(request, model, sparsity, self.batches).keep.items()}
+        return {name: ~keep for name, keep in masks_at_once(request, model, sparsity, self.batches, self.gone).keep.items()}
 
     def get_name(self): return self.method.name
 
@@ -300,6 +322,8 @@ def proposed(
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != parameters[key].shape:
             what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise UsageError(f"strategy {name!r} gave {what} for {key}: it must be a bool tensor of shape {tuple(parameters[key].shape)}, True for prune.")
+    if not found: raise UsageError(f"strategy {name!r} names no parameter: give a mask for each that it covers, all False where nothing goes.")
+    if strategy.pattern.kinds: _kept(found).units(model)  # raises where units are not whole
     return {key: mask.to(parameters[key].device) for key, mask in found.items()}
 
 
@@ -313,7 +337,9 @@ class GradProbe:
         strategy: PruningStrategy,  # proposes candidates
         device=None,                # where the model goes; None: where it is
     ):
-        self.model, self.strategy, self.masks = model.to(device) if device else model, strategy, {}  # parameter name → bool, True = pruned
+        _check_parts(model, strategy)
+        self.model, self.strategy, self.held = model if device is None else to_named_device(model, device), strategy, None
+        self.masks = {}  # parameter name → bool, True = pruned
 
     def prune(self,
         dataloader,                 # gives (inputs, targets), or dicts with labels
@@ -332,27 +358,39 @@ class GradProbe:
     ) -> dict:                      # parameter name → bool, True = pruned
         "Decide, and set to zero what goes; everything else keeps its bits. Raises `UsageError` before any work where the request makes no sense."
         check_probe(sparsity, reduction_factor, gradient_threshold, comparison, candidates)
-        targets, batches = rounds_of(schedule, sparsity, rounds), self._looked_at(dataloader, num_batches)
+        targets, loss, batches = rounds_of(schedule, sparsity, rounds), loss_with(loss_fn), self._looked_at(dataloader, num_batches, loss_fn)
+        self.masks = self._still_zero()
         for i, target in enumerate(targets):
             if i and between:
                 with _kept(self.masks).hold(self.model): between(self.model, _kept(self.masks))
             asked, wider = self._proposals(target, _wider(target, comparison, candidates))
-            self.masks = second_look(self.model, batches, loss_with(loss_fn), asked, wider, self.masks, comparison, gradient_threshold,
+            self.masks = second_look(self.model, batches, loss, asked, wider, self.masks, comparison, gradient_threshold,
                                      factor=reduction_factor, pattern=self.strategy.pattern, by_layer=by_layer, progress=verbose)
             _kept(self.masks).apply(self.model)
             if verbose: print(f"{self.strategy.get_name()} proposed {_share(asked):.2%}, {comparison} pruned {_share(self.masks):.2%}")
         return self.masks
 
 # %% ../../nbs/methods/gradprobe.ipynb #c025
+def _check_parts(model, strategy) -> None:
+    if not isinstance(model, nn.Module): raise UsageError(f"GradProbe prunes a torch.nn.Module, got {type(model).__name__}.")
+    if not isinstance(strategy, PruningStrategy): raise UsageError(f"a strategy is an object such as MagnitudePruning(), got {strategy!r}.")
+
+
+def to_named_device(model: nn.Module, device) -> nn.Module:
+    "The model, moved; raises `UsageError` for a device that is not there."
+    try: return model.to(device)
+    except (RuntimeError, AssertionError, TypeError) as error: raise UsageError(f"the model cannot move to device {device!r} ({str(error).splitlines()[0]}): say cpu, or cuda where there is one.") from None
+
+
 def check_probe(sparsity, factor, threshold, comparison, candidates) -> None:
     "Raise `UsageError` for settings that make no sense."
     check_sparsity(sparsity)
     lookup(COMPARISONS, comparison, "comparison")
-    if not (isinstance(factor, (int, float)) and 0 <= factor < 1): raise UsageError(f"what is left of a candidate must be a fraction in [0, 1), got {factor!r}: 0.1 leaves a tenth.")
-    if not (isinstance(threshold, (int, float)) and threshold >= 0): raise UsageError(f"the threshold must be 0 or more, got {threshold!r}: 0.1 allows gradients to grow by a tenth.")
+    if not (isinstance(factor, Real) and 0 <= factor < 1): raise UsageError(f"what is left of a candidate must be a fraction in [0, 1), got {factor!r}: 0.1 leaves a tenth.")
+    if not (isinstance(threshold, Real) and 0 <= threshold < math.inf): raise UsageError(f"the threshold must be a number from 0, got {threshold!r}: 0.1 allows gradients to grow by a tenth.")
     if candidates is None: return
     if comparison == "rule": raise UsageError("the rule judges what the strategy proposes at the sparsity itself: leave candidates out, or choose comparison ratio or loss.")
-    if not sparsity <= candidates < 1: raise UsageError(f"candidates must be a fraction in [{sparsity}, 1), got {candidates!r}: a ranking needs at least what shall go.")
+    if not (isinstance(candidates, Real) and sparsity <= candidates < 1): raise UsageError(f"candidates must be a fraction in [{sparsity}, 1), got {candidates!r}: a ranking needs at least what shall go.")
 
 
 def _wider(target, comparison: str, candidates: float = None):
@@ -363,17 +401,23 @@ def _wider(target, comparison: str, candidates: float = None):
     return target + MARGIN * (1 - target) if candidates is None else max(target, candidates)
 
 
-def _looked_at(self, dataloader, count: int) -> list:
+def _looked_at(self, dataloader, count: int, loss_fn=None) -> list:
     "The first batches, drawn once and shown to the strategy."
-    if not isinstance(count, int) or count < 1: raise UsageError(f"num_batches must be a whole number from 1, got {count!r}.")
+    if not isinstance(count, Integral) or count < 1: raise UsageError(f"num_batches must be a whole number from 1, got {count!r}.")
+    if isinstance(dataloader, (Mapping, Tensor)) or not hasattr(dataloader, "__iter__"): raise UsageError(f"dataloader must give batches, got {type(dataloader).__name__}: use a DataLoader, or a list of batches.")
     batches = list(islice(iter(dataloader), count))
     if not batches: raise UsageError("the data loader gives no batch: give it data.")
+    for batch in batches:
+        if isinstance(batch, Mapping): continue
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2): raise UsageError(f"a batch must be (inputs, targets) or a dict with labels, got {type(batch).__name__}{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}.")
+        if loss_fn is None: raise UsageError("batches of (inputs, targets) need a loss: give loss_fn, such as nn.CrossEntropyLoss().")
     self.strategy.prepare(self.model, batches)
     return batches
 
 
 def _proposals(self, target: float, wider=None) -> tuple:
     "What the strategy would prune, and what it would prune of a higher share."
+    self.strategy.gone = _kept(self.masks) if self.masks else None
     asked = proposed(self.strategy, self.model, target)
     more = proposed(self.strategy, self.model, wider) if wider else {}
     return asked, {name: mask | more[name] if name in more else mask for name, mask in asked.items()}
@@ -384,7 +428,12 @@ def _kept(masks: dict) -> Masks: return Masks({name: ~mask for name, mask in mas
 
 def _share(masks: dict) -> float: return sum(int(mask.sum()) for mask in masks.values()) / max(1, sum(mask.numel() for mask in masks.values()))
 
-GradProbe._looked_at, GradProbe._proposals = _looked_at, _proposals
+def _still_zero(self) -> dict:
+    "Masks of an earlier call, as far as their weights are still zero."
+    parameters = dict(self.model.named_parameters())
+    return {name: mask.to(parameters[name].device) & (parameters[name] == 0) for name, mask in self.masks.items()}
+
+GradProbe._looked_at, GradProbe._proposals, GradProbe._still_zero = _looked_at, _proposals, _still_zero
 
 # %% ../../nbs/methods/gradprobe.ipynb #c027
 def _get_sparsity(self) -> float:
@@ -395,9 +444,10 @@ def _get_sparsity(self) -> float:
 
 
 def _apply_mask_permanently(self) -> None:
-    "From now on pruned weights are exactly zero after every step of every optimizer, for as long as the model lives."
+    "From now on pruned weights are exactly zero after every step of every optimizer, for as long as the model lives; copies of it are not held. Call it again after another `prune`."
     if not self.masks: raise UsageError("nothing is pruned yet: call prune first.")
-    weakref.finalize(self.model, _let_go, _kept(self.masks).attach(self.model))
+    if self.held: self.held()  # masks of an earlier call
+    self.held = weakref.finalize(self.model, _let_go, _kept(self.masks).attach(self.model))
 
 
 def _let_go(hooks: list) -> None:
@@ -411,8 +461,10 @@ def _sweep(self,
     num_batches: int = 10, reduction_factor: float = 0.1, verbose: bool = True,
 ) -> dict:  # lists: thresholds, sparsities (fractions of what the strategy covers), weights_pruned (counts), metrics
     "What each threshold of the rule would prune, and what that would do to a metric. Two looks serve all thresholds; the model is left as it was."
+    thresholds = tuple(thresholds)
     for threshold in thresholds: check_probe(sparsity, reduction_factor, threshold, "rule", None)
-    batches = self._looked_at(dataloader, num_batches)
+    batches = self._looked_at(dataloader, num_batches, loss_fn)
+    self.masks = self._still_zero()
     asked, _ = self._proposals(sparsity)
     seen = list(evidence(self.model, batches, loss_with(loss_fn), asked, factor=reduction_factor, pattern=self.strategy.pattern, progress=verbose))
     rows = []
@@ -431,43 +483,58 @@ def _choosing_by(comparison: str) -> Callable:
     "The function of a `Method`: (Request, model, sparsity, batches, earlier masks) → masks."
     def choose(request: Request, model: nn.Module, target, batches: list, before=None, *, strategy: str = "magnitude", candidates: float = None,
                factor: float = 0.1, threshold: float = 0.0, by_layer: bool = False, control: str = None) -> Masks:
-        check_probe(target if isinstance(target, (int, float)) else 0.0, factor, threshold, comparison, candidates)
-        proposer = replace(request, method=lookup(load_methods(), strategy, "strategy"))
-        require_scores(proposer.method, request.pattern)
-        propose = lambda share: {name: ~keep for name, keep in masks_at_once(proposer, model, share, batches, before).keep.items()}
+        proposer = replace(request, method=load_methods()[strategy])
+        here = {name: parameter.device for name, parameter in model.named_parameters()}
+        pruned = lambda masks: {name: ~keep.to(here[name]) for name, keep in masks.keep.items()}
+        propose = lambda share: pruned(masks_at_once(proposer, model, share, batches, before))
         more = _wider(target, comparison, candidates)
-        return _kept(second_look(model, batches, own_loss, propose(target), propose(more) if more is not None else None, before and {name: ~keep for name, keep in before.keep.items()}, comparison, threshold,
-                                 _scores(request, model, batches, control), factor=factor, pattern=request.pattern, by_layer=by_layer, progress=request.progress))
+        return _kept(second_look(model, batches, own_loss, propose(target), None if more is None else propose(more), before and pruned(before), comparison, threshold,
+                                 _scores(request, model, batches, control), "candidates" if control == "random" else "all", factor=factor, pattern=request.pattern, by_layer=by_layer, progress=request.progress))
     return choose
+
+
+def _checking(comparison: str) -> Callable:
+    "What `prune` refuses before any work: (pattern, sparsity, rounds, options)."
+    def check(pattern: Pattern, sparsity, rounds: int, strategy: str = "magnitude", candidates: float = None, factor: float = 0.1, threshold: float = 0.0, by_layer: bool = False, control: str = None) -> None:
+        shares = sparsity.values() if isinstance(sparsity, dict) else [sparsity]
+        for share in (s for part in shares for s in (part if isinstance(part, list) else [part])): check_probe(share, factor, threshold, comparison, candidates)
+        require_scores(lookup(load_methods(), strategy, "strategy"), pattern)
+        if control and not lookup(load_methods(), control, "control").score: raise UsageError(f"method {control!r} does not score weights: take a control such as random, magnitude or wanda.")
+        if control and rounds > 1: raise UsageError("a control takes as many weights as the comparison in one round: leave rounds out.")
+    return check
 
 
 def _scores(request: Request, model: nn.Module, batches: list, method: str = None) -> dict:
     "Parameter name → a method's scores, for a control; None where there is none."
     if method is None: return None
-    request = replace(request, method=lookup(load_methods(), method, "control"))
-    if not request.method.score: raise UsageError(f"method {method!r} does not score weights: take a control such as random, magnitude or wanda.")
-    linears = request.structure.linears
+    request, linears = replace(request, method=load_methods()[method]), request.structure.linears
     seen = calibrate(model, batches, linears, request.needs, request.progress) if request.needs else {}
     return weight_scores(request, linears, seen, request.generator(), None)
 
 
-GRADPROBE, GRADPROBE_RATIO, GRADPROBE_LOSS = (register_method(Method(name, choose=_choosing_by(comparison), formula=formula, source="GradProbe project")) for name, comparison, formula in (
+GRADPROBE, GRADPROBE_RATIO, GRADPROBE_LOSS = (register_method(Method(name, choose=_choosing_by(comparison), check=_checking(comparison), needs=("gradient",), formula=formula, source="GradProbe project")) for name, comparison, formula in (
     ("gradprobe", "rule", "candidates whose max|g| did not grow when all shrank"),
-    ("gradprobe-ratio", "ratio", "growth of max|g| among candidates, beside the layer's"),
+    ("gradprobe-ratio", "ratio", "growth of max|g| among candidates"),
     ("gradprobe-loss", "loss", "|w(1−ρ)·½(g₀+g₁)| of candidates")))
 
 # %% ../../nbs/methods/gradprobe.ipynb #c031
 def register_strategy(
-    strategy: PruningStrategy,  # its name must be new
+    strategy: PruningStrategy,  # its name must be new; the same class again replaces what was registered before
 ) -> Method:
-    "Make a strategy known by its name to `prune`, the command line, the contest, and as a strategy of GradProbe's methods."
+    "Make a strategy known by its name to `prune`, to experiments in this process, and as a strategy of GradProbe's methods. One that overrides `prepare` is given data."
+    name, source = strategy.get_name(), f"strategy {type(strategy).__name__}"
+    def check(pattern: Pattern, sparsity, rounds: int) -> None:
+        if not isinstance(sparsity, Real): raise UsageError(f"strategy {name!r} takes one sparsity for the whole model, not several: give a fraction.")
+        if pattern != strategy.pattern: raise UsageError(f"strategy {name!r} chooses for pattern {strategy.pattern.kind!r}: ask for that.")
     def choose(request: Request, model: nn.Module, target, batches: list, before=None) -> Masks:
-        if not isinstance(target, (int, float)): raise UsageError(f"strategy {strategy.get_name()!r} takes one sparsity for the whole model, not a list: give a fraction.")
-        if request.pattern != strategy.pattern: raise UsageError(f"strategy {strategy.get_name()!r} chooses for pattern {strategy.pattern.kind!r}: ask for that.")
-        strategy.prepare(model, batches)
+        if request.allocation != "layer": raise UsageError(f"strategy {name!r} spreads the sparsity by itself: leave allocation out.")
+        strategy.gone = before
+        if batches: strategy.prepare(model, batches)
         masks = proposed(strategy, model, target)
-        return _kept({name: mask | ~before.keep[name].to(mask.device) if before and name in before.keep else mask for name, mask in masks.items()})
-    return register_method(Method(strategy.get_name(), choose=choose, formula="a strategy's own choice", source=type(strategy).__name__))
+        return _kept({key: mask | ~before.keep[key].to(mask.device) if before and key in before.keep else mask for key, mask in masks.items()})
+    if name in METHODS and METHODS[name].source == source: del METHODS[name]
+    needs = () if type(strategy).prepare is PruningStrategy.prepare else ("norm",)
+    return register_method(Method(name, choose=choose, check=check, needs=needs, formula="a strategy's own choice", source=source))
 
 # %% ../../nbs/methods/gradprobe.ipynb #c038
 def draw_looks(
@@ -480,8 +547,10 @@ def draw_looks(
 ) -> None:
     "Gradients after against gradients before, for candidates and others, with the line of the rule. What is zero stands at the edge."
     generator = torch.Generator().manual_seed(0)
-    for axis, (place, (before, after)) in zip(axes, seen):
-        may, floor = place.chosen(candidates).flatten(), float(torch.cat([x[x > 0].flatten() for x in (before, after)]).quantile(0.001)) / 3
+    for axis, (place, looks) in zip(axes, seen):
+        may, (before, after) = place.chosen(candidates).flatten().cpu(), (look.cpu() for look in looks)
+        lowest_seen = torch.cat([x[x > 0].flatten()[:100_000] for x in (before, after)])
+        floor = float(lowest_seen.quantile(0.001)) / 3 if len(lowest_seen) else 1e-9
         for what, chosen, look in (("others", ~may, dict(color="#b0b0b0", marker="o")), ("candidates", may, dict(color="#0173b2", marker="."))):
             at = chosen.nonzero()[:, 0]
             at = at[torch.randperm(len(at), generator=generator)[:shown]]
