@@ -185,9 +185,14 @@ def _part(request: Request, linears: dict, seen: dict, share, before, generator)
     if request.method.solve:
         earlier = {name: before.keep[f"{name}.weight"] for name in linears if before and f"{name}.weight" in before.keep}
         return {f"{name}.weight": keep for name, keep in request.method.solve(linears, seen, share, earlier).items()}
-    per = "layer" if not request.by_row else "even rows" if isinstance(request.sparsity, list) else "row"
-    choose = (lambda score: lowest_n_m(score, share.n, share.m)) if isinstance(share, Pattern) else (lambda score: lowest(score, share, per=per))
-    return {key: choose(score) for name, linear in linears.items() for key, score in weight_scores(request, {name: linear}, seen, generator, before).items()}
+    return dict(_layer(request, {name: linear}, seen, share, before, generator) for name, linear in linears.items())  # one layer's scores at a time
+
+
+def _layer(request: Request, linear: dict, seen: dict, share, before, generator) -> tuple:
+    "(parameter name, keep) of one linear, {name: layer}."
+    (key, score), = weight_scores(request, linear, seen, generator, before).items()
+    if isinstance(share, Pattern): return key, lowest_n_m(score, share.n, share.m)
+    return key, lowest(score, share, per="layer" if not request.by_row else "even rows" if isinstance(request.sparsity, list) else "row")
 
 
 def _units_part(request: Request, groups: list, seen: dict, shares: dict, kept: dict, generator) -> dict:
