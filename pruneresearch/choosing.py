@@ -194,7 +194,7 @@ def _layer(request: Request, linear: dict, seen: dict, share, before, generator)
     if isinstance(share, Pattern): return key, lowest_n_m(score, share.n, share.m)
     return key, lowest(score, share, per="layer" if not request.by_row else "even rows" if isinstance(request.sparsity, list) else "row")
 
-
+# %% ../nbs/choosing.ipynb #c014
 def _units_part(request: Request, groups: list, seen: dict, shares: dict, kept: dict, generator) -> dict:
     "Parameter name → keep, for the heads and neurons of one block."
     units = {group: lowest(unit_scores(request, group, seen, generator, kept), shares[group.kind]).cpu() for group in groups}
@@ -207,7 +207,7 @@ def _outside(structure: Anatomy) -> dict:
     inside = {name for block in structure.blocks for name in block.names.values()}
     return {name: linear for name, linear in structure.linears.items() if name not in inside}
 
-# %% ../nbs/choosing.ipynb #c014
+# %% ../nbs/choosing.ipynb #c015
 def _solved(request: Request, seen: dict, before, target) -> Masks:
     "Masks and new weights of all layers, from statistics of one pass."
     shares, structure = _shares(request, target), request.structure
@@ -215,7 +215,7 @@ def _solved(request: Request, seen: dict, before, target) -> Masks:
     parts += [({name: linear}, _mean(shares, target) if structure.blocks else shares[i]) for i, (name, linear) in enumerate(_outside(structure).items())]
     return Masks({name: keep for linears, share in parts for name, keep in _part(request, linears, seen, share, before, None).items()})
 
-# %% ../nbs/choosing.ipynb #c015
+# %% ../nbs/choosing.ipynb #c016
 @contextmanager
 def _in_block(index: int):
     "Errors say in which block they happened."
@@ -228,7 +228,7 @@ def _require_finite(linears: dict) -> None:
     broken = next((name for name, linear in linears.items() if not torch.isfinite(linear.weight).all()), None)
     if broken: raise RunError(f"the weights of {broken} hold NaN or infinite values: load the model again, or mend the checkpoint.")
 
-# %% ../nbs/choosing.ipynb #c016
+# %% ../nbs/choosing.ipynb #c017
 def masks_block_by_block(
     request: Request,
     model: nn.Module,   # pruned as the walk goes on
@@ -259,7 +259,7 @@ def masks_block_by_block(
     if outside: keep.update({key: mask.cpu() for key, mask in _part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares, target), before, generator).items()})
     return Masks(keep)
 
-# %% ../nbs/choosing.ipynb #c018
+# %% ../nbs/choosing.ipynb #c019
 def weights_hash(
     model: nn.Module,  # any model
 ) -> str:              # 16 hexadecimal digits
@@ -285,7 +285,7 @@ def _require_writable(folder) -> None:
         (Path(folder)/"writable").unlink()
     except OSError as error: raise RunError(f"blocks cannot be kept in {str(folder)!r} ({error.strerror}): name another folder for resume.") from None
 
-# %% ../nbs/choosing.ipynb #c019
+# %% ../nbs/choosing.ipynb #c020
 def _file_of(folder, index: int) -> Path: return Path(folder)/f"block-{index:04d}.safetensors"
 
 
@@ -306,7 +306,7 @@ def store_part(
     except (OSError, SafetensorError) as error:
         raise RunError(f"block {index} could not be kept in {str(folder)!r} ({error}): make room, load the model afresh and prune with the same folder; the blocks before it are found there.") from None
 
-# %% ../nbs/choosing.ipynb #c020
+# %% ../nbs/choosing.ipynb #c021
 def restored(
     folder,            # of a run that was killed; need not exist
     name: str,         # of what is being done; must be the same

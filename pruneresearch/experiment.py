@@ -101,7 +101,7 @@ class Start:
     data_dir: str = None          # where the task's data came from
     sources: dict = field(default_factory=dict)  # other tasks whose text calibrates, by name, once they are loaded
 
-
+# %% ../nbs/experiment.ipynb #c012
 def _start_id(config: Config) -> str:
     "What decides the dense model: not the method, not the sparsity."
     fields = ("model", "task", "dense_epochs", "optimizer", "learning_rate", "precision", "length", "train_examples", "seed")
@@ -128,7 +128,7 @@ def _forget(model, seed: int) -> None:
             if hasattr(module, "reset_parameters"): module.reset_parameters()
     model.to(device)
 
-# %% ../nbs/experiment.ipynb #c012
+# %% ../nbs/experiment.ipynb #c013
 def dense_start(
     config: Config,
     root,                    # folder of all results; the dense model is kept in root/dense
@@ -160,7 +160,7 @@ def _trained_start(config: Config, root, data_dir, progress: bool) -> Start:
     else: _store(folder, model if trains else None, dict(metrics=metrics, seconds=seconds, config=asdict(config)))
     return Start(model, task, metrics, outcomes, _protocol(model, task, config), seconds, costs=_size(model, _cost_batch(model, task, config), config), data_dir=data_dir)
 
-# %% ../nbs/experiment.ipynb #c013
+# %% ../nbs/experiment.ipynb #c014
 def _gate(stored: dict, metrics: dict, folder) -> None:
     "The stored dense model must still measure what it measured when its rows were made."
     for name, value in stored.items():
@@ -193,7 +193,7 @@ def _protocol_fields(config: Config) -> dict:
     fields = ("model", "scope", "dense_epochs", "student_epochs", "recovery_epochs", "alpha", "temperature", "optimizer", "learning_rate", "precision", "n_calibration", "calibration_task", "train_examples")
     return {field: getattr(config, field) for field in fields}
 
-# %% ../nbs/experiment.ipynb #c015
+# %% ../nbs/experiment.ipynb #c016
 def check(
     config: Config,
 ) -> None:
@@ -219,7 +219,7 @@ def _calibration(model, start: Start, config: Config):
     if source.kind != start.task.kind: raise UsageError(f"calibration on {source.name!r} ({source.kind}) does not fit {start.task.name!r} ({start.task.kind}): choose a task of the same kind.")
     return list(source.calibration(tokenizer_of(model), n=config.n_calibration, length=length_for(model, start.task, config.length), seed=config.seed))
 
-# %% ../nbs/experiment.ipynb #c016
+# %% ../nbs/experiment.ipynb #c017
 def _prune_and_recover(start: Start, config: Config, progress: bool):
     "The two phases with their costs: (model, Pruned, cost of pruning, cost of recovery). Whole units are taken out before the recovery."
     model, teacher = copy.deepcopy(start.student or start.model), start.model if config.recovery == "distil" else None
@@ -239,7 +239,7 @@ def _prune_and_recover(start: Start, config: Config, progress: bool):
     if not smaller: result.masks.verify(model)
     return model, result, pruning, recovery
 
-# %% ../nbs/experiment.ipynb #c017
+# %% ../nbs/experiment.ipynb #c018
 def _costs(model, start: Start, config: Config, pruning, recovery) -> dict:
     "What the row says about size, speed and effort; with several rounds, `prune_seconds` includes the training in between."
     batch = _cost_batch(model, start.task, config)
@@ -277,7 +277,7 @@ def _row(config: Config, start: Start, result, metrics: dict, outcomes, weights,
             "metric": main, "value": metrics[main], "dense_value": start.metrics[main], "metrics": metrics, "dense_metrics": start.metrics, "student_metrics": start.student_metrics,
             "outcomes": outcomes, "outcome_weights": weights, "versions": versions(), "commit": commit(), **costs}
 
-# %% ../nbs/experiment.ipynb #c018
+# %% ../nbs/experiment.ipynb #c019
 AGREEMENT_WINDOWS = 16  # of the test text on which a language model is compared with the dense one, token by token
 
 
@@ -317,7 +317,7 @@ def run_all(
         rows.append(run(config, root, start, data_dir))
     return rows
 
-# %% ../nbs/experiment.ipynb #c019
+# %% ../nbs/experiment.ipynb #c020
 def load_rows(
     root,        # folder of all results
     ids=None,    # only these
@@ -326,7 +326,7 @@ def load_rows(
     paths = sorted((Path(root)/"rows").glob("*.json"))
     return [read_json(path) for path in paths if ids is None or path.stem in ids]
 
-# %% ../nbs/experiment.ipynb #c021
+# %% ../nbs/experiment.ipynb #c022
 def save_rows(
     rows: list,  # of experiments
     path,        # of the file, .json.gz

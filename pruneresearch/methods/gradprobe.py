@@ -213,7 +213,7 @@ def second_look(
         del terms, value  # not needed while the next layer's gradients are taken
     return {name: found[name] if name in found else torch.zeros_like(mask) for name, mask in {**gone, **asked}.items()}
 
-
+# %% ../../nbs/methods/gradprobe.ipynb #c019
 def _with_spares(model: nn.Module, asked: dict, candidates: dict, gone: dict, pattern: Pattern = None) -> dict:
     "A ranking of units needs more candidates than go: where there are none, as with two heads, all of the group are."
     for place in places(model, asked, pattern) if pattern and pattern.kinds else ():
@@ -222,7 +222,7 @@ def _with_spares(model: nn.Module, asked: dict, candidates: dict, gone: dict, pa
         candidates = candidates | {name: mask & ~gone[name] if name in gone else mask for name, mask in every.items()}
     return candidates
 
-# %% ../../nbs/methods/gradprobe.ipynb #c020
+# %% ../../nbs/methods/gradprobe.ipynb #c021
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -237,7 +237,7 @@ def prunable(
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return {name: weight for name, weight in weights.items() if id(weight) not in embedded}
 
-
+# %% ../../nbs/methods/gradprobe.ipynb #c022
 class PruningStrategy(ABC):
     "Names the weights that may be redundant."
     pattern = Pattern("unstructured")  # candidates are single weights, or whole units of these kinds
@@ -267,7 +267,7 @@ class MagnitudePruning(PruningStrategy):
 
     def get_name(self): return "magnitude"
 
-# %% ../../nbs/methods/gradprobe.ipynb #c021
+# %% ../../nbs/methods/gradprobe.ipynb #c023
 class ScoreStrategy(PruningStrategy):
     "Any score of this library proposes: its lowest weights, or its lowest heads and neurons."
     def __init__(self,
@@ -302,7 +302,7 @@ def require_scores(method: Method, pattern: Pattern) -> None:
     if method.units and not pattern.kinds: raise UsageError(f"method {method.name!r} scores whole heads and neurons: choose pattern heads, neurons or heads+neurons.")
     if pattern.kind in ("n:m", "blocks"): raise UsageError("gradients are compared weight by weight or unit by unit: choose pattern unstructured, heads, neurons or heads+neurons.")
 
-# %% ../../nbs/methods/gradprobe.ipynb #c022
+# %% ../../nbs/methods/gradprobe.ipynb #c024
 def proposed(
     strategy: PruningStrategy,
     model: nn.Module,
@@ -329,7 +329,7 @@ def proposed(
 
 def _same_bits(a: Tensor, b: Tensor) -> bool: return torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (a, b)))
 
-# %% ../../nbs/methods/gradprobe.ipynb #c024
+# %% ../../nbs/methods/gradprobe.ipynb #c026
 class GradProbe:
     "Prunes a model by comparing gradients before and after candidates shrink."
     def __init__(self,
@@ -370,7 +370,7 @@ class GradProbe:
             if verbose: print(f"{self.strategy.get_name()} proposed {_share(asked):.2%}, {comparison} pruned {_share(self.masks):.2%}")
         return self.masks
 
-# %% ../../nbs/methods/gradprobe.ipynb #c025
+# %% ../../nbs/methods/gradprobe.ipynb #c027
 def _check_parts(model, strategy) -> None:
     if not isinstance(model, nn.Module): raise UsageError(f"GradProbe prunes a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(strategy, PruningStrategy): raise UsageError(f"a strategy is an object such as MagnitudePruning(), got {strategy!r}.")
@@ -400,7 +400,7 @@ def _wider(target, comparison: str, candidates: float = None):
     if isinstance(target, list): return [_wider(share, comparison, candidates) for share in target]
     return target + MARGIN * (1 - target) if candidates is None else max(target, candidates)
 
-
+# %% ../../nbs/methods/gradprobe.ipynb #c028
 def _looked_at(self, dataloader, count: int, loss_fn=None) -> list:
     "The first batches, drawn once and shown to the strategy."
     if not isinstance(count, Integral) or count < 1: raise UsageError(f"num_batches must be a whole number from 1, got {count!r}.")
@@ -435,7 +435,7 @@ def _still_zero(self) -> dict:
 
 GradProbe._looked_at, GradProbe._proposals, GradProbe._still_zero = _looked_at, _proposals, _still_zero
 
-# %% ../../nbs/methods/gradprobe.ipynb #c027
+# %% ../../nbs/methods/gradprobe.ipynb #c030
 def _get_sparsity(self) -> float:
     "Share of zeros among the parameters that the strategy covers, counted from the model."
     parameters = dict(self.model.named_parameters())
@@ -453,7 +453,7 @@ def _apply_mask_permanently(self) -> None:
 def _let_go(hooks: list) -> None:
     for hook in hooks: hook.remove()
 
-
+# %% ../../nbs/methods/gradprobe.ipynb #c031
 def _sweep(self,
     dataloader, loss_fn: Callable, eval_fn: Callable,  # as for `prune`; eval_fn: model → a number
     sparsity: float = 0.5,
@@ -478,7 +478,7 @@ def _sweep(self,
 
 GradProbe.get_sparsity, GradProbe.apply_mask_permanently, GradProbe.sweep_gradient_thresholds = _get_sparsity, _apply_mask_permanently, _sweep
 
-# %% ../../nbs/methods/gradprobe.ipynb #c029
+# %% ../../nbs/methods/gradprobe.ipynb #c033
 def _choosing_by(comparison: str) -> Callable:
     "The function of a `Method`: (Request, model, sparsity, batches, earlier masks) → masks."
     def choose(request: Request, model: nn.Module, target, batches: list, before=None, *, strategy: str = "magnitude", candidates: float = None,
@@ -517,7 +517,7 @@ GRADPROBE, GRADPROBE_RATIO, GRADPROBE_LOSS = (register_method(Method(name, choos
     ("gradprobe-ratio", "ratio", "growth of max|g| among candidates"),
     ("gradprobe-loss", "loss", "|w(1−ρ)·½(g₀+g₁)| of candidates")))
 
-# %% ../../nbs/methods/gradprobe.ipynb #c031
+# %% ../../nbs/methods/gradprobe.ipynb #c035
 def register_strategy(
     strategy: PruningStrategy,  # its name must be new; the same class again replaces what was registered before
 ) -> Method:
@@ -536,7 +536,7 @@ def register_strategy(
     needs = () if type(strategy).prepare is PruningStrategy.prepare else ("norm",)
     return register_method(Method(name, choose=choose, check=check, needs=needs, formula="a strategy's own choice", source=source))
 
-# %% ../../nbs/methods/gradprobe.ipynb #c038
+# %% ../../nbs/methods/gradprobe.ipynb #c042
 def draw_looks(
     axes,              # of matplotlib, one per place
     seen: list,        # as `evidence` gives it for the comparison "rule" or "ratio"
