@@ -203,8 +203,7 @@ def check_request(
     "Raise the `UsageError` that `prune` would raise, without pruning: for callers with long work to do before."
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
-    _with_options(method, name, options)
-    if method.check: method.check(pattern, sparsity, rounds, **(options or {}))
+    _with_options(method, name, options, pattern, sparsity, rounds)
     is_sequential(method, structure, name, sequential, walk, rounds, repair)
     if name == "macs": require_affordable(cost_terms(model), _counts(structure, pattern), 1 - sparsity)
     _check_extras(model, method, pattern, rounds, repair)
@@ -288,8 +287,14 @@ def settings_of(
     return {name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
-def _with_options(method: Method, allocation: str, options) -> Method:
-    "The method with its settings made; a method that makes its own masks looks at them itself."
+def _with_options(method: Method, allocation: str, options, pattern: Pattern, sparsity, rounds: int) -> Method:
+    "The method with its settings made and looked at; one that makes its own masks looks at them itself."
+    method = _set(method, allocation, options)
+    if method.check: method.check(pattern, sparsity, rounds, **(options or {}))
+    return method
+
+
+def _set(method: Method, allocation: str, options) -> Method:
     if method.masks or not options: return method
     way, (_, rule) = way_of(method), rules().get(allocation, ((), None))
     own, shared = settings_of(getattr(method, way)), settings_of(rule) if rule else set()
@@ -368,8 +373,7 @@ def prune(
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
     if method.masks and task is None: raise UsageError(f"method {method.name!r} works on the training data of a task: give a task.")
-    method = _with_options(method, name, options)
-    if method.check: method.check(pattern, sparsity, rounds, **(options or {}))
+    method = _with_options(method, name, options, pattern, sparsity, rounds)
     _check_extras(model, method, pattern, rounds, repair)
     request = Request(method, structure, pattern, name, sparsity, is_sequential(method, structure, name, sequential, walk, rounds, repair), repair, seed, progress, options)
     batches = _calibration(model, task, calibration, request, n_calibration, length, batch_size)

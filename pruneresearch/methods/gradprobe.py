@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..anatomy import anatomy
 from ..basics import RunError, UsageError, lookup
 from ..choosing import Request, masks_at_once, weight_scores
-from ..masks import Masks, Pattern, check_allocation, check_sparsity, lowest, parse_pattern
+from ..masks import Masks, Pattern, check_allocation, check_sparsity, keep_all_but, lowest, parse_pattern
 from ..models import example_losses, forward, to_device
 from ..pruning import METHODS, Method, load_methods, register_method, rounds_of
 from ..scores import magnitude_score, unit_score
@@ -182,9 +182,10 @@ def _two_looks(part: list, model: nn.Module, batches: list, loss: Callable, cand
 # %% ../../nbs/methods/gradprobe.ipynb #c018
 def _lowest(worth: Tensor, candidates: Tensor, count: int) -> Tensor:
     "So many candidates, or all of them, that are worth least; among equals, the first."
-    gone = torch.zeros(worth.numel(), dtype=torch.bool, device=worth.device)
-    gone[worth.masked_fill(~candidates, torch.inf).flatten().argsort(stable=True)[:max(0, count)]] = True
-    return gone.view(worth.shape) & candidates
+    return ~keep_all_but(worth.masked_fill(~candidates, torch.inf).reshape(1, -1), max(0, count)).view(worth.shape) & candidates
+
+
+def _left(masks: dict, gone: dict) -> dict: return {name: mask & ~gone[name] if name in gone else mask for name, mask in masks.items()}
 
 
 def second_look(
@@ -201,9 +202,8 @@ def second_look(
 ) -> dict:                # parameter name → bool, True = prune, earlier rounds included
     "From candidates to a decision: of each place at most as many as asked for, what is gone included."
     worth, gone = lookup(COMPARISONS, comparison, "comparison").worth, gone or {}
-    left = lambda masks: {name: mask & ~gone[name] if name in gone else mask for name, mask in masks.items()}
     count = lambda place, masks: int(place.chosen(masks).sum()) if set(place.weights) <= set(masks) else 0
-    candidates, found = left(wider or asked), dict(gone)
+    candidates, found = _left(wider or asked, gone), dict(gone)
     if wider: candidates = _with_spares(model, asked, candidates, gone, settings.get("pattern"))
     for place, terms in evidence(model, batches, loss, candidates, comparison, **settings):
         value, may = worth(*terms, threshold), place.chosen(candidates)
@@ -219,7 +219,7 @@ def _with_spares(model: nn.Module, asked: dict, candidates: dict, gone: dict, pa
     for place in places(model, asked, pattern) if pattern and pattern.kinds else ():
         if int(place.chosen(candidates).sum()) + (int(place.chosen(gone).sum()) if gone else 0) > int(place.chosen(asked).sum()): continue
         every = place.spread(torch.ones_like(place.chosen(asked)))
-        candidates = candidates | {name: mask & ~gone[name] if name in gone else mask for name, mask in every.items()}
+        candidates = candidates | _left(every, gone)
     return candidates
 
 # %% ../../nbs/methods/gradprobe.ipynb #c021
@@ -479,8 +479,8 @@ def _sweep(self,
 GradProbe.get_sparsity, GradProbe.apply_mask_permanently, GradProbe.sweep_gradient_thresholds = _get_sparsity, _apply_mask_permanently, _sweep
 
 # %% ../../nbs/methods/gradprobe.ipynb #c033
-def _choosing_by(comparison: str) -> Callable:
-    "The function of a `Method`: (Request, model, sparsity, batches, earlier masks) → masks."
+def _choosing_by(comparison: str) -> dict:
+    "`choose` and `check` of a `Method`."
     def choose(request: Request, model: nn.Module, target, batches: list, before=None, *, strategy: str = "magnitude", candidates: float = None,
                factor: float = 0.1, threshold: float = 0.0, by_layer: bool = False, control: str = None) -> Masks:
         proposer = replace(request, method=load_methods()[strategy])
@@ -490,18 +490,15 @@ def _choosing_by(comparison: str) -> Callable:
         more = _wider(target, comparison, candidates)
         return _kept(second_look(model, batches, own_loss, propose(target), None if more is None else propose(more), before and pruned(before), comparison, threshold,
                                  _scores(request, model, batches, control), "candidates" if control == "random" else "all", factor=factor, pattern=request.pattern, by_layer=by_layer, progress=request.progress))
-    return choose
 
-
-def _checking(comparison: str) -> Callable:
-    "What `prune` refuses before any work: (pattern, sparsity, rounds, options)."
-    def check(pattern: Pattern, sparsity, rounds: int, strategy: str = "magnitude", candidates: float = None, factor: float = 0.1, threshold: float = 0.0, by_layer: bool = False, control: str = None) -> None:
+    def check(pattern: Pattern, sparsity, rounds: int, **options) -> None:
+        strategy, candidates, factor, threshold, control = (options.get(name, choose.__kwdefaults__[name]) for name in ("strategy", "candidates", "factor", "threshold", "control"))
         shares = sparsity.values() if isinstance(sparsity, dict) else [sparsity]
         for share in (s for part in shares for s in (part if isinstance(part, list) else [part])): check_probe(share, factor, threshold, comparison, candidates)
         require_scores(lookup(load_methods(), strategy, "strategy"), pattern)
         if control and not lookup(load_methods(), control, "control").score: raise UsageError(f"method {control!r} does not score weights: take a control such as random, magnitude or wanda.")
         if control and rounds > 1: raise UsageError("a control takes as many weights as the comparison in one round: leave rounds out.")
-    return check
+    return dict(choose=choose, check=check)
 
 
 def _scores(request: Request, model: nn.Module, batches: list, method: str = None) -> dict:
@@ -512,7 +509,7 @@ def _scores(request: Request, model: nn.Module, batches: list, method: str = Non
     return weight_scores(request, linears, seen, request.generator(), None)
 
 
-GRADPROBE, GRADPROBE_RATIO, GRADPROBE_LOSS = (register_method(Method(name, choose=_choosing_by(comparison), check=_checking(comparison), needs=("gradient",), formula=formula, source="GradProbe project")) for name, comparison, formula in (
+GRADPROBE, GRADPROBE_RATIO, GRADPROBE_LOSS = (register_method(Method(name, **_choosing_by(comparison), needs=("gradient",), formula=formula, source="GradProbe project")) for name, comparison, formula in (
     ("gradprobe", "rule", "candidates whose max|g| did not grow when all shrank"),
     ("gradprobe-ratio", "ratio", "growth of max|g| among candidates"),
     ("gradprobe-loss", "loss", "|w(1−ρ)·½(g₀+g₁)| of candidates")))
