@@ -11,7 +11,7 @@ SHORT = {  # benchmark → what makes its paper runs short; models, tasks, metho
     "gradprobe": dict(n_calibration=8, length=64, seeds=[0]),
     "gumbel": dict(macs=[0.5], epochs=0.2, mask_epochs=0.1, dense_epochs=0.1, schedules=["linear"], n_calibration=32, train_examples=64, seeds=[0]),
     "hebbian": dict(sweep=[0.5], sweep_distilled=[0.5], rounds=2, teacher_epochs=0.1, student_epochs=0.1, distil_epochs=0.1, n_calibration=16, seeds=[0]),
-    "leaderboard": dict(sparsities=[0.5], recovery_sparsities=[0.5], recovery_epochs=0.1, dense_epochs=0.1, n_calibration=16, seeds=[0]),
+    "leaderboard": dict(sparsities=[0.5], recovery_sparsities=[0.5], recovery_epochs=0.1, n_calibration=16, seeds=[0]),
     "one_shot_llm": dict(sparsities=[0.5], unit_shares=[0.5], n_calibration=8, length=64, texts=1, seeds=[0]),
 }
 
