@@ -17,8 +17,20 @@ from ..pruning import Method, register_method
 DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal
 
 
+def _turned(matrix: Tensor) -> Tensor:
+    "Both orders turned around, in the matrix's own memory."
+    n, half = len(matrix), len(matrix) // 2
+    for a in range(0, half, 128):
+        b = min(a + 128, half)
+        low = matrix[a:b].flip(0, 1)
+        matrix[a:b] = matrix[n - b:n - a].flip(0, 1)
+        matrix[n - b:n - a] = low
+    if n % 2: matrix[half] = matrix[half].flip(0)
+    return matrix
+
+
 def factor_of_inverse(
-    gram: Tensor,              # (in, in) float32, Σ xᵀx / number of sequences
+    gram: Tensor,              # (in, in) float32, Σ xᵀx / number of sequences; its memory is used up
     damping: float = DAMPING,  # share of the mean diagonal
 ) -> tuple:                    # (U (in, in), upper triangular, UᵀU = H⁻¹; which inputs are dead, bool (in,))
     "The upper Cholesky factor of the inverse of H = 2·gram (Frantar and Alistarh 2023, section 3.3). Raises `RunError` where H is not positive definite."
@@ -27,12 +39,11 @@ def factor_of_inverse(
     dead = diagonal == 0
     diagonal[dead] = 1
     diagonal += damping * diagonal.mean()
-    h = gram.flip(0, 1).mul_(2)  # backwards, so that its lower factor, turned around, is an upper one
-    h.diagonal().copy_(diagonal.flip(0))
+    gram.mul_(2).diagonal().copy_(diagonal)
+    h = _turned(gram).mT  # symmetric; in columns, as the factorisation wants it, or it would make a copy
     failed = torch.linalg.cholesky_ex(h, out=(h, torch.empty((), dtype=torch.int32, device=h.device))).info
     if failed: raise RunError("the products of the inputs of a layer are not positive definite: calibrate on more or other sequences.")
-    upper = torch.flip(h, (0, 1))
-    del h  # two matrices are the most there are beside the products
+    upper = _turned(h.mT).mT
     factor = torch.eye(len(upper), device=upper.device, dtype=upper.dtype)
     return torch.linalg.solve_triangular(upper, factor, upper=True, out=factor), dead
 
