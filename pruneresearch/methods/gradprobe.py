@@ -533,7 +533,7 @@ def register_strategy(
     needs = () if type(strategy).prepare is PruningStrategy.prepare else ("norm",)
     return register_method(Method(name, choose=choose, check=check, needs=needs, formula="a strategy's own choice", source=source))
 
-# %% ../../nbs/methods/gradprobe.ipynb #c042
+# %% ../../nbs/methods/gradprobe.ipynb #c046
 def draw_looks(
     axes,              # of matplotlib, one per place
     seen: list,        # as `evidence` gives it for the comparison "rule" or "ratio"
