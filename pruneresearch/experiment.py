@@ -43,7 +43,7 @@ class Config:
     recovery_epochs: float = 1.0
     alpha: float = 0.5             # weight of the labels in distillation, in [0, 1]
     temperature: float = 2.0       # of distillation
-    dense_epochs: float = None     # training of the dense model; None: the model's own setting, or none where it is trained already; a perceptron starts from random weights
+    dense_epochs: float = None     # training of the dense model; None: the model's own setting, or none where it is trained already; a language model trains on from there, a perceptron starts from random weights
     student_epochs: float = None   # what is pruned: None, the dense model; a number, the same pretrained start after so many epochs
     optimizer: str = "adamw"       # of all training: "adamw" or "sgd"
     learning_rate: float = None    # of dense and recovery training; None: the model's own setting
@@ -116,7 +116,7 @@ def _training(config: Config) -> dict:
     return dict(length=config.length, optimizer=config.optimizer, learning_rate=config.learning_rate, seed=config.seed, **PRECISIONS[config.precision])
 
 
-def _trains(config: Config, task) -> bool: return task.kind != "language-modelling" and ("vector" not in task.inputs or config.dense_epochs is not None)
+def _trains(config: Config, task) -> bool: return config.dense_epochs is not None or not (task.kind == "language-modelling" or "vector" in task.inputs)
 
 
 def _forget(model, seed: int) -> None:
@@ -148,7 +148,6 @@ def _trained_start(config: Config, root, data_dir, progress: bool) -> Start:
     folder = Path(root)/"dense"/_start_id(config)
     stored = read_json(folder/"dense.json") if (folder/"dense.json").is_file() else None
     trains = _trains(config, task)
-    if task.kind == "language-modelling" and config.dense_epochs is not None: raise UsageError(f"a dense language model is pruned as it comes: leave dense_epochs out for {config.task!r}.")
     model = load_model(folder/"model" if stored and trains else config.model, task, seed=config.seed)
     seconds = stored["seconds"] if stored else 0.0
     if not stored and trains and "vector" in task.inputs: _forget(model, config.seed)

@@ -33,6 +33,15 @@ def test_a_perceptron_trains_from_random_weights_for_as_long_as_asked(tmp_path):
     assert all((a == b).all() for a, b in zip(again.model.parameters(), dense[6, 0].model.parameters()))
 
 
+def test_a_language_model_trains_on_for_as_long_as_asked(tmp_path):
+    (tmp_path/"little.txt").write_text("\n\n".join(f"The cat number {i} sat on the mat, and the dog lay by the door. " * 20 for i in range(30)))
+    text = dict(model="tiny-llama", task=str(tmp_path/"little.txt"), method="magnitude", sparsity=0.5, n_calibration=8, length=32)
+    perplexity = {epochs: dense_start(Config(**text, dense_epochs=epochs), tmp_path).metrics["perplexity"] for epochs in (None, 0, 1)}
+    assert perplexity[0] == perplexity[None] > 1.5 * perplexity[1]
+    again = run(Config(**text, dense_epochs=1), tmp_path)
+    assert again["dense_value"] == pytest.approx(perplexity[1], rel=1e-6) and again["dense_seconds"] > 0
+
+
 def test_ids_follow_the_request():
     base = Config(method="wanda", **DIGITS)
     others = [Config(method="random", **DIGITS), Config(method="wanda", **DIGITS, seed=1), Config(method="wanda", **DIGITS, recovery="distil"),
