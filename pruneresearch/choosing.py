@@ -255,6 +255,7 @@ def masks_block_by_block(
         Masks(part).apply(model)
         if resume: store_part(resume, name, model, block.index, part)
         keep.update(part)
+        del part, seen  # nothing of a block is held while the next one is looked at
     outside = {} if pattern.kinds else _outside(structure)
     if outside: keep.update({key: mask.cpu() for key, mask in _part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares, target), before, generator).items()})
     return Masks(keep)

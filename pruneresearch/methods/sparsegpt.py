@@ -34,7 +34,7 @@ def factor_of_inverse(
     damping: float = DAMPING,  # share of the mean diagonal
 ) -> tuple:                    # (U (in, in), upper triangular, UᵀU = H⁻¹; which inputs are dead, bool (in,))
     "The upper Cholesky factor of the inverse of H = 2·gram (Frantar and Alistarh 2023, section 3.3). Raises `RunError` where H is not positive definite."
-    if not torch.isfinite(gram).all(): raise RunError("the inputs of a layer hold NaN or infinite values: load the model in float32 or bfloat16, or mend the checkpoint.")
+    if not torch.isfinite(torch.stack(gram.aminmax())).all(): raise RunError("the inputs of a layer hold NaN or infinite values: load the model in float32 or bfloat16, or mend the checkpoint.")
     diagonal = 2 * gram.diagonal()
     dead = diagonal == 0
     diagonal[dead] = 1
@@ -85,7 +85,7 @@ def sweep(
 @torch.no_grad()
 def sparsegpt(
     linears: dict,     # name → nn.Linear, changed in place; layers with the same `Seen.gram` are swept together
-    seen: dict,        # name → `Seen` with `gram`
+    seen: dict,        # name → `Seen` with `gram`, which is None afterwards: its memory is used up
     share,             # fraction of each layer's weights that goes, in [0, 1), or a `Pattern` N:M
     earlier: dict = None,  # name → keep (out, in) of earlier rounds: what is gone stays gone
     *,
@@ -95,18 +95,23 @@ def sparsegpt(
     if not (isinstance(damping, (int, float)) and 0 <= damping < math.inf): raise UsageError(f"damping must be a share of the mean diagonal such as {DAMPING}, got {damping!r}.")
     together, masks = {}, {}
     for name in linears: together.setdefault(id(seen[name].gram), []).append(name)
-    for names in together.values(): masks |= _swept({name: linears[name] for name in names}, seen[names[0]].gram, share, earlier or {}, damping)
-    return masks
+    for names in sorted(together.values(), key=lambda names: -linears[names[0]].in_features):  # the largest first, so that it waits for nobody
+        masks |= _swept({name: linears[name] for name in names}, [seen[name] for name in names], share, earlier or {}, damping)
+    return {name: masks[name] for name in linears}
 
 
-def _swept(linears: dict, gram: Tensor, share, earlier: dict, damping: float) -> dict:
-    "Name → keep, for layers with one input; their weights change."
-    u, dead = factor_of_inverse(gram, damping)
+def _swept(linears: dict, seen: list, share, earlier: dict, damping: float) -> dict:
+    "Name → keep, for layers with one input; their weights change, and their gram is used up."
+    u, dead = factor_of_inverse(seen[0].gram, damping)
+    for one in seen: one.gram = None
     rows = [linear.weight.shape[0] for linear in linears.values()]
-    weight = torch.cat([linear.weight.float() for linear in linears.values()]).T.contiguous()
+    weight = torch.empty(len(u), sum(rows), device=u.device)
+    gone = torch.zeros(weight.shape, dtype=torch.bool, device=u.device)
+    for (name, linear), w, g in zip(linears.items(), weight.split(rows, 1), gone.split(rows, 1)):
+        w.copy_(linear.weight.T)
+        if name in earlier: g.copy_(~earlier[name].T)
     weight[dead] = 0
-    gone = torch.cat([~earlier[name].to(weight.device) if name in earlier else torch.zeros_like(linear.weight, dtype=torch.bool) for name, linear in linears.items()]).T
-    keep = sweep(weight, u, rows, share, gone.contiguous())
+    keep = sweep(weight, u, rows, share, gone)
     for linear, w in zip(linears.values(), weight.T.split(rows)): linear.weight.copy_(w)
     return {name: k.contiguous() for name, k in zip(linears, keep.T.split(rows))}
 
