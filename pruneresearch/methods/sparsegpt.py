@@ -29,6 +29,16 @@ def _turned(matrix: Tensor) -> Tensor:
     return matrix
 
 
+def _inverted(upper: Tensor) -> Tensor:
+    "The inverse of an upper triangular matrix, in its own memory, 128 columns at a time."
+    for a in range(0, len(upper), 128):
+        b = min(a + 128, len(upper))
+        corner = torch.linalg.solve_triangular(upper[a:b, a:b], torch.eye(b - a, device=upper.device, dtype=upper.dtype), upper=True)
+        upper[:a, a:b] = upper[:a, :a] @ (upper[:a, a:b] @ corner).neg_()
+        upper[a:b, a:b] = corner
+    return upper
+
+
 def factor_of_inverse(
     gram: Tensor,              # (in, in) float32, Σ xᵀx / number of sequences; its memory is used up
     damping: float = DAMPING,  # share of the mean diagonal
@@ -43,9 +53,7 @@ def factor_of_inverse(
     h = _turned(gram).mT  # symmetric; in columns, as the factorisation wants it, or it would make a copy
     failed = torch.linalg.cholesky_ex(h, out=(h, torch.empty((), dtype=torch.int32, device=h.device))).info
     if failed: raise RunError("the products of the inputs of a layer are not positive definite: calibrate on more or other sequences.")
-    upper = _turned(h.mT).mT
-    factor = torch.eye(len(upper), device=upper.device, dtype=upper.dtype)
-    return torch.linalg.solve_triangular(upper, factor, upper=True, out=factor), dead
+    return _inverted(_turned(h.mT).mT), dead
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c008
 BLOCK = 128  # columns whose later updates wait for each other
