@@ -38,7 +38,7 @@ def _inverted(upper: Tensor) -> Tensor:
         upper[a:b, a:b] = corner
     return upper
 
-
+# %% ../../nbs/methods/sparsegpt.ipynb #c008
 def factor_of_inverse(
     gram: Tensor,              # (in, in) float32, Σ xᵀx / number of sequences; its memory is used up
     damping: float = DAMPING,  # share of the mean diagonal
@@ -55,7 +55,7 @@ def factor_of_inverse(
     if failed: raise RunError("the products of the inputs of a layer are not positive definite: calibrate on more or other sequences.")
     return _inverted(_turned(h.mT).mT), dead
 
-# %% ../../nbs/methods/sparsegpt.ipynb #c008
+# %% ../../nbs/methods/sparsegpt.ipynb #c011
 BLOCK = 128  # columns whose later updates wait for each other
 
 
@@ -89,7 +89,7 @@ def sweep(
         if b < len(weight): weight[b:].addmm_(u[a:b, b:].T, errors, alpha=-1)
     return keep
 
-# %% ../../nbs/methods/sparsegpt.ipynb #c011
+# %% ../../nbs/methods/sparsegpt.ipynb #c014
 @torch.no_grad()
 def sparsegpt(
     linears: dict,     # name → nn.Linear, changed in place; layers with the same `Seen.gram` are swept together
