@@ -180,12 +180,12 @@ def _mean(shares: list, target):
     return sum(shares) / len(shares) if isinstance(target, list) else shares[0]
 
 
-def _part(request: Request, linears: dict, seen: dict, share, before, generator) -> dict:
+def _part(request: Request, linears: dict, seen: dict, share, before, generator) -> Bits:
     "Parameter name → keep, for some layers: of one block, or outside the blocks."
     if request.method.solve:
         earlier = {name: before.keep[f"{name}.weight"] for name in linears if before and f"{name}.weight" in before.keep}
-        return {f"{name}.weight": keep for name, keep in request.method.solve(linears, seen, share, earlier).items()}
-    return dict(_layer(request, {name: linear}, seen, share, before, generator) for name, linear in linears.items())  # one layer's scores at a time
+        return Bits({f"{name}.weight": keep for name, keep in request.method.solve(linears, seen, share, earlier).items()})
+    return Bits(_layer(request, {name: linear}, seen, share, before, generator) for name, linear in linears.items())  # one layer's scores at a time
 
 
 def _layer(request: Request, linear: dict, seen: dict, share, before, generator) -> tuple:
@@ -251,13 +251,13 @@ def masks_block_by_block(
         share = shares[block.index]
         with _in_block(block.index):
             if pattern.kinds: part = _units_part(request, [g for g in request.groups if g.block == block.index], seen, share, kept, generator)
-            else: part = {key: mask.cpu() for key, mask in _part(request, block.by_name, seen, share, before, generator).items()}
+            else: part = _part(request, block.by_name, seen, share, before, generator)
         Masks(part).apply(model)
         if resume: store_part(resume, name, model, block.index, part)
         keep.update(part)
         del part, seen  # nothing of a block is held while the next one is looked at
     outside = {} if pattern.kinds else _outside(structure)
-    if outside: keep.update({key: mask.cpu() for key, mask in _part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares, target), before, generator).items()})
+    if outside: keep.update(_part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(shares, target), before, generator))
     return Masks(keep)
 
 # %% ../nbs/choosing.ipynb #c019
