@@ -8,13 +8,13 @@ READY   := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install bench test notebooks docs readme lab constraints clean
+.PHONY: help install bench test docs pages lab constraints clean
 help:
-	@echo "make bench [PROFILE=tiny] [JOBS=2]   compare the pruning methods, write figures/PROFILE"
+	@echo "make bench [PROFILE=tiny] [JOBS=2]   compare the pruning methods, write figures/PROFILE, the pages made of rows, README.md"
 	@echo "make test                            run every notebook and every test"
 	@echo "make docs                            build the site into _docs"
 	@echo "make lab                             open the notebooks in JupyterLab"
-	@echo "make readme                          execute index and report, write README.md"
+	@echo "make pages                           execute the pages made of rows, write README.md"
 
 install: $(READY)
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
@@ -26,6 +26,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 bench: $(READY)
 	$(BIN)/pruneresearch bench --profile $(PROFILE) --jobs $(JOBS)
 	$(BIN)/pruneresearch report --profile $(PROFILE)
+	$(MAKE) pages
 
 # Two processes of one thread each: sums do not depend on it, and on two cores it is the fastest.
 test: export OMP_NUM_THREADS ?= 1
@@ -36,14 +37,16 @@ test: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/build.py site
 
-readme: export PYTHONWARNINGS = ignore
-readme: $(READY)
-	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace nbs/benchmarks/report.ipynb nbs/index.ipynb
+# What is computed from the committed rows: results, answers, the landing page.
+PAGES := $(addprefix nbs/benchmarks/,report.ipynb rows.ipynb) $(wildcard nbs/guides/*.ipynb) nbs/index.ipynb
+pages: export PYTHONWARNINGS = ignore
+pages: $(READY)
+	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $(PAGES)
 	$(BIN)/nbdev_clean
 	$(BIN)/python docs/build.py readme
 
 lab: $(READY)
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs --LabApp.default_url=/lab/tree/tutorials
 
 constraints:
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --all-extras --no-header --no-annotate --no-emit-index-url --no-emit-find-links pyproject.toml -o constraints.txt

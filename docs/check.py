@@ -1,4 +1,4 @@
-"What a finished site must satisfy: every link arrives, and nothing is fetched from elsewhere."
+"What a finished site must satisfy: every link arrives, nothing is fetched from elsewhere, every image says in words what it shows."
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,10 +10,10 @@ FETCHING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "vi
 
 
 class Page(HTMLParser):
-    "The links, the fetched addresses and the anchors of a page."
+    "The links, the fetched addresses, the anchors and the mute images of a page."
     def __init__(self, path: Path):
         super().__init__()
-        self.links, self.fetched, self.anchors = [], [], {""}
+        self.links, self.fetched, self.anchors, self.mute = [], [], {""}, []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -21,16 +21,17 @@ class Page(HTMLParser):
         if values.get("id"): self.anchors.add(values["id"])
         if tag == "a" and values.get("href"): self.links.append(values["href"])
         if tag in FETCHING and values.get(FETCHING[tag]): self.fetched.append(values[FETCHING[tag]])
+        if tag == "img" and (not values.get("alt") or values["alt"].endswith(values.get("src", "?").rpartition("/")[2])): self.mute.append(values.get("src"))
         if tag == "link" and values.get("rel") in ("stylesheet", "icon", "preload"): self.fetched.append(values["href"])
 
     handle_startendtag = handle_starttag
 
 
 def check_site(folder: Path):
-    "Raise `SiteError` listing links that lead nowhere and things that would be fetched from another host."
+    "Raise `SiteError` listing links that lead nowhere, things that would be fetched from another host, and images without alternative text."
     pages = {path.resolve(): Page(path) for path in folder.rglob("*.html")}
     problems = [f"{path.relative_to(folder.resolve())}: {problem}" for path, page in pages.items()
-                for problem in [*broken(path, page, pages), *foreign(page.fetched)]]
+                for problem in [*broken(path, page, pages), *foreign(page.fetched), *(f"no alternative text: {image}" for image in page.mute)]]
     for sheet in folder.rglob("*.css"):
         urls = re.findall(r"(?:url\(|@import\s+)[\"']?(?!url\()([^\"')]+)", sheet.read_text(encoding="utf-8"))
         problems += [f"{sheet.relative_to(folder)}: {problem}" for problem in foreign(urls)]

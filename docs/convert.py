@@ -186,15 +186,24 @@ def convert(
     meta = front_matter(cells)
     if "title" not in meta: raise SiteError(f"nbs/{page}.ipynb has no title: its first cell must be '# Title' and '> one sentence'.")
     lead = f"\n\n:::{{container}} lead\n{meta['description']}\n:::" if "description" in meta else ""
-    pages, level = [cell_of("markdown", markdown(site, page, f"# {meta['title']}{lead}"))], 1
+    pages, level, said = [cell_of("markdown", markdown(site, page, f"# {meta['title']}{lead}"))], 1, meta["title"]
     for cell in cells[1:]:
         if cell["cell_type"] == "markdown":
-            level = depth(cell["source"], level)
+            level, said = depth(cell["source"], level), in_words(cell["source"]) or said
             pages.append(cell_of("markdown", markdown(site, page, cell["source"])))
         elif cell["cell_type"] == "code":
-            shown = code_cell(site, page, cell, meta.get("execute") or {})
+            alt = {"fig-alt": f"Figure: {said}"} if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])) else {}
+            shown = code_cell(site, page, cell, {**(meta.get("execute") or {}), **alt})
             pages += [beneath(c, level) if "{container} api" in c["source"] else c for c in shown]
     return pages
+
+
+def in_words(text: str) -> str:
+    "The heading and the first sentence of a markdown cell, without marks: what is said about a figure that follows."
+    prose = re.sub(FENCE, "", text, flags=re.M | re.S)
+    plain = re.sub(r"[`*$\\_]|!?\[|\]\([^)]*\)", "", prose)
+    lines = [line.lstrip("# ").strip() for line in plain.splitlines() if line.strip() and not line.startswith(("|", ":::", "<"))]
+    return " – ".join(dict.fromkeys(re.split(r"(?<=[.:?!])\s", line)[0] for line in lines[:2]))[:300]
 
 
 def depth(text: str, before: int) -> int:

@@ -6,10 +6,12 @@
 __all__ = ['GROUP', 'HIGHER_IS_BETTER', 'LOG_SCALE', 'CONTROLS', 'COSTS', 'MARKS', 'LEGEND', 'groups', 'frame',
            'higher_is_better', 'require_one_protocol', 'gate', 'require_controls', 'matched', 'Interval', 'spread',
            'mean_interval', 'outcome_mean', 'paired_outcomes', 'by_seed', 'two_way_bootstrap', 't_ends', 'hull_ends',
-           'Difference', 'paired_difference', 'mean_costs', 'board_line', 'leaderboard', 'versus', 'number',
-           'with_interval', 'cell', 'budget', 'as_markdown', 'signed', 'versus_markdown']
+           'Difference', 'paired_difference', 'mean_costs', 'board_line', 'leaderboard', 'versus', 'ranked_methods',
+           'pairwise', 'could_lose', 'shortlist', 'pareto', 'number', 'with_interval', 'cell', 'budget', 'as_markdown',
+           'signed', 'versus_markdown', 'shortlist_markdown']
 
 # %% ../nbs/compare.ipynb #c004
+from itertools import combinations
 from typing import NamedTuple
 import numpy as np
 from .basics import UsageError, lookup
@@ -309,8 +311,8 @@ def board_line(
     missing = sorted({row["seed"] for row in reference} - {row["seed"] for row in rows})
     if missing: reasons.append(f"seeds {missing} are missing")
     value, dense = (mean_interval([row[k] for row in rows], log=log) for k in ("value", "dense_value"))
-    line = {"metric": metric, "n_seeds": len(rows), "achieved": float(np.mean([row["achieved"] for row in rows])),
-            "value": value.mean, "low": value.low, "high": value.high,
+    line = {"metric": metric, "n_seeds": len(rows), "ids": " ".join(row["id"] for row in sorted(rows, key=lambda row: row["seed"])), 
+            "achieved": float(np.mean([row["achieved"] for row in rows])), "value": value.mean, "low": value.low, "high": value.high,
             "dense": dense.mean, "dense_low": dense.low, "dense_high": dense.high,
             "difference": np.nan, "difference_low": np.nan, "difference_high": np.nan, "unit": "", "verdict": "",
             "ranked": not reasons, "reason": reasons[0] if reasons else ""}
@@ -360,6 +362,73 @@ def versus(
     return pd.DataFrame(lines)
 
 # %% ../nbs/compare.ipynb #c051
+def ranked_methods(
+    rows: list,  # marked rows of one group (see `matched`)
+) -> dict:       # method → its rows, the best mean first; methods with a row that is not ranked are left out
+    "The methods of a group that can be compared, in the order of their means."
+    own = {name: of for (name,), of in groups(rows, ("method",)).items() if all(row["ranked"] for row in of)}
+    sign = -1 if higher_is_better(rows[0]["metric"]) else 1
+    log = rows[0]["metric"] in LOG_SCALE
+    return dict(sorted(own.items(), key=lambda item: sign*mean_interval([row["value"] for row in item[1]], log=log).mean))
+
+
+def pairwise(
+    rows: list,  # rows of experiments
+    **options,   # for `paired_difference`
+):               # a pandas.DataFrame, one line per group and pair; `method` has the better mean, `against` the other one
+    "Paired differences of every two methods, with intervals and verdicts."
+    import pandas as pd
+    lines = []
+    for key, members in groups(matched(rows), GROUP).items():
+        for (a, rows_a), (b, rows_b) in combinations(ranked_methods(members).items(), 2):
+            lines.append(dict(zip(GROUP, key)) | {"method": a, "against": b} | paired_difference(rows_a, rows_b, **options)._asdict())
+    return pd.DataFrame(lines)
+
+# %% ../nbs/compare.ipynb #c054
+def could_lose(
+    rows_a: list,  # one row per seed
+    rows_b: list,  # the same of another method
+    **options,     # for `paired_difference`
+) -> float:        # in the unit of the difference, never negative; the mean loss where there is no interval
+    "How much worse than `rows_b` `rows_a` may be, by the far end of the interval."
+    found = paired_difference(rows_a, rows_b, **options)
+    low, high = (found.difference if np.isnan(end) else end for end in (found.low, found.high))
+    return max(0.0, -low if higher_is_better(rows_a[0]["metric"]) else high)
+
+
+def shortlist(
+    rows: list,            # rows of experiments
+    margin: float = 0.02,  # what may be lost: absolute, for metrics on a logarithmic scale a share
+    **options,             # for `paired_difference`
+):                         # a pandas.DataFrame, one line per group
+    "The best mean, what loses no more than the margin against it, and the one among these that took the fewest seconds to prune and recover."
+    import pandas as pd
+    lines = []
+    for key, members in groups(matched(rows), GROUP).items():
+        own = ranked_methods(members)
+        best = next(iter(own))
+        alike = [name for name in own if name == best or could_lose(own[name], own[best], **options) <= margin]
+        seconds = {name: float(np.mean([row["prune_seconds"] + row["recovery_seconds"] for row in own[name]])) for name in alike}
+        choice = min(alike, key=seconds.get)
+        def average(name, what): return mean_interval([row[what] for row in own[name]], log=members[0]["metric"] in LOG_SCALE).mean
+        lines.append(dict(zip(GROUP, key)) | {"metric": members[0]["metric"], "dense": average(best, "dense_value"), "best": best, "value": average(best, "value"), "as good": ", ".join(alike[1:]),
+                     "cheapest": choice, "its value": average(choice, "value"), "its seconds": seconds[choice], "ids": " ".join(row["id"] for row in own[choice]), "best ids": " ".join(row["id"] for row in own[best])})
+    return pd.DataFrame(lines)
+
+# %% ../nbs/compare.ipynb #c057
+def pareto(
+    board,                       # a leaderboard
+    cost: str,                   # one of its columns: the less the better
+    within=("model", "task"),    # lines with the same values of these are compared
+):                               # the lines of the front, from the cheapest to the best
+    "The lines that no other ranked line dominates in quality and cost."
+    shown = board[board["ranked"] & board[cost].notna()]
+    good = shown["value"] * shown["metric"].map(lambda metric: 1 if higher_is_better(metric) else -1)
+    shown = shown.assign(good=good).sort_values([*within, cost, "good"], ascending=[True]*len(within) + [True, False], kind="stable")
+    before = shown.groupby(list(within))["good"].transform(lambda values: values.cummax().shift(fill_value=-np.inf))
+    return shown[shown["good"] > before].drop(columns="good")
+
+# %% ../nbs/compare.ipynb #c060
 MARKS = {"better": " ▲", "worse": " ▼", "not separable": " ≈", "reference": "", "": ""}
 LEGEND = ("Mean over seeds with its 95 % interval. Paired with magnitude over seeds and test items: ▲ better, ▼ worse, "
           "≈ not separable. In parentheses: not ranked, because the run missed the budget (the sparsity it achieved is given), failed, or lacks a seed. "
@@ -383,15 +452,17 @@ def with_interval(
     if np.isnan(low) or low == high: return number(value)
     return f"{number(value)} [{number(low)}, {number(high)}]" if log else f"{number(value)} ± {number((high - low)/2)}"
 
-# %% ../nbs/compare.ipynb #c053
+# %% ../nbs/compare.ipynb #c062
 def cell(
-    line,        # one line of the leaderboard
-    best: bool,  # whether it has rank 1
+    line,           # one line of the leaderboard
+    best: bool,     # whether it has rank 1
+    page: str = "", # where the rows stand, to be linked
 ) -> str:
     "The text of one method at one sparsity."
     text = with_interval(line["value"], line["low"], line["high"], line["metric"] in LOG_SCALE)
-    if not line["ranked"]: return f"({text}; {100*line['achieved']:.1f} %)"
-    return (f"**{text}**" if best else text) + MARKS[line["verdict"]]
+    text = f"**{text}**" if best and line["ranked"] else text
+    if page: text = f"[{text}]({page}#row-{line['ids'].split()[0]})"
+    return text + MARKS[line["verdict"]] if line["ranked"] else f"({text}; {100*line['achieved']:.1f} %)"
 
 
 def budget(
@@ -405,6 +476,7 @@ def budget(
 def as_markdown(
     board,                # a leaderboard, or a selection of its lines
     legend: bool = True,  # end with what the marks mean
+    page: str = "",       # of the rows: every number becomes a link to its first row there
 ) -> str:                 # one table per model, task, pattern and recovery
     "The leaderboard as compact Markdown tables, methods × sparsities."
     import pandas as pd
@@ -414,7 +486,7 @@ def as_markdown(
         dense = with_interval(first["dense"], first["dense_low"], first["dense_high"], first["metric"] in LOG_SCALE)
         cells = {}
         for _, same in lines.groupby("sparsity", dropna=False):
-            cells[budget(same)] = {line["method"]: cell(line, line["ranked"] and line["rank"] == 1) for _, line in same.iterrows()}
+            cells[budget(same)] = {line["method"]: cell(line, line["ranked"] and line["rank"] == 1, page) for _, line in same.iterrows()}
         order = lines.groupby("method")["rank"].mean().astype(float).sort_values(kind="stable").index
         table = pd.DataFrame(cells).reindex(order).fillna("–").rename_axis("method")
         after = "no recovery" if recovery == "none" else f"then {recovery}"
@@ -423,7 +495,7 @@ def as_markdown(
                      + table.to_markdown(disable_numparse=True))
     return "\n\n".join(parts + [LEGEND]*legend)
 
-# %% ../nbs/compare.ipynb #c056
+# %% ../nbs/compare.ipynb #c065
 def signed(
     line,   # of `versus`
 ) -> str:   # "+0.012 [−0.003, +0.027] ≈"; in percent for metrics on a logarithmic scale
@@ -450,3 +522,17 @@ def versus_markdown(
         cells.setdefault(where, {})[line["against"]] = signed(line)
     found = pd.DataFrame([dict(zip(("contest", "pattern", "recovery", "sparsity"), where)) | {f"{method} − {other}": own.get(other, "–") for other in others} for where, own in cells.items()])
     return found.to_markdown(index=False, disable_numparse=True)
+
+# %% ../nbs/compare.ipynb #c068
+def shortlist_markdown(
+    short,           # of `shortlist`, or several of them joined
+    page: str = "",  # of the rows: the numbers become links to them
+) -> str:            # a table, one line per group
+    "Contests, their winners, and the cheapest method that is as good."
+    import pandas as pd
+    def linked(text, ids): return f"[{text}]({page}#row-{ids.split()[0]})" if page else text
+    lines = [{"contest": f"{line['model']} on {line['task']}", "pattern": line["pattern"], "recovery": line["recovery"],
+              "sparsity": "by block" if pd.isna(line["sparsity"]) else f"{100*line['sparsity']:.4g} %",
+              "best": f"{line['best']}, {line['metric']} {linked(number(line['value']), line['best ids'])}", "as good": line["as good"] or "–",
+              "cheapest of these": f"{line['cheapest']}, {linked(number(line['its value']), line['ids'])} in {line['its seconds']:.2g} s"} for _, line in short.iterrows()]
+    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)

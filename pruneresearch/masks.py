@@ -58,7 +58,7 @@ def keep_all_but(
     "Drop the k lowest of each row; ties go by position."
     _require_numbers(score)
     if k == 0: return torch.ones_like(score, dtype=torch.bool)
-    threshold = torch.cat([rows.kthvalue(k, dim=1, keepdim=True).values for rows in score.split(256)])  # it needs thrice the memory of its rows
+    threshold = torch.cat([rows.kthvalue(k, dim=1, keepdim=True).values for rows in score.split(64)])  # it needs thrice the memory of its rows
     keep = score > threshold
     if int((~keep).sum()) == k * len(score): return keep  # no ties but those that go
     ties = score == threshold

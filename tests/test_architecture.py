@@ -9,9 +9,9 @@ PACKAGE = ROOT/"pruneresearch"
 
 
 def rooms():
-    "Module names from left to right: the site's Library section, with the methods between export and experiment."
+    "Module names from left to right: the site's Reference section, with the methods between export and experiment."
     sections = {entry["section"]: entry["contents"] for entry in yaml.safe_load((ROOT/"_quarto.yml").read_text())["website"]["sidebar"]["contents"]}
-    library = [Path(name).stem for name in sections["Library"]]
+    library = [Path(name).stem for name in sections["Reference"]]
     methods = ["methods", *("methods." + Path(name).stem for name in sections["Methods"])]
     place = library.index("export") + 1
     assert library[place] == "experiment" and library[-1] == "package"
@@ -54,7 +54,7 @@ def test_the_parser_sees_every_form(source, module, expected):
 
 
 def test_every_module_has_a_place():
-    assert set(MODULES) <= set(rooms()), "a module is missing in the Library or Methods section of _quarto.yml"
+    assert set(MODULES) <= set(rooms()), "a module is missing in the Reference or Methods section of _quarto.yml"
     assert len(set(rooms())) == len(rooms())
 
 

@@ -263,3 +263,63 @@ def test_markdown_shows_verdicts_budgets_and_the_best():
 def test_frame_leaves_out_the_outcomes_and_opens_dictionaries():
     table = compare.frame([row(outcomes=[1], versions={"torch": "x"}, metrics={"f1": 0.5})])
     assert "outcomes" not in table and table["versions.torch"][0] == "x" and table["metrics.f1"][0] == 0.5
+
+
+# ---------------------------------------------------------------- every pair, the shortlist, the front
+
+def test_every_pair_is_compared_once_with_the_better_mean_first():
+    pairs = compare.pairwise(CONTEST + three("gradprobe", [0.94, 0.95, 0.94], achieved=0.2), n_resamples=200)
+    assert list(zip(pairs["method"], pairs["against"])) == [("wanda", "magnitude"), ("wanda", "random"), ("magnitude", "random")]  # gradprobe missed the budget
+    by_method = {name: [r for r in CONTEST if r["method"] == name] for name in ("wanda", "magnitude", "random")}
+    for _, line in pairs.iterrows():
+        assert compare.paired_difference(by_method[line["method"]], by_method[line["against"]], n_resamples=200)[:4] == tuple(line[["difference", "low", "high", "verdict"]])
+        assert compare.paired_difference(by_method[line["against"]], by_method[line["method"]], n_resamples=200).difference == pytest.approx(-line["difference"])
+
+
+def test_pairs_of_perplexities_put_the_lower_one_first():
+    rows = [r | {"metric": "perplexity", "value": 100*r["value"]} for r in CONTEST]
+    assert compare.pairwise(rows, n_resamples=100)["method"].tolist() == ["random", "random", "magnitude"]
+
+
+def test_a_method_with_a_wide_interval_is_not_as_good_as_the_best():
+    timed = lambda rows, seconds: [r | {"prune_seconds": seconds, "recovery_seconds": 1.0} for r in rows]
+    noisy = timed(three("lucky", [0.60, 0.98, 0.97]), 0.1)                     # not separable from wanda, and could lose much
+    close = timed(three("close", [0.895, 0.907, 0.884]), 0.5)                  # half a point below wanda with every seed
+    slow = timed(three("slow", [0.896, 0.908, 0.885]), 9.0)
+    rows = timed(CONTEST, 3.0) + noisy + close + slow
+    assert compare.paired_difference(timed(CONTEST[6:], 3.0), noisy).verdict == "not separable"
+    line = compare.shortlist(rows, margin=0.01).iloc[0]
+    assert line["best"] == "wanda" and line["as good"] == "slow, close" and line["cheapest"] == "close" and line["its seconds"] == 1.5
+    assert line["ids"] == "close-0 close-1 close-2" and line["best ids"] == "wanda-0 wanda-1 wanda-2" and line["dense"] == pytest.approx(0.95)
+    assert compare.shortlist(rows, margin=0.001).iloc[0]["as good"] == ""
+
+
+@pytest.mark.parametrize("metric, worse, best, loss", [("accuracy", 0.80, 0.90, 0.10), ("perplexity", 33.0, 30.0, 0.10)])
+def test_could_lose_is_the_far_end_of_the_interval(metric, worse, best, loss):
+    a, b = (three(name, [value]*3, metric=metric) for name, value in (("a", worse), ("b", best)))
+    assert compare.could_lose(a, b) == pytest.approx(loss) and compare.could_lose(b, a) == 0
+    spread = three("a", [worse*0.9, worse, worse*1.1], metric=metric)
+    found = compare.paired_difference(spread, b)
+    assert compare.could_lose(spread, b) == pytest.approx(-found.low if metric == "accuracy" else found.high) and compare.could_lose(spread, b) > loss
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
+def test_the_front_is_what_a_slow_loop_finds(metric):
+    import pandas as pd
+    rng = np.random.default_rng(4)
+    board = pd.DataFrame(dict(model="m", task=rng.choice(["t", "u"], 60), metric=metric, ranked=rng.random(60) > 0.2, value=rng.integers(1, 12, 60)/12, mmacs=rng.integers(1, 9, 60).astype(float)))
+    board.loc[3, "mmacs"] = np.nan
+    sign = 1 if metric == "accuracy" else -1
+    def beaten(a):
+        others = board[board["ranked"] & (board["task"] == a["task"]) & board["mmacs"].notna()]
+        return any(sign*b["value"] >= sign*a["value"] and b["mmacs"] <= a["mmacs"] and (b["value"] != a["value"] or b["mmacs"] != a["mmacs"]) for _, b in others.iterrows())
+    wanted = {(a["task"], a["mmacs"], a["value"]) for _, a in board.iterrows() if a["ranked"] and np.isfinite(a["mmacs"]) and not beaten(a)}
+    front = compare.pareto(board, "mmacs")
+    assert {(a["task"], a["mmacs"], a["value"]) for _, a in front.iterrows()} == wanted and len(front) == len(wanted)
+
+
+def test_numbers_lead_to_their_rows():
+    board = compare.leaderboard(CONTEST, n_resamples=50)
+    assert board.set_index("method")["ids"]["wanda"] == "wanda-0 wanda-1 wanda-2"
+    page = compare.as_markdown(board, page="rows.ipynb")
+    assert "](rows.ipynb#row-wanda-0)" in page and "](rows.ipynb#row-magnitude-0)" in page and "](" not in compare.as_markdown(board)

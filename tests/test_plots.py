@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from pruneresearch import plots
 from pruneresearch.basics import UsageError
-from pruneresearch.compare import leaderboard, mean_interval
+from pruneresearch.compare import leaderboard, mean_interval, pairwise, pareto
 
 SKILL = {"random": -3.0, "magnitude": 0.0, "wanda": 0.3, "taylor": 0.001}
 
@@ -210,3 +210,31 @@ def test_no_axis_of_a_score_goes_beyond_one_and_a_budget_of_work_is_named():
     figure = plots.quality_against_sparsity(wide, focus=False)
     assert len(figure.axes) == 2 and all(axis.get_ylim()[1] == 1.02 for axis in figure.axes)
     assert [axis.get_xlabel() for axis in figure.axes] == ["sparsity of the weights in scope (%)", "share of MACs that went (%)"]
+
+
+def test_the_matrix_shows_every_verdict_from_both_sides():
+    pairs = pairwise([r for r in ROWS if r["sparsity"] == 0.5], n_resamples=100)
+    [axis] = plots.separability_plot(pairs).axes
+    order = [label.get_text() for label in axis.get_yticklabels()]
+    assert order == [label.get_text() for label in axis.get_xticklabels()] and order[-1] == "random"
+    marks = {(order[round(text.get_position()[1])], order[round(text.get_position()[0])]): text.get_text() for text in axis.texts}
+    assert len(marks) == len(axis.patches) == len(SKILL)*(len(SKILL) - 1)
+    for _, line in pairs.iterrows():
+        assert marks[line["method"], line["against"]] == {"better": "▲", "worse": "▼", "not separable": "≈"}[line["verdict"]]
+        assert {marks[line["method"], line["against"]], marks[line["against"], line["method"]]} in ({"▲", "▼"}, {"≈"})
+    assert "▲" in marks.values()
+    with pytest.raises(UsageError, match="no pairs"): plots.separability_plot(pairs[:0])
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
+def test_pareto_plot_names_the_front_and_labels_its_axes(metric):
+    board = leaderboard([r | {"macs": 1e6*(1 - r["sparsity"]) + 1e5*len(r["method"])} for r in rows_of(metric)], n_resamples=50)
+    figure = plots.pareto_plot(board, "mmacs")
+    [axis] = figure.axes
+    front = pareto(board, "mmacs")
+    assert [text.get_text() for text in axis.texts] == [f"{line['method']}, {100*line['achieved']:.0f} %" for _, line in front.iterrows()] and len(front) > 1
+    assert axis.get_xlabel() == plots.COST_LABELS["mmacs"] and axis.get_ylabel() == plots.arrow(metric)
+    figure.draw_without_rendering()
+    assert any(label.get_text() for label in axis.get_yticklabels(which="both") if label.get_visible())  # a logarithmic axis keeps its numbers
+    with pytest.raises(UsageError, match="no ranked line"): plots.pareto_plot(board.assign(mmacs=np.nan), "mmacs")
+    with pytest.raises(UsageError, match="unknown cost"): plots.pareto_plot(board, "money")

@@ -143,6 +143,24 @@ def test_a_page_starts_with_title_and_sentence_and_cards_stand_below_their_headi
     with pytest.raises(SiteError, match="nbs/masks.ipynb has no title"): convert.convert(site, "masks", [md("text")])
 
 
+def test_an_image_says_what_the_text_before_it_says(site):
+    cells = [{"cell_type": "raw", "metadata": {}, "source": "---\ntitle: Masks\n---"}, md("## A *curve*\n\nIt rises with [`k`](masks.ipynb). Then it falls."), code("plot()", shown(image_png="x"))]
+    assert convert.convert(site, "masks", cells)[-1]["metadata"]["mystnb"]["image"] == {"alt": "Figure: A curve – It rises with k."}
+    cells[-1] = code('#| fig-alt: "own words"\nplot()', shown(image_png="x"))
+    assert convert.convert(site, "masks", cells)[-1]["metadata"]["mystnb"]["image"] == {"alt": "own words"}
+    cells[-1] = code("1 + 1", shown(text_plain="2"))
+    assert "mystnb" not in convert.convert(site, "masks", cells)[-1]["metadata"]
+
+
+@pytest.mark.parametrize("image, mute", [('<img src="a/b.png" alt="A curve">', False), ('<img src="a/b.png">', True), ('<img src="a/b.png" alt="">', True), ('<img src="a/b.png" alt="../b.png">', True)])
+def test_images_without_alternative_text_are_found(tmp_path, image, mute):
+    (tmp_path/"a").mkdir()
+    (tmp_path/"a/b.png").write_bytes(b"png")
+    (tmp_path/"page.html").write_text(f"<html><body>{image}</body></html>")
+    if not mute: return check.check_site(tmp_path)
+    with pytest.raises(SiteError, match="no alternative text: a/b.png"): check.check_site(tmp_path)
+
+
 @pytest.mark.parametrize("title, anchor", [("What to expect", "what-to-expect"), ("Masks.apply", "masks.apply"),
                                            ("whole_file", "whole_file"), ("1. Why, really?", "why-really")])
 def test_anchors_are_those_of_quarto(title, anchor): assert convert.slug(title) == anchor
