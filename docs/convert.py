@@ -192,7 +192,7 @@ def convert(
             level, said = depth(cell["source"], level), in_words(cell["source"]) or said
             pages.append(cell_of("markdown", markdown(site, page, cell["source"])))
         elif cell["cell_type"] == "code":
-            alt = {"fig-alt": f"Figure: {said}"} if any("image/png" in output.get("data", {}) for output in cell.get("outputs", [])) else {}
+            alt = {"fig-alt": f"Figure: {said}"} if any(kind.startswith("image/") for output in cell.get("outputs", []) for kind in output.get("data", {})) else {}
             shown = code_cell(site, page, cell, {**(meta.get("execute") or {}), **alt})
             pages += [beneath(c, level) if "{container} api" in c["source"] else c for c in shown]
     return pages

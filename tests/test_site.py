@@ -303,3 +303,25 @@ def test_readme_refuses_dead_links_and_drawings_without_a_file(root, capsys):
         write(root/"nbs/index.ipynb", md("# Lab"), cell)
         assert build.main(["readme"], root) == 1 and message in capsys.readouterr().err
         assert not (root/"README.md").exists()
+
+
+# ---- this repository's own pages ----
+
+def test_the_site_covers_every_notebook_in_the_order_of_the_sidebar():
+    navigation = build.sections(REPOSITORY)
+    listed = [page for _, entries in navigation for page, _ in entries]
+    build.check_navigation(listed, build.notebooks(REPOSITORY))
+    build.check_titles({page: convert.read_cells(REPOSITORY/"nbs"/f"{page}.ipynb") for page in listed})
+    trees = build.toctrees(navigation)["source"]
+    shown = [line.rsplit("<", 1)[-1].rstrip(">") for line in trees.splitlines() if line and not line.startswith(("`", ":"))]
+    assert shown == ["self" if page == "index" else page for page in listed]
+    assert [caption for caption, _ in navigation] == ["Start", "Methods", "Experiments", "Guides", "Reference"]
+    assert (REPOSITORY/"nbs/_quarto.yml").read_bytes() == (REPOSITORY/"_quarto.yml").read_bytes()  # nbdev looks in nbs/
+
+
+def test_every_page_that_is_made_of_rows_is_executed_by_make():
+    pages = (REPOSITORY/"Makefile").read_text(encoding="utf-8").split("PAGES :=")[1].splitlines()[0]
+    for page in build.notebooks(REPOSITORY):
+        source = "".join(cell["source"] for cell in convert.read_cells(REPOSITORY/"nbs"/f"{page}.ipynb") if cell["cell_type"] == "code")
+        if "saved_rows(" in source and page.startswith(("guides/", "benchmarks/r")):
+            assert f"{page.split('/')[1]}.ipynb" in pages or "guides/*.ipynb" in pages
