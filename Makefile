@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: help install bench test docs pages lab constraints clean
 help:
-	@echo "make bench [PROFILE=tiny] [JOBS=2]   compare the pruning methods, write figures/PROFILE, the pages made of rows, README.md"
+	@echo "make bench [PROFILE=tiny] [JOBS=2]   compare the pruning methods, write figures/PROFILE, and (but for smoke) the pages made of rows"
 	@echo "make test                            run every notebook and every test"
 	@echo "make docs                            build the site into _docs"
 	@echo "make lab                             open the notebooks in JupyterLab"
@@ -26,7 +26,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 bench: $(READY)
 	$(BIN)/pruneresearch bench --profile $(PROFILE) --jobs $(JOBS)
 	$(BIN)/pruneresearch report --profile $(PROFILE)
-	$(MAKE) pages
+	$(if $(filter smoke,$(PROFILE)),,$(MAKE) pages)
 
 # Two processes of one thread each: sums do not depend on it, and on two cores it is the fastest.
 test: export OMP_NUM_THREADS ?= 1
