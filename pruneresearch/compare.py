@@ -7,8 +7,8 @@ __all__ = ['GROUP', 'HIGHER_IS_BETTER', 'LOG_SCALE', 'CONTROLS', 'COSTS', 'MARKS
            'higher_is_better', 'require_one_protocol', 'gate', 'require_controls', 'matched', 'Interval', 'spread',
            'mean_interval', 'outcome_mean', 'paired_outcomes', 'by_seed', 'two_way_bootstrap', 't_ends', 'hull_ends',
            'Difference', 'paired_difference', 'mean_costs', 'board_line', 'leaderboard', 'versus', 'ranked_methods',
-           'pairwise', 'could_lose', 'shortlist', 'pareto', 'number', 'with_interval', 'cell', 'budget', 'as_markdown',
-           'signed', 'versus_markdown', 'shortlist_markdown']
+           'pairwise', 'could_lose', 'shortlist', 'most_often_good', 'pareto', 'number', 'with_interval', 'cell',
+           'budget', 'as_markdown', 'signed', 'versus_markdown', 'shortlist_markdown']
 
 # %% ../nbs/compare.ipynb #c004
 from itertools import combinations
@@ -399,9 +399,10 @@ def could_lose(
 def shortlist(
     rows: list,            # rows of experiments
     margin: float = 0.02,  # what may be lost: absolute, for metrics on a logarithmic scale a share
+    noise: float = 0.25,   # seconds that differ by no more than this share count as equal
     **options,             # for `paired_difference`
 ):                         # a pandas.DataFrame, one line per group
-    "The best mean, what loses no more than the margin against it, and the one among these that took the fewest seconds to prune and recover."
+    "The best mean, what loses no more than the margin against it, and the best one among these that takes about the fewest seconds to prune and recover."
     import pandas as pd
     lines = []
     for key, members in groups(matched(rows), GROUP).items():
@@ -409,11 +410,20 @@ def shortlist(
         best = next(iter(own))
         alike = [name for name in own if name == best or could_lose(own[name], own[best], **options) <= margin]
         seconds = {name: float(np.mean([row["prune_seconds"] + row["recovery_seconds"] for row in own[name]])) for name in alike}
-        choice = min(alike, key=seconds.get)
+        choice = next(name for name in alike if seconds[name] <= (1 + noise)*min(seconds.values()))
         def average(name, what): return mean_interval([row[what] for row in own[name]], log=members[0]["metric"] in LOG_SCALE).mean
         lines.append(dict(zip(GROUP, key)) | {"metric": members[0]["metric"], "dense": average(best, "dense_value"), "best": best, "value": average(best, "value"), "as good": ", ".join(alike[1:]),
                      "cheapest": choice, "its value": average(choice, "value"), "its seconds": seconds[choice], "ids": " ".join(row["id"] for row in own[choice]), "best ids": " ".join(row["id"] for row in own[best])})
     return pd.DataFrame(lines)
+
+
+def most_often_good(
+    short,  # of `shortlist`, or several of them joined
+) -> list:  # of method names; those that are best or as good in most groups come first, then those that are best in most
+    "Which methods one would bet on without knowing the contest."
+    best = list(short["best"])
+    good = best + [name for names in short["as good"] for name in names.split(", ") if name]
+    return sorted(dict.fromkeys(good), key=lambda name: (-good.count(name), -best.count(name)))
 
 # %% ../nbs/compare.ipynb #c057
 def pareto(
@@ -534,5 +544,5 @@ def shortlist_markdown(
     lines = [{"contest": f"{line['model']} on {line['task']}", "pattern": line["pattern"], "recovery": line["recovery"],
               "sparsity": "by block" if pd.isna(line["sparsity"]) else f"{100*line['sparsity']:.4g} %",
               "best": f"{line['best']}, {line['metric']} {linked(number(line['value']), line['best ids'])}", "as good": line["as good"] or "–",
-              "cheapest of these": f"{line['cheapest']}, {linked(number(line['its value']), line['ids'])} in {line['its seconds']:.2g} s"} for _, line in short.iterrows()]
+              "cheapest of these": f"{line['cheapest']}, {linked(number(line['its value']), line['ids'])} in {number(line['its seconds'])} s"} for _, line in short.iterrows()]
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)

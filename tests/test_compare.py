@@ -323,3 +323,16 @@ def test_numbers_lead_to_their_rows():
     assert board.set_index("method")["ids"]["wanda"] == "wanda-0 wanda-1 wanda-2"
     page = compare.as_markdown(board, page="rows.ipynb")
     assert "](rows.ipynb#row-wanda-0)" in page and "](rows.ipynb#row-magnitude-0)" in page and "](" not in compare.as_markdown(board)
+
+
+def test_seconds_that_hardly_differ_do_not_choose():
+    close = three("close", [0.899, 0.911, 0.888])
+    def choice(seconds): return compare.shortlist([r | {"prune_seconds": 10.0 if r["method"] == "wanda" else seconds, "recovery_seconds": 0.0} for r in CONTEST + close], n_resamples=100).iloc[0]["cheapest"]
+    assert choice(8.1) == "wanda" and choice(7.9) == "close"
+
+
+def test_methods_that_are_good_everywhere_come_before_those_that_win_once():
+    import pandas as pd
+    short = pd.DataFrame({"best": ["a", "b", "b"], "as good": ["c", "c, a", ""]})
+    assert compare.most_often_good(short) == ["b", "a", "c"]
+    assert compare.most_often_good(pd.DataFrame({"best": ["a", "b"], "as good": ["c", "c"]}))[0] == "c"
