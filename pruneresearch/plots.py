@@ -344,7 +344,7 @@ def cost_plot(
 def pareto_plot(
     board,               # a leaderboard (see `compare.leaderboard`)
     cost: str,           # a key of `COST_LABELS`
-    focus: bool = True,  # fit the vertical axis to the front and what comes near it
+    focus: bool = True,  # fit the vertical axis to the front and the better half of the rest
 ):                       # a matplotlib Figure, one panel per model and task; raises `UsageError` when the board has no such costs
     "Everything over its cost, with the Pareto front."
     label = lookup(COST_LABELS, cost, "cost")
@@ -369,9 +369,10 @@ def _draw_front(axis, lines, cost: str, label: str, looks: dict, focus: bool) ->
     axis.axhline(lines["dense"].iloc[0], color="black", linewidth=1, linestyle=":")
     axis.set(xlabel=label, ylabel=arrow(metric))
     if focus:
-        ends = np.array([*front["value"], lines["dense"].iloc[0]])
+        ends = np.array([*front["value"], lines["dense"].iloc[0], lines["value"].median()])
         if metric in LOG_SCALE: axis.set_ylim(ends.min()*0.9, ends.max()*1.5)
         else: axis.set_ylim(ends.min() - 0.25*np.ptp(ends) - 0.01, ends.max() + 0.12*np.ptp(ends) + 0.005)
+    if lines[cost].max() < 1.1*lines[cost].min(): axis.set_xlim(0.9*lines[cost].min(), 1.1*lines[cost].max())  # costs that hardly differ look like that
     if metric in LOG_SCALE: log_axis(axis.yaxis)
     if (lines[cost] > 0).all() and lines[cost].max() > 20*lines[cost].min(): log_axis(axis.xaxis)
     for _, line in front.iterrows():
