@@ -541,8 +541,8 @@ def shortlist_markdown(
     "Contests, their winners, and the cheapest method that is as good."
     import pandas as pd
     def linked(text, ids): return f"[{text}]({page}#row-{ids.split()[0]})" if page else text
-    lines = [{"contest": f"{line['model']} on {line['task']}", "pattern": line["pattern"], "recovery": line["recovery"],
-              "sparsity": "by block" if pd.isna(line["sparsity"]) else f"{100*line['sparsity']:.4g} %",
+    def asked(line): return ", ".join([line["pattern"], "by block" if pd.isna(line["sparsity"]) else f"{100*line['sparsity']:.4g}\u00a0%"] + [f"then {line['recovery']}"]*(line["recovery"] != "none"))
+    lines = [{"contest": f"{line['model']} on {line['task']}", "what goes": asked(line),
               "best": f"{line['best']}, {line['metric']} {linked(number(line['value']), line['best ids'])}", "as good": line["as good"] or "–",
               "cheapest of these": f"{line['cheapest']}, {linked(number(line['its value']), line['ids'])} in {number(line['its seconds'])} s"} for _, line in short.iterrows()]
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
