@@ -395,7 +395,7 @@ def could_lose(
     low, high = (found.difference if np.isnan(end) else end for end in (found.low, found.high))
     return max(0.0, -low if higher_is_better(rows_a[0]["metric"]) else high)
 
-
+# %% ../nbs/compare.ipynb #c055
 def shortlist(
     rows: list,            # rows of experiments
     margin: float = 0.02,  # what may be lost: absolute, for metrics on a logarithmic scale a share
@@ -416,7 +416,7 @@ def shortlist(
                      "cheapest": choice, "its value": average(choice, "value"), "its seconds": seconds[choice], "ids": " ".join(row["id"] for row in own[choice]), "best ids": " ".join(row["id"] for row in own[best])})
     return pd.DataFrame(lines)
 
-
+# %% ../nbs/compare.ipynb #c056
 def most_often_good(
     short,  # of `shortlist`, or several of them joined
 ) -> list:  # of method names; those that are best or as good in most groups come first, then those that are best in most
@@ -425,7 +425,7 @@ def most_often_good(
     good = best + [name for names in short["as good"] for name in names.split(", ") if name]
     return sorted(dict.fromkeys(good), key=lambda name: (-good.count(name), -best.count(name)))
 
-# %% ../nbs/compare.ipynb #c057
+# %% ../nbs/compare.ipynb #c059
 def pareto(
     board,                       # a leaderboard
     cost: str,                   # one of its columns: the less the better
@@ -438,7 +438,7 @@ def pareto(
     before = shown.groupby(list(within))["good"].transform(lambda values: values.cummax().shift(fill_value=-np.inf))
     return shown[shown["good"] > before].drop(columns="good")
 
-# %% ../nbs/compare.ipynb #c060
+# %% ../nbs/compare.ipynb #c062
 MARKS = {"better": " ▲", "worse": " ▼", "not separable": " ≈", "reference": "", "": ""}
 LEGEND = ("Mean over seeds with its 95 % interval. Paired with magnitude over seeds and test items: ▲ better, ▼ worse, "
           "≈ not separable. In parentheses: not ranked, because the run missed the budget (the sparsity it achieved is given), failed, or lacks a seed. "
@@ -462,7 +462,7 @@ def with_interval(
     if np.isnan(low) or low == high: return number(value)
     return f"{number(value)} [{number(low)}, {number(high)}]" if log else f"{number(value)} ± {number((high - low)/2)}"
 
-# %% ../nbs/compare.ipynb #c062
+# %% ../nbs/compare.ipynb #c064
 def cell(
     line,           # one line of the leaderboard
     best: bool,     # whether it has rank 1
@@ -505,7 +505,7 @@ def as_markdown(
                      + table.to_markdown(disable_numparse=True))
     return "\n\n".join(parts + [LEGEND]*legend)
 
-# %% ../nbs/compare.ipynb #c065
+# %% ../nbs/compare.ipynb #c067
 def signed(
     line,   # of `versus`
 ) -> str:   # "+0.012 [−0.003, +0.027] ≈"; in percent for metrics on a logarithmic scale
@@ -533,7 +533,7 @@ def versus_markdown(
     found = pd.DataFrame([dict(zip(("contest", "pattern", "recovery", "sparsity"), where)) | {f"{method} − {other}": own.get(other, "–") for other in others} for where, own in cells.items()])
     return found.to_markdown(index=False, disable_numparse=True)
 
-# %% ../nbs/compare.ipynb #c068
+# %% ../nbs/compare.ipynb #c070
 def shortlist_markdown(
     short,           # of `shortlist`, or several of them joined
     page: str = "",  # of the rows: the numbers become links to them
