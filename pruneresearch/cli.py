@@ -192,12 +192,22 @@ def bench_command(args) -> str:
     from pruneresearch.bench import bench
     changes = _changes(args.set)
     if args.dry_run: return _planned(args, changes)
-    outcome = bench(args.names, args.profile, args.jobs, args.results, args.resume, say=lambda line: print(line, flush=True), changes=changes)
+    outcome = bench(args.names, args.profile, args.jobs, args.results, args.resume, say=lambda line: print(line, flush=True), changes=changes,
+                    address=args.cluster, memory=args.memory, resources=_amounts(args.resources), progress=args.progress)
     failed = [r for r in outcome if r["status"] == "failed"]
     if failed:
         listing = "\n".join(f"  {r['run']}: {r['reason']}\n    log: {os.path.relpath(r['folder'])}/log.txt" for r in failed)
         raise RunError(f"{len(failed)} of {len(outcome)} runs failed; run the same command again to resume:\n{listing}")
-    return f"{len(outcome)} runs finished, {sum(r['status'] == 'skipped' for r in outcome)} of them before."
+    most = max(r["peak_bytes"] for r in outcome)
+    return f"{len(outcome)} runs finished, {sum(r['status'] == 'skipped' for r in outcome)} of them before" + (f"; the largest held {most / 2**30:.2f} GiB." if most else ".")
+
+
+def _amounts(words):
+    "NAME=AMOUNT words as a dictionary; None without any."
+    amounts = _changes(words) if words else None
+    for name, amount in (amounts or {}).items():
+        if not isinstance(amount, (int, float)) or not amount > 0: raise UsageError(f"--resources takes NAME=AMOUNT, such as GPU=1, got {name}={amount}.")
+    return amounts
 
 # %% ../nbs/cli.ipynb #c014
 def _changes(words) -> dict:
@@ -378,6 +388,9 @@ def _add_bench(parser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmark notebooks (default: all)")
     parser.add_argument("--profile", default="tiny", help="smoke, tiny, small or paper")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, tcp://HOST:8786: its workers do the runs")
+    parser.add_argument("--resources", action="append", metavar="NAME=AMOUNT", help="what each run takes of what workers offer (default: GPU=1 where they have it)")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="main memory that each run may hold (default: no limit)")
     parser.add_argument("--results", help="folder of all results (default: runs/)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip what is done")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a notebook's parameter in every run, e.g. task=glue/sst2")
