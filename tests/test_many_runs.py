@@ -267,7 +267,7 @@ def test_the_scheduler_goes(tmp_path):
         until(lambda: len(rows(checkout)) == 1)
         fell(scheduler.pid)
         code, _, err = finish(process, 60)
-        assert code == 1 and f"the scheduler at '{address}' is gone: finished runs are kept" in err and "Traceback" not in err, err
+        assert code == 1 and err.startswith("pruneresearch: the scheduler is gone: finished runs are kept"), err
     until(lambda: not working_on(checkout), 15)
     complete(checkout, 4)
 
@@ -282,7 +282,7 @@ def test_the_last_worker_goes_and_a_new_one_comes(tmp_path):
         new = dask(checkout, "worker", address, "--nthreads", "1", "--no-nanny", "--local-directory", str(checkout/"scratch"))
         try: code, out, err = finish(process)
         finally: fell(new.pid); new.wait()
-        assert code == 0 and "no worker is left" in out and len(rows(checkout)) == 2, (out, err)
+        assert code == 0 and "no worker answers" in out and len(rows(checkout)) == 2, (out, err)
 
 
 def test_a_gpu_is_taken_by_one_run(tmp_path):
