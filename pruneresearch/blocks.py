@@ -7,8 +7,8 @@ __all__ = ['Stop', 'calls_of_blocks', 'hands_on', 'require_adding', 'waiting_roo
 
 # %% ../nbs/blocks.ipynb #c003
 import copy, os, tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 import torch
 from torch import nn, Tensor
@@ -199,6 +199,7 @@ def block_by_block(
     *,
     waiting=None,             # where activations wait between blocks: None, where the model computes; "cpu"; or a folder
     device=None,              # where blocks compute, each moved there for its turn; None: where the model is
+    present: Callable = nullcontext,  # (`Block`, or None for what comes before the blocks) → context manager in which its weights are there
     done: int = 0,            # so many blocks are pruned already: they are only run through
     progress: bool = False,   # show a bar: (3/22) calibrating · pruning · propagating
 ) -> Iterator[tuple]:         # (`Block`, name of each of its linear layers → `Seen`, emptied when the walk goes on)
@@ -208,11 +209,11 @@ def block_by_block(
     if needs - set(INPUTS): raise UsageError(f"block by block only {', '.join(INPUTS)} are known, not {', '.join(sorted(needs - set(INPUTS)))}: gradients need the whole model.")
     if not blocks: raise UsageError("this model has no transformer blocks: calibrate it in one pass.")
     with frozen_except(model, []), waiting_room(waiting or (device and "cpu")) as put, tqdm(total=len(blocks), disable=not progress, bar_format="{desc} |{bar}| {elapsed}<{remaining}") as bar:
-        parts = _caught(model, [block.module for block in blocks], batches, put)
+        with present(None), present(blocks[0]): parts = _caught(model, [block.module for block in blocks], batches, put)
         for i, block in enumerate(blocks):
             say = lambda phase: bar.set_description_str(f"({i + 1}/{len(blocks)}) {phase}")
             own = [(hidden, *calls[i], mask) for hidden, calls, mask in parts]
-            with _on(block.module, device):
+            with present(block), _on(block.module, device):
                 if i >= done:
                     say("calibrating")
                     seen = _hear(block, own, needs, _run)

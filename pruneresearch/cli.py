@@ -41,7 +41,7 @@ def _ready_model(args, task, request: dict):
     from pruneresearch.checkpoints import open_model
     from pruneresearch.pruning import check_request
     from pruneresearch.recovery import fine_tune
-    model = open_model(args.model, task, seed=args.seed, trust_remote_code=args.trust_remote_code, device="cpu" if args.device else None)  # blocks visit the device one by one
+    model = open_model(args.model, task, seed=args.seed, dtype=args.dtype, trust_remote_code=args.trust_remote_code, device="cpu" if args.device else None)  # blocks visit the device one by one
     if args.multiple_of is not None: request["sparsity"] = _rounded(model, request, args.multiple_of)
     check_request(model, **request)
     _require_head(model, task, args)
@@ -90,6 +90,7 @@ def _walk_settings(args):
 
 def prune_command(args) -> str:
     "Load, (fine-tune,) prune, (recover, remove,) evaluate, save."
+    if args.stream: return _stream_command(args)
     import copy
     from pruneresearch.masks import STRUCTURES, parse_pattern
     from pruneresearch.measure import evaluate_model, parameter_counts
@@ -118,7 +119,40 @@ def prune_command(args) -> str:
     if args.output: _write(model, result.masks, report, args.output)
     return json.dumps(report, indent=1) if args.json else _told(report, args.output)
 
-# %% ../nbs/cli.ipynb #c010
+# %% ../nbs/cli.ipynb #c011
+def _require_streamable(args) -> None:
+    "What trains, measures or cuts holds the whole model."
+    asked = {"--recovery": args.recovery != "none", "--fine-tune": args.fine_tune, "--remove": args.remove, "--multiple-of": args.multiple_of is not None,
+             "--rounds": args.rounds > 1, "--schedule": args.schedule != "one-shot", "--scope": args.scope != "blocks"}
+    flag = next((flag for flag, given in asked.items() if given), None)
+    if flag: raise UsageError(f"--stream holds one block at a time, and {flag} needs the whole model: leave one of them out.")
+    if not args.output: raise UsageError("--stream writes block after block: add --output FOLDER.")
+
+
+def _stream_command(args) -> str:
+    "Prune from files to files."
+    from pruneresearch.measure import measured
+    from pruneresearch.stream import prune_stream
+    from pruneresearch.tasks import load_task
+    _require_streamable(args)
+    task = load_task(args.task, data_dir=args.data_dir)
+    with whole_folder(args.output) as out:
+        with measured("cpu") as phase:
+            result = prune_stream(args.model, out, task, method=args.method, sparsity=_sparsity(args.sparsity) if args.sparsity else None, pattern=args.pattern, allocation=args.allocation,
+                                  options=_changes(args.set), sequential=args.sequential, repair=args.repair, walk=_walk_settings(args), dtype=args.dtype, n_calibration=args.n_calibration,
+                                  length=args.length, seed=args.seed, progress=args.progress, trust_remote_code=args.trust_remote_code)
+        report = dict(model=args.model, task=task.name, method=result.method, pattern=result.pattern, allocation=result.allocation, seed=args.seed, achieved=result.achieved, sparsity_all=result.sparsity_all,
+                      calibration=result.calibration, dtype=args.dtype, bytes_written=sum(file.stat().st_size for file in out.glob("model-*.safetensors")), peak_bytes=phase.peak_total_bytes, seconds=phase.seconds)
+        write_json(out/"pruning.json", report)
+    return json.dumps(report, indent=1) if args.json else _streamed(report, args)
+
+
+def _streamed(report: dict, args) -> str:
+    "The report in a few lines."
+    return "\n".join([*_heading(report), f"weights          {report['bytes_written'] / 2**20:,.1f} MiB written", f"peak memory      {report['peak_bytes'] / 2**20:,.0f} MiB, libraries included",
+                      f"written to       {args.output}", f"to evaluate      pruneresearch evaluate --model {args.output} --task {args.task} (loads the whole model)"])
+
+# %% ../nbs/cli.ipynb #c012
 def _report(args, task, result, dense: dict, pruned: dict) -> dict:
     "What happened, as a plain dictionary."
     return dict(model=args.model, task=task.name, method=result.method, pattern=result.pattern, allocation=result.allocation, seed=args.seed, recovery=args.recovery,
@@ -135,15 +169,19 @@ def _write(model, masks, report: dict, output) -> None:
         write_json(out/"pruning.json", report)
 
 
+def _heading(report: dict) -> list:
+    return [f"{report['method']} · {report['pattern']} · allocation {report['allocation']}",
+            f"sparsity         {report['achieved']:.4%} of the weights in scope, {report['sparsity_all']:.2%} of all parameters"]
+
+
 def _told(report: dict, output) -> str:
     "The report in a few lines."
-    lines = [f"{report['method']} · {report['pattern']} · allocation {report['allocation']}",
-             f"sparsity         {report['achieved']:.4%} of the weights in scope, {report['sparsity_all']:.2%} of all parameters"]
+    lines = _heading(report)
     lines += [f"{name:17}{value:.4f} dense → {report['pruned'][name]:.4f} pruned" for name, value in report["dense"].items() if isinstance(value, float)]
     if "reload" in report: lines += ["parameters       {dense:,} → {pruned:,}".format(**report["parameters"]), f"checkpoint       {report['reload']}"]
     return "\n".join(lines + ([f"written to       {output}"] if output else []))
 
-# %% ../nbs/cli.ipynb #c011
+# %% ../nbs/cli.ipynb #c013
 def evaluate_command(args) -> str:
     "Metrics of a model on the reported split of a task."
     from pruneresearch.checkpoints import open_model
@@ -164,7 +202,7 @@ def _certified(certificate: dict) -> str:
     return (f"reloaded with {certificate['loader']} in a fresh process: outputs differ by {certificate['largest_difference']:.1e} "
             f"(at most {certificate['tolerance']:.1e} allowed; torch {certificate['torch']}, transformers {certificate['transformers']})")
 
-# %% ../nbs/cli.ipynb #c012
+# %% ../nbs/cli.ipynb #c014
 FORMATS = ("dense", "sparse", "onnx")
 
 
@@ -186,7 +224,7 @@ def export_command(args) -> str:
     told = _certified(found["certificate"]) if args.format != "onnx" else f"ONNX Runtime {found['onnxruntime']} and the model differ by {found['largest_difference']:.1e} (largest output {found['largest_output']:.3g})"
     return f"{args.format:12}{written:,} bytes of weights (dense: {dense:,})\ncertificate {told}\nwritten to  {args.output}"
 
-# %% ../nbs/cli.ipynb #c013
+# %% ../nbs/cli.ipynb #c015
 def bench_command(args) -> str:
     "Run benchmark notebooks; exit code 1 where one failed."
     from pruneresearch.bench import bench
@@ -209,7 +247,7 @@ def _amounts(words):
         if not isinstance(amount, (int, float)) or not amount > 0: raise UsageError(f"--resources takes NAME=AMOUNT, such as GPU=1, got {name}={amount}.")
     return amounts
 
-# %% ../nbs/cli.ipynb #c014
+# %% ../nbs/cli.ipynb #c016
 def _changes(words) -> dict:
     "NAME=VALUE words as a dictionary; what Python does not read as a value is text."
     import ast
@@ -235,7 +273,7 @@ def report_command(args) -> str:
     from pruneresearch.bench import report
     return report(args.profile, args.results, args.output)
 
-# %% ../nbs/cli.ipynb #c016
+# %% ../nbs/cli.ipynb #c018
 CHECKPOINTS = "checkpoints"  # where `download` puts models and `train-masks` looks for them
 
 
@@ -259,7 +297,7 @@ def download_command(args) -> str:
             told.append(f"{folder}  {task.name}, {len(task.splits['train']):,} examples to train on")
     return "\n".join(told)
 
-# %% ../nbs/cli.ipynb #c017
+# %% ../nbs/cli.ipynb #c019
 def _tracking(args) -> dict:
     "Arguments of the trainer that send losses and gates to Weights & Biases."
     if not args.wandb: return {}
@@ -277,7 +315,7 @@ def _tracking(args) -> dict:
 MASK_FLAGS = ("learn_masks", "target_sparsity", "target_macs", "num_epochs", "gumbel_temp_start", "gumbel_temp_end", "gumbel_temp_anneal", "sparsity_loss",
               "quantization_loss", "masks_LR", "learning_rate", "freeze", "hard", "fine_tune_epochs", "output_dir", "length", "seed")
 
-# %% ../nbs/cli.ipynb #c018
+# %% ../nbs/cli.ipynb #c020
 def train_masks_command(args) -> str:
     "Train masks, take out what they turn off, write masks, weights and the smaller model."
     from pathlib import Path
@@ -314,7 +352,7 @@ def _masks_told(report: dict, args) -> str:
         lines.append(f"{name:17}" + ", ".join(f"{report[stage][name]:.4f} {what}" for stage, what in stages.items() if stage in report))
     return "\n".join([*lines, "parameters       {dense:,} → {pruned:,}".format(**report["parameters"]), f"written to       {args.output_dir}"])
 
-# %% ../nbs/cli.ipynb #c020
+# %% ../nbs/cli.ipynb #c022
 def _add_common(parser) -> None:
     "What prune and evaluate share."
     parser.add_argument("--model", required=True, help="embedded name, local folder or hub id")
@@ -351,9 +389,11 @@ def _add_prune(parser) -> None:
     parser.add_argument("--repair", action="store_true", help="let weights make up for pruned heads and neurons, by least squares")
     parser.add_argument("--multiple-of", type=int, help="keep a multiple of so many neurons in each block")
     parser.add_argument("--remove", action="store_true", help="take pruned heads and neurons out: a really smaller model")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"), help="of computing and of the result; auto: the checkpoint's own")
+    parser.add_argument("--stream", action="store_true", help="one block in memory at a time: for models larger than memory")
     parser.add_argument("--output", help="new or empty folder for checkpoint, masks and report")
 
-# %% ../nbs/cli.ipynb #c021
+# %% ../nbs/cli.ipynb #c023
 def _add_train_masks(parser) -> None:
     flag = parser.add_argument
     flag("--model_name", required=True, help="embedded name, local folder or hub id; checkpoints/MODEL/TASK is looked at first")
@@ -383,7 +423,7 @@ def _add_train_masks(parser) -> None:
     flag("--trust-remote-code", action="store_true", help="let code of a hub repository run")
     flag("--json", action="store_true", help="print JSON")
 
-# %% ../nbs/cli.ipynb #c022
+# %% ../nbs/cli.ipynb #c024
 def _add_bench(parser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmark notebooks (default: all)")
     parser.add_argument("--profile", default="tiny", help="smoke, tiny, small or paper")
@@ -412,7 +452,7 @@ def _add_export(parser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="let code of a hub repository run")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
-# %% ../nbs/cli.ipynb #c023
+# %% ../nbs/cli.ipynb #c025
 def _add_list(parser) -> None:
     parser.add_argument("what", nargs="?", choices=("methods", "models", "tasks"))
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -438,7 +478,7 @@ COMMANDS = {  # name → (function, adds its arguments, help)
     "report": (report_command, _add_report, "rows → tables and figures"),
 }
 
-# %% ../nbs/cli.ipynb #c024
+# %% ../nbs/cli.ipynb #c026
 class _Parser(argparse.ArgumentParser):
     "One sentence instead of a usage block."
     def error(self, message):
@@ -457,7 +497,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
     return top
 
-# %% ../nbs/cli.ipynb #c026
+# %% ../nbs/cli.ipynb #c028
 def _explain(error: BaseException) -> tuple:  # (exit code, sentence)
     "What an exception means to the user."
     if isinstance(error, UsageError): return 2, str(error)

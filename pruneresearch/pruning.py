@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'WAYS', 'SCORES', 'RULES', 'SCHEDULES', 'Method', 'way_of', 'register_method', 'load_methods',
-           'list_methods', 'register_allocation', 'rules', 'rounds_of', 'Pruned', 'zero_share', 'check_request',
-           'sees_data', 'settings_of', 'prune']
+           'list_methods', 'register_allocation', 'rules', 'rounds_of', 'Pruned', 'zero_share', 'requested',
+           'check_request', 'sees_data', 'settings_of', 'pruned_by', 'prune']
 
 # %% ../nbs/pruning.ipynb #c003
 import inspect
@@ -195,18 +195,26 @@ def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rou
     return method, sparsity, pattern, name
 
 # %% ../nbs/pruning.ipynb #c019
-def check_request(
+def requested(
     model: nn.Module,  # any model
     method: str = "magnitude", sparsity=None, pattern: str = "unstructured", allocation=None,
-    scope: str = "blocks", schedule: str = "one-shot", rounds: int = 1, options=None, sequential=None, walk=None, repair: bool = False,  # as for `prune`
-) -> None:
-    "Raise the `UsageError` that `prune` would raise, without pruning: for callers with long work to do before."
+    scope: str = "blocks", schedule: str = "one-shot", rounds: int = 1, options=None, sequential=None, walk=None, repair: bool = False, seed: int = 0, progress: bool = False,  # as for `prune`
+) -> Request:
+    "What is asked for, checked; raises the `UsageError` that says why not."
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
-    _with_options(method, name, options, pattern, sparsity, rounds)
-    is_sequential(method, structure, name, sequential, walk, rounds, repair)
-    if name == "macs": require_affordable(cost_terms(model), _counts(structure, pattern), 1 - sparsity)
+    method = _with_options(method, name, options, pattern, sparsity, rounds)
     _check_extras(model, method, pattern, rounds, repair)
+    return Request(method, structure, pattern, name, sparsity, is_sequential(method, structure, name, sequential, walk, rounds, repair), repair, seed, progress, options)
+
+
+def check_request(
+    model: nn.Module,  # any model
+    *args, **how,      # as for `requested`
+) -> None:
+    "Raise the `UsageError` that `prune` would raise, without pruning: for callers with long work to do before."
+    request = requested(model, *args, **how)
+    if request.allocation == "macs": require_affordable(cost_terms(model), _counts(request.structure, request.pattern), 1 - request.sparsity)
 
 
 def _check_extras(model: nn.Module, method: Method, pattern: Pattern, rounds: int, repair: bool) -> None:
@@ -340,10 +348,21 @@ def _rounds(request: Request, model, task, batches: list, terms, shares: list, b
         masks.apply(model)
         masks.verify(model)
         done.append(zero_share(linear.weight for linear in request.structure.linears.values()))
+    return pruned_by(request, masks, batches, done, zero_share(model.parameters()), float(kept_share(terms, shares_of(masks.units(model)))) if terms else None)
+
+
+def pruned_by(
+    request: Request,
+    masks: Masks,
+    batches: list,        # that it was calibrated on
+    done: list,           # achieved sparsity after each round
+    sparsity_all: float,  # share of zeros among all parameters
+    macs: float = None,   # share of the model's MACs that stays, where that was the budget
+) -> Pruned:
+    "What a request came to."
     pattern = request.pattern
-    return Pruned(masks, done[-1], zero_share(model.parameters()), method.name, f"{pattern.n}:{pattern.m}" if pattern.n else pattern.kind,
-                  request.allocation, request.sparsity, request.seed, calibration_hash(batches) if batches else None, done,
-                  float(kept_share(terms, shares_of(masks.units(model)))) if terms else None, request.sequential)
+    return Pruned(masks, done[-1], sparsity_all, request.method.name, f"{pattern.n}:{pattern.m}" if pattern.n else pattern.kind,
+                  request.allocation, request.sparsity, request.seed, calibration_hash(batches) if batches else None, done, macs, request.sequential)
 
 # %% ../nbs/pruning.ipynb #c028
 def prune(
@@ -370,14 +389,10 @@ def prune(
     walk: dict = None,           # settings of a walk block by block: "waiting" and "device" as for `block_by_block`, "resume" a folder that keeps finished blocks
 ) -> Pruned:                     # masks, achieved sparsity, provenance
     "Prune a model in place. Raises `UsageError` before any work where the request makes no sense."
-    structure = anatomy(model, scope)
-    method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
-    if method.masks and task is None: raise UsageError(f"method {method.name!r} works on the training data of a task: give a task.")
-    method = _with_options(method, name, options, pattern, sparsity, rounds)
-    _check_extras(model, method, pattern, rounds, repair)
-    request = Request(method, structure, pattern, name, sparsity, is_sequential(method, structure, name, sequential, walk, rounds, repair), repair, seed, progress, options)
+    request = requested(model, method, sparsity, pattern, allocation, scope, schedule, rounds, options, sequential, walk, repair, seed, progress)
+    if request.method.masks and task is None: raise UsageError(f"method {method!r} works on the training data of a task: give a task.")
     batches = _calibration(model, task, calibration, request, n_calibration, length, batch_size)
     request = _allocated(request, model, batches, walk or {})
-    terms = _terms(model, task, calibration, batches, length, request) if name == "macs" else None
+    terms = _terms(model, task, calibration, batches, length, request) if request.allocation == "macs" else None
     own = dict(length=length, **(options or {}))
-    return _rounds(request, model, task, batches, terms, rounds_of(schedule, 1.0, rounds), between, own if method.masks else walk or {})
+    return _rounds(request, model, task, batches, terms, rounds_of(schedule, 1.0, rounds), between, own if request.method.masks else walk or {})

@@ -108,17 +108,6 @@ def test_output_folder_in_use(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    "A file system of one megabyte, where this process may mount one."
-    folder = tmp_path/"disk"
-    folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode == 0
-    if not mounted: pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_full_disk(small_disk, capsys):
     sentence = told(capsys, f"prune --model tiny-llama --task pydocs --sparsity 0.5 --length 16 --output {small_disk}/out".split(), 1)
     assert "the disk is full" in sentence

@@ -305,9 +305,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(method, tmp_path, monkeypatch)
     expected = prune(whole, **ask)
     real = room.store_part
 
-    def dies(folder, request, model, index, part):
+    def dies(folder, request, model, index, part, generator):
         if index == 2: raise Killed
-        real(folder, request, model, index, part)
+        real(folder, request, model, index, part, generator)
     monkeypatch.setattr(room, "store_part", dies)
     with pytest.raises(Killed): prune(ARCHITECTURES["llama"](), **ask, walk=dict(resume=tmp_path))
     monkeypatch.setattr(room, "store_part", real)
