@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 from .anatomy import Anatomy, Group
-from .basics import RunError, UsageError, fingerprint, whole_file
+from .basics import RunError, UsageError, fingerprint, in_short, whole_file
 from .blocks import block_by_block
 from .budget import by_rank, kept_share, search, shares_of
 from .masks import Bits, Masks, Pattern, by_kind, lowest, lowest_n_m, select, select_units, sparsity_by_block
@@ -308,6 +308,13 @@ def store_part(
         raise RunError(f"block {index} could not be kept in {str(folder)!r} ({error}): make room, load the model afresh and prune with the same folder; the blocks before it are found there.") from None
 
 # %% ../nbs/choosing.ipynb #c021
+def _fits(file, parameters: dict) -> bool:
+    "Whether an opened file holds weights and masks in the shapes of parameters, and nothing else."
+    shapes = {key: (tuple(file.get_slice(key).get_shape()), file.get_slice(key).get_dtype() == "BOOL") for key in file.keys()}
+    keys = {key.partition(":")[2] for key in shapes} & set(parameters)
+    return shapes == {f"{kind}:{key}": (tuple(parameters[key].shape), kind == "keep") for key in keys for kind in ("weight", "keep")}
+
+
 def restored(
     folder,            # of a run that was killed; need not exist
     name: str,         # of what is being done; must be the same
@@ -320,9 +327,10 @@ def restored(
     for path in (_file_of(folder, i) for i in range(blocks)):  # all are looked at before any is used
         if not path.is_file(): break
         try:
-            with safe_open(str(path), "pt") as file: made_for = (file.metadata() or {}).get("request")
-        except (SafetensorError, OSError) as error: raise RunError(f"{str(path)!r} cannot be read ({error}): delete it to prune its block again.") from None
+            with safe_open(str(path), "pt") as file: made_for, fits = (file.metadata() or {}).get("request"), _fits(file, parameters)
+        except (SafetensorError, OSError) as error: raise RunError(f"{str(path)!r} cannot be read ({in_short(error)}): delete it to prune its block again.") from None
         if made_for != name: raise UsageError(f"{str(path)!r} belongs to another request or another model: load the model afresh if it is pruned already, name another folder for resume, or empty this one.")
+        if not fits: raise RunError(f"{str(path)!r} is damaged: delete it to prune its block again.")
         files.append(path)
     for path in files:
         with safe_open(str(path), "pt") as file, torch.no_grad():
