@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 from .anatomy import Anatomy, Block, Group
-from .basics import RunError, UsageError, fingerprint, whole_file
+from .basics import RunError, UsageError, fingerprint, in_short, whole_file
 from .blocks import block_by_block
 from .budget import by_rank, kept_share, search, shares_of
 from .masks import Bits, Masks, Pattern, by_kind, lowest, lowest_n_m, select, select_units, sparsity_by_block
@@ -284,7 +284,7 @@ def masks_block_by_block(
     require_finite(structure.linears)
     if resume: require_writable(resume)
     name = resume and request_name(request, target, batches, weights_hash(model))
-    files = finished(resume, name, len(structure.blocks)) if resume else []
+    files = finished(resume, name, model, len(structure.blocks)) if resume else []
     for file in files: keep.update(take_up(file, model, generator))
     visits = block_by_block(model, batches, request.needs, waiting=waiting, device=device, done=len(files), progress=request.progress) if len(files) < len(structure.blocks) else ()
     def store(block, part):
@@ -350,20 +350,29 @@ def store_part(
         raise RunError(f"block {index} could not be kept in {str(folder)!r} ({error}): make room, load the model afresh and prune with the same folder; the blocks before it are found there.") from None
 
 # %% ../nbs/choosing.ipynb #c022
+def _fits(file, parameters: dict) -> bool:
+    "Whether an opened file holds weights and masks in the shapes of parameters, and nothing else."
+    shapes = {key: (tuple(file.get_slice(key).get_shape()), file.get_slice(key).get_dtype() == "BOOL") for key in file.keys() if key != "generator"}
+    keys = {key.partition(":")[2] for key in shapes} & set(parameters)
+    return "generator" in file.keys() and shapes == {f"{kind}:{key}": (tuple(parameters[key].shape), kind == "keep") for key in keys for kind in ("weight", "keep")}
+
+
 def finished(
-    folder,       # of a run that was killed; need not exist
-    name: str,    # of what is being done; must be the same
-    blocks: int,  # how many the model has
-) -> list:        # files of the blocks that are done, in order
+    folder,            # of a run that was killed; need not exist
+    name: str,         # of what is being done; must be the same
+    model: nn.Module,  # whose shapes the blocks must have
+    blocks: int,       # how many it has
+) -> list:             # files of the blocks that are done, in order
     "What an earlier run has done. Raises `UsageError` for blocks of another request, `RunError` for a damaged file."
     from safetensors import SafetensorError, safe_open
     files = []
     for path in (_file_of(folder, i) for i in range(blocks)):  # all are looked at before any is used
         if not path.is_file(): break
         try:
-            with safe_open(str(path), "pt") as file: made_for = (file.metadata() or {}).get("request")
-        except (SafetensorError, OSError) as error: raise RunError(f"{str(path)!r} cannot be read ({error}): delete it to prune its block again.") from None
+            with safe_open(str(path), "pt") as file: made_for, fits = (file.metadata() or {}).get("request"), _fits(file, dict(model.named_parameters()))
+        except (SafetensorError, OSError) as error: raise RunError(f"{str(path)!r} cannot be read ({in_short(error)}): delete it to prune its block again.") from None
         if made_for != name: raise UsageError(f"{str(path)!r} belongs to another request or another model: load the model afresh if it is pruned already, name another folder for resume, or empty this one.")
+        if not fits: raise RunError(f"{str(path)!r} is damaged: delete it to prune its block again.")
         files.append(path)
     return files
 

@@ -10,7 +10,7 @@ __all__ = ['FORMATS', 'CHECKPOINTS', 'MASK_FLAGS', 'COMMANDS', 'list_command', '
 # %% ../nbs/cli.ipynb #c003
 import argparse, errno, json, os, sys, warnings
 
-from .basics import RunError, UsageError, require_empty, whole_folder, write_json
+from .basics import RunError, UsageError, below, in_short, require_empty, whole_folder, write_json
 
 # %% ../nbs/cli.ipynb #c005
 def _table(rows: list) -> str:
@@ -285,13 +285,12 @@ def _task_of(name: str, data_dir):
 
 def download_command(args) -> str:
     "Models with heads for tasks, in folders."
-    from pathlib import Path
     from pruneresearch.models import load_model, save_model
     told = []
     for task_name in args.tasks:
         task = _task_of(task_name, args.data_dir)
         for name in args.models:
-            folder = Path(args.root)/name/task_name
+            folder = below(args.root, name, task_name)
             if (folder/"config.json").is_file(): told.append(f"{folder}  is there already"); continue
             save_model(load_model(name, task, seed=args.seed, trust_remote_code=args.trust_remote_code), require_empty(folder))
             told.append(f"{folder}  {task.name}, {len(task.splits['train']):,} examples to train on")
@@ -316,13 +315,19 @@ MASK_FLAGS = ("learn_masks", "target_sparsity", "target_macs", "num_epochs", "gu
               "quantization_loss", "masks_LR", "learning_rate", "freeze", "hard", "fine_tune_epochs", "output_dir", "length", "seed")
 
 # %% ../nbs/cli.ipynb #c020
+def _downloaded(model: str, task: str):
+    "The folder that `download` has put a model into, or None: also for names that lead elsewhere."
+    try: folder = below(CHECKPOINTS, model, task)
+    except UsageError: return None
+    return folder if folder.is_dir() else None
+
+
 def train_masks_command(args) -> str:
     "Train masks, take out what they turn off, write masks, weights and the smaller model."
-    from pathlib import Path
     from pruneresearch.methods.gumbel import train_masks
     from pruneresearch.models import load_model
-    tracking, task, local = _tracking(args), _task_of(args.task_name, args.data_dir), Path(CHECKPOINTS)/args.model_name/args.task_name
-    model = load_model(local if local.is_dir() else args.model_name, task, seed=args.seed, trust_remote_code=args.trust_remote_code)
+    tracking, task, local = _tracking(args), _task_of(args.task_name, args.data_dir), _downloaded(args.model_name, args.task_name)
+    model = load_model(local or args.model_name, task, seed=args.seed, trust_remote_code=args.trust_remote_code)
     if not args.prune and args.freeze: raise UsageError("--freeze trains masks only: add --prune, or leave --freeze out.")
     if not args.prune: return _tuned(model, task, args, tracking)
     if args.freeze and getattr(model, "untrained", []): raise UsageError(f"{args.model_name!r} has no trained head for {task.name!r}: leave --freeze out, or name a checkpoint that was trained on it.")
@@ -504,7 +509,7 @@ def _explain(error: BaseException) -> tuple:  # (exit code, sentence)
     if isinstance(error, KeyboardInterrupt): return 1, "interrupted; finished results are kept, run the same command again to go on."
     if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error): return 1, "the disk is full: nothing was written; free some space and run again."
     if isinstance(error, OSError): return 1, f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}"
-    return 1, str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error} (run with --debug for the traceback)"
+    return 1, str(error) if isinstance(error, RunError) else f"{in_short(error)} (run with --debug for the traceback)"
 
 
 def main(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STRUCTURES', 'ALLOCATIONS', 'INTEGERS', 'check_sparsity', 'count_pruned', 'share_of', 'keep_all_but', 'lowest',
            'Pattern', 'parse_pattern', 'selection_network', 'lowest_n_m', 'check_allocation', 'lowest_global', 'packed',
-           'unpacked', 'Bits', 'Masks', 'bits_of', 'zero', 'sparsity_by_block', 'by_kind', 'require_units_gone',
-           'require_units_left', 'select_units', 'select']
+           'unpacked', 'Bits', 'Masks', 'bits_of', 'zero', 'shapes_in', 'require_bits', 'sparsity_by_block', 'by_kind',
+           'require_units_gone', 'require_units_left', 'select_units', 'select']
 
 # %% ../nbs/masks.ipynb #c003
 import hashlib, json, math, re
@@ -19,7 +19,7 @@ import torch
 from torch import nn, Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from .anatomy import Anatomy, anatomy
-from .basics import RunError, UsageError, whole_file
+from .basics import RunError, UsageError, in_short, parsed, whole_file
 from .scores import unit_score
 
 # %% ../nbs/masks.ipynb #c005
@@ -313,6 +313,26 @@ def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
 Masks.attach, Masks.hold = _attach, _hold
 
 # %% ../nbs/masks.ipynb #c038
+def shapes_in(
+    metadata,  # of a safetensors file, or None
+    path,      # of that file, for the message
+) -> dict:     # name → list of sizes, {} where there are none; raises `RunError` for anything else
+    "The shapes of packed tensors."
+    shapes = parsed((metadata or {}).get("shapes", "{}"), path)
+    if isinstance(shapes, dict) and all(isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) for shape in shapes.values()): return shapes
+    raise RunError(f"{str(path)!r} is damaged: the shapes in it are not lists of sizes.")
+
+
+def require_bits(
+    bits,  # uint8 (⌈n/8⌉,), a tensor or an array
+    shape, # of what was packed, n entries
+    path,  # of the file, for the message
+) -> None: # raises `RunError`
+    "Refuse bits that cannot be those of a shape."
+    if str(bits.dtype).removeprefix("torch.") != "uint8" or tuple(bits.shape) != (-(-math.prod(shape) // 8),):
+        raise RunError(f"{str(path)!r} is damaged: the shapes in it do not fit its bits; save it again.")
+
+# %% ../nbs/masks.ipynb #c041
 def _hash(bits: dict) -> str:
     digest = hashlib.sha256()
     for name in sorted(bits): digest.update(name.encode() + bytes(bits[name]))
@@ -333,21 +353,21 @@ def _load(path) -> Masks:
     "Read masks written by `save`; raises `RunError` for a missing, damaged or foreign file."
     from safetensors import SafetensorError, safe_open
     try:
-        with safe_open(str(path), "numpy") as file:
+        with safe_open(str(path), "pt") as file:
             metadata, bits = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{str(path)!r} cannot be read as masks ({error}): the file is missing, damaged or cut short.") from None
+        raise RunError(f"{str(path)!r} cannot be read as masks ({in_short(error)}): the file is missing, damaged or cut short.") from None
     if metadata.get("format") != "pruneresearch-masks-1": raise RunError(f"{str(path)!r} holds no masks of this version: save them again with Masks.save.")
+    shapes = shapes_in(metadata, path)
+    if set(shapes) != set(bits): raise RunError(f"{str(path)!r} is damaged: the shapes in it do not fit its bits; save it again.")
+    for name, shape in shapes.items(): require_bits(bits[name], shape, path)
+    bits = {name: part.numpy() for name, part in bits.items()}
     if metadata.get("sha256") != _hash(bits): raise RunError(f"{str(path)!r} is damaged: its bits do not have the hash that was saved with them; save the masks again.")
-    try: shapes = json.loads(metadata["shapes"])
-    except (KeyError, ValueError): shapes = {}
-    if set(shapes) != set(bits) or any(-(-math.prod(shape) // 8) != len(bits[name]) for name, shape in shapes.items()):
-        raise RunError(f"{str(path)!r} is damaged: the shapes in it do not fit its bits; save the masks again.")
     return Masks({name: unpacked(bits[name], shape) for name, shape in shapes.items()})
 
 Masks.save, Masks.load = _save, staticmethod(_load)
 
-# %% ../nbs/masks.ipynb #c042
+# %% ../nbs/masks.ipynb #c045
 def _none_left(kind: str, block: int) -> UsageError:
     return UsageError(f"at least one of the {kind} of block {block} must stay: remove the whole block instead.")
 
@@ -371,7 +391,7 @@ def _from_units(
 
 Masks.from_units = staticmethod(_from_units)
 
-# %% ../nbs/masks.ipynb #c044
+# %% ../nbs/masks.ipynb #c047
 def _parameters_of(block) -> dict:
     "Name → parameter, of all linear layers of a block."
     return {f"{name}.{kind}": parameter for name, linear in block.by_name.items() for kind, parameter in linear.named_parameters()}
@@ -398,7 +418,7 @@ def _blocks(
 
 Masks.from_blocks, Masks.blocks = staticmethod(_from_blocks), _blocks
 
-# %% ../nbs/masks.ipynb #c047
+# %% ../nbs/masks.ipynb #c050
 def _units(
     self: Masks,
     model: nn.Module,  # a transformers model
@@ -426,7 +446,7 @@ def _not_whole(name: str) -> UsageError:
 
 Masks.units = _units
 
-# %% ../nbs/masks.ipynb #c051
+# %% ../nbs/masks.ipynb #c054
 def sparsity_by_block(
     sparsity,               # one fraction, or a list with one per block
     structure: Anatomy,     # of the model
@@ -446,7 +466,7 @@ def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str)
     share = lambda name: shares[place[name]] if place[name] is not None else sum(shares) / len(shares)
     return {name: lowest(score, share(name), per=allocation if allocation in ("row", "even rows") else "layer") for name, score in scores.items()}
 
-# %% ../nbs/masks.ipynb #c053
+# %% ../nbs/masks.ipynb #c056
 def by_kind(
     sparsity,          # one fraction, a list with one per block, or a dict of them by kind of group
     pattern: Pattern,  # a structured one
@@ -472,7 +492,7 @@ def require_units_left(structure: Anatomy, sparsity, kind: str, allocation: str)
     total, blocks = sum(getattr(block, kind).count for block in structure.blocks), len(structure.blocks)
     if count_pruned(sparsity, total) > total - blocks: raise UsageError(f"sparsity {sparsity} would leave a block without {kind}: at most {total - blocks} of {total} can go.")
 
-# %% ../nbs/masks.ipynb #c054
+# %% ../nbs/masks.ipynb #c057
 def _units_of_kind(ranked: dict, structure: Anatomy, sparsity, kind: str, allocation: str) -> dict:
     "Which units of one kind stay, by (block, kind)."
     require_units_left(structure, sparsity, kind, allocation)
@@ -494,7 +514,7 @@ def select_units(
     chosen = [_units_of_kind(ranked, structure, share, kind, allocation) for kind, share in by_kind(sparsity, pattern).items()]
     return Masks.from_units(structure, {key: keep for part in chosen for key, keep in part.items()})
 
-# %% ../nbs/masks.ipynb #c055
+# %% ../nbs/masks.ipynb #c058
 def select(
     scores: dict,          # parameter name → (out, in) scores, one per linear in scope
     structure: Anatomy,    # of the model, with the same scope

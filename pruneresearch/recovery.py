@@ -7,14 +7,14 @@ __all__ = ['DEFAULTS', 'OPTIMIZERS', 'distillation_loss', 'recovery_loss', 'Reco
            'last_whole_checkpoint', 'own_forward', 'recover', 'fine_tune']
 
 # %% ../nbs/recovery.ipynb #c003
-import tempfile
+import pickle, re, tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 import torch, transformers
 from torch import nn, Tensor
 from torch.nn import functional as F
-from .basics import RunError, UsageError, lookup
+from .basics import RunError, UsageError, lookup, read_record
 from .models import example_losses, forward, quiet, tokenizer_of
 
 # %% ../nbs/recovery.ipynb #c005
@@ -103,12 +103,11 @@ def last_whole_checkpoint(
     folder,      # an output folder of `recover`
 ):               # the path of the newest complete checkpoint, or None
     "Where to resume."
-    import json
     def whole(path):
-        try: return bool(json.loads((path/"trainer_state.json").read_text()))
-        except (OSError, json.JSONDecodeError): return False
-    found = [path for path in Path(folder).glob("checkpoint-*") if whole(path)]
-    return str(max(found, key=lambda path: int(path.name.split("-")[1]))) if found else None
+        try: return bool(read_record(path/"trainer_state.json"))
+        except RunError: return False
+    found = {int(path.name.split("-")[1]): path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name) and whole(path)}
+    return str(found[max(found)]) if found else None
 
 # %% ../nbs/recovery.ipynb #c015
 @contextmanager
@@ -158,7 +157,8 @@ def recover(
                                   optimizers=made, teacher=teacher, alpha=alpha, temperature=temperature, penalty=penalty, told=told)
         trainer.remove_callback(transformers.PrinterCallback)
         with own_forward(model), masks.hold(model) if masks else nullcontext():
-            done = trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if output else None)
+            try: done = trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if output else None)
+            except pickle.UnpicklingError as error: raise RunError(f"a checkpoint in {str(output)!r} is damaged, or holds more than tensors and numbers: delete it to resume from the one before.") from error
     model.untrained = []
     model.eval()
     return dict(steps=done.global_step, loss=done.training_loss)

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn, Tensor
 from .anatomy import Block, anatomy
-from .basics import RunError, UsageError, fingerprint, read_json, require_empty, whole_folder, write_json
+from .basics import RunError, UsageError, fingerprint, in_short, read_record, require_empty, require_plain, whole_folder, write_json
 from .blocks import block_by_block
 from .checkpoints import describe
 from .choosing import Request, check_walk, finished, needs_all, pruned_blocks, request_name, require_finite, require_writable, store_part, take_up
@@ -32,7 +32,10 @@ def stored_tensors(
 ) -> dict:         # name in the files → file; raises `UsageError` where there are no safetensors
     "What is stored where."
     index, whole = folder/"model.safetensors.index.json", folder/"model.safetensors"
-    if index.is_file(): return {name: folder/file for name, file in read_json(index)["weight_map"].items()}
+    if index.is_file():
+        stored = read_record(index, {"weight_map": dict})["weight_map"]
+        require_plain(stored.values(), repr(str(index)))
+        return {name: folder/file for name, file in stored.items()}
     if not whole.is_file(): raise UsageError(f"{str(folder)!r} has neither model.safetensors nor an index of shards: save the model with save_pretrained first.")
     with safe_open(whole, "pt") as opened: return dict.fromkeys(opened.keys(), whole)
 
@@ -80,7 +83,7 @@ def read_tensor(
             for row in rows: table[row] = part[row]
             return table
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{str(file)!r} cannot be read ({error}): it is missing, damaged or cut short; copy the whole checkpoint again.") from None
+        raise RunError(f"{str(file)!r} cannot be read ({in_short(error)}): it is missing, damaged or cut short; copy the whole checkpoint again.") from None
 
 # %% ../nbs/stream.ipynb #c011
 @dataclass
@@ -246,7 +249,7 @@ def _taken_up(request: Request, lent: Lent, batches: list, folder, shards: Shard
     require_writable(folder)
     weights = fingerprint([str(lent.model.dtype), {file.name: hashed(file) for file in {file for file, _ in lent.places.values()}}])
     name, blocks = request_name(request, request.sparsity, batches, weights), request.structure.blocks
-    files = finished(folder, name, len(blocks))
+    files = finished(folder, name, lent.model, len(blocks))
     for file, block in zip(files, blocks):
         keep.update(take_up(file, lent.model, generator))
         shards.write(lent.tensors(block))

@@ -9,10 +9,11 @@ __all__ = ['SELECTION_SHARE', 'SELECTION_LIMIT', 'SELECTION_SEED', 'SIZES', 'LEN
            'encode_vectors', 'token_stream', 'window_columns', 'encode_windows', 'answer_span', 'encode_questions',
            'encode_rows', 'require_text', 'encode', 'tokenizer_hash', 'pad_token', 'pad_rows', 'batched',
            'random_windows', 'calibration_rows', 'answer_windows', 'best_span', 'answers', 'contexts', 'references',
-           'read_lines', 'read_table', 'find', 'Glue', 'label_value', 'read_glue', 'local_glue', 'read_squad',
-           'checked_squad', 'local_squad', 'wikitext_rows', 'local_wikitext', 'json_documents', 'local_c4',
-           'local_text', 'hub_answers', 'cache_only', 'from_hub', 'hub_glue', 'hub_squad', 'hub_wikitext', 'hub_c4',
-           'Recipe', 'list_tasks', 'data_root', 'raw_splits', 'load_task', 'first_examples', 'task_fingerprint']
+           'read_lines', 'read_table', 'as_text', 'find', 'Glue', 'label_value', 'read_glue', 'local_glue',
+           'read_squad', 'checked_squad', 'local_squad', 'wikitext_rows', 'local_wikitext', 'json_documents',
+           'local_c4', 'local_text', 'hub_answers', 'cache_only', 'from_hub', 'hub_glue', 'hub_squad', 'hub_wikitext',
+           'hub_c4', 'Recipe', 'list_tasks', 'data_root', 'raw_splits', 'load_task', 'first_examples',
+           'task_fingerprint']
 
 # %% ../nbs/tasks.ipynb #c004
 import gzip, hashlib, json, os, random, re, zlib
@@ -22,10 +23,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from reprlib import repr as brief
 import numpy as np
 import torch
 from . import corpora
-from .basics import RunError, UsageError, fingerprint, lookup, read_json
+from .basics import RunError, UsageError, fingerprint, in_short, lookup, parsed, read_json
 
 # %% ../nbs/tasks.ipynb #c007
 @dataclass(eq=False)
@@ -445,7 +447,7 @@ def read_table(
     lines, rows, skipped = read_lines(path), [], 0
     header = list(header or next(lines)[1].split("\t"))
     missing = [name for name in wanted if name not in header]
-    if missing: raise RunError(f"{str(path)!r}, line 1: no column {missing[0]!r} among {', '.join(map(repr, header))}.")
+    if missing: raise RunError(f"{str(path)!r}, line 1: no column {missing[0]!r} among {', '.join(map(brief, header[:20]))}.")
     places = [header.index(name) for name in wanted]
     for number, fields in ((number, line.split("\t")) for number, line in lines if line):
         if len(fields) == len(header): rows.append((number, *[fields[i] for i in places]))
@@ -455,6 +457,15 @@ def read_table(
     return rows, skipped
 
 # %% ../nbs/tasks.ipynb #c042
+def as_text(
+    value,  # as JSON gives it
+) -> str:   # the same; raises `TypeError` for anything but text, `ValueError` for text that cannot be written as UTF-8
+    "Refuse what no tokenizer can read."
+    if not isinstance(value, str): raise TypeError(f"text expected, found {type(value).__name__}")
+    value.encode("utf-8")
+    return value
+
+# %% ../nbs/tasks.ipynb #c044
 def find(
     root,    # a folder
     *names,  # paths below it, in order of preference; "." is the folder itself
@@ -467,7 +478,7 @@ def find(
             found = next((child for child in inside if child.name.lower() == part.lower()), None)
         if found is not None: return found
 
-# %% ../nbs/tasks.ipynb #c044
+# %% ../nbs/tasks.ipynb #c046
 @dataclass(frozen=True)
 class Glue:
     "Where the parts of one GLUE task are."
@@ -500,7 +511,7 @@ GLUE = {
     "rte": Glue("RTE", PAIR, (*PAIR, "label"), ("entailment", "not_entailment")),
 }
 
-# %% ../nbs/tasks.ipynb #c045
+# %% ../nbs/tasks.ipynb #c047
 def label_value(
     text: str,      # as it stands in the file
     labels: tuple,  # names of the classes; () for a score
@@ -510,13 +521,13 @@ def label_value(
     if not labels:
         try: value = float(text)
         except ValueError: value = np.nan
-        if not np.isfinite(value): raise RunError(f"{place}: the score {text!r} is not a number.")
+        if not np.isfinite(value): raise RunError(f"{place}: the score {brief(text)} is not a number.")
         return value
     known = {str(i): i for i in range(len(labels))} | {name: i for i, name in enumerate(labels)}
-    if text not in known: raise RunError(f"{place}: the label {text!r} is none of {', '.join(known)}.")
+    if text not in known: raise RunError(f"{place}: the label {brief(text)} is none of {', '.join(known)}.")
     return known[text]
 
-# %% ../nbs/tasks.ipynb #c047
+# %% ../nbs/tasks.ipynb #c049
 def read_glue(
     entry: Glue,
     path,        # one file of the task
@@ -545,7 +556,7 @@ def local_glue(
                         "notes": f"{train.name} and {test.name}" + (f"; {dropped} damaged rows left out" if dropped else "")}
     if folder: raise RunError(f"{str(folder)!r} lacks a pair of files for {name}: expected {' or '.join(' with '.join(p) for p in entry.files)}.")
 
-# %% ../nbs/tasks.ipynb #c051
+# %% ../nbs/tasks.ipynb #c053
 def read_squad(
     path,     # a JSON file
     version,  # "1.1" (every question has an answer) or "2.0"
@@ -554,15 +565,15 @@ def read_squad(
     columns = {name: [] for name in ("id", "title", "context", "question", "answers")}
     try:
         for number, article in enumerate(read_json(path)["data"], 1):
-            title = article.get("title") or f"article {number}"
+            title = as_text(article.get("title") or f"article {number}")
             for context, qa in ((p["context"], qa) for p in article["paragraphs"] for qa in p["qas"]):
                 found = [] if qa.get("is_impossible") else qa["answers"]
-                spans = {"text": [a["text"] for a in found], "answer_start": [int(a["answer_start"]) for a in found]}
+                spans = {"text": [as_text(a["text"]) for a in found], "answer_start": [int(a["answer_start"]) for a in found]}
                 if any(not 0 <= s <= len(context) - len(t) for s, t in zip(spans["answer_start"], spans["text"])):
-                    raise RunError(f"{str(path)!r}, article {number}, question {qa['id']!r}: the answer begins outside its context.")
-                for name, value in zip(columns, (str(qa["id"]), title, context, qa["question"], spans)): columns[name].append(value)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RunError(f"{str(path)!r}, article {locals().get('number', 0)}: not SQuAD's format; {type(error).__name__} at {error}.") from None
+                    raise RunError(f"{str(path)!r}, article {number}, question {brief(qa['id'])}: the answer begins outside its context.")
+                for name, value in zip(columns, (as_text(str(qa["id"])), title, as_text(context), as_text(qa["question"]), spans)): columns[name].append(value)
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise RunError(f"{str(path)!r}, article {locals().get('number', 0)}: not SQuAD's format ({in_short(error)}).") from None
     return checked_squad(columns, path, version)
 
 
@@ -573,12 +584,12 @@ def checked_squad(
     silent = [i for i, a in zip(columns["id"], columns["answers"]) if not a["text"]]
     double = [i for i, count in Counter(columns["id"]).items() if count > 1]
     if not columns["id"]: raise RunError(f"{str(path)!r} holds no questions.")
-    if double: raise RunError(f"{str(path)!r}: the question id {double[0]!r} occurs twice.")
-    if version == "1.1" and silent: raise RunError(f"{str(path)!r}: question {silent[0]!r} has no answer; load the file as 'squad_v2'.")
+    if double: raise RunError(f"{str(path)!r}: the question id {brief(double[0])} occurs twice.")
+    if version == "1.1" and silent: raise RunError(f"{str(path)!r}: question {brief(silent[0])} has no answer; load the file as 'squad_v2'.")
     if version == "2.0" and not silent: raise RunError(f"{str(path)!r}: every question has an answer; load the file as 'squad'.")
     return columns
 
-# %% ../nbs/tasks.ipynb #c052
+# %% ../nbs/tasks.ipynb #c054
 def local_squad(
     version: str,  # "1.1" or "2.0"
     root: Path,    # the data folder, or the JSON file itself
@@ -597,7 +608,7 @@ def local_squad(
     if folder != root:
         raise RunError(f"{str(folder)!r} holds {len(files)} JSON files: expected train-v{version}.json with dev-v{version}.json, or a single file.")
 
-# %% ../nbs/tasks.ipynb #c054
+# %% ../nbs/tasks.ipynb #c056
 def wikitext_rows(
     path,  # a text file of WikiText
 ) -> list:  # the hub's rows
@@ -624,7 +635,7 @@ def local_wikitext(
     if any("<unk>" in row for row in test): notes.append("the variant with <unk> for rare words, not the raw one")
     return {"train": {"text": train}, "selection": {"text": valid}, "test": {"text": test}, "notes": "; ".join(notes)}
 
-# %% ../nbs/tasks.ipynb #c057
+# %% ../nbs/tasks.ipynb #c059
 C4_LIMITS = {"train": 20_000, "test": 1_100}
 C4_FILES = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}  # of the hub's many
 
@@ -637,12 +648,12 @@ def json_documents(
     texts = []
     for number, line in read_lines(path):
         if len(texts) == limit: break
-        try: texts.append(json.loads(line)["text"])
-        except json.JSONDecodeError: raise RunError(f"{str(path)!r}, line {number}: not valid JSON; the file is damaged or cut short.") from None
-        except (KeyError, TypeError): raise RunError(f"{str(path)!r}, line {number}: no field 'text'.") from None
+        value = parsed(line, path, number)
+        try: texts.append(as_text(value["text"]))
+        except (LookupError, TypeError, ValueError): raise RunError(f"{str(path)!r}, line {number}: no field 'text' with text in it.") from None
     return texts
 
-# %% ../nbs/tasks.ipynb #c058
+# %% ../nbs/tasks.ipynb #c060
 def local_c4(
     root: Path,  # the data folder, or one file of JSON lines
 ):               # raw splits, or None
@@ -657,7 +668,7 @@ def local_c4(
     if not files: return None
     return {**document_splits(json_documents(files[0], C4_LIMITS["train"])), "notes": f"{files[0].name} alone, split by document"}
 
-# %% ../nbs/tasks.ipynb #c059
+# %% ../nbs/tasks.ipynb #c061
 def local_text(
     root: Path,  # a text file, or a folder with .txt files
 ):               # raw splits, or None
@@ -669,7 +680,7 @@ def local_text(
     paragraphs = [p.strip("\n") for text in texts for p in re.split(r"\n\s*\n", text) if p.strip()]
     return {**document_splits(paragraphs), "notes": f"{len(paragraphs):,} paragraphs of {', '.join(f.name for f in files[:3])}{' …' if len(files) > 3 else ''}"}
 
-# %% ../nbs/tasks.ipynb #c061
+# %% ../nbs/tasks.ipynb #c063
 def hub_answers(
     seconds: float = 5.0,  # how long to wait
 ) -> bool:
@@ -678,7 +689,7 @@ def hub_answers(
     try: return get_session().head(constants.ENDPOINT, timeout=seconds) is not None
     except Exception: return False  # whatever the client's transport raises: no name, no route, no certificate, offline mode
 
-# %% ../nbs/tasks.ipynb #c062
+# %% ../nbs/tasks.ipynb #c064
 @contextmanager
 def cache_only(
     active: bool = True,
@@ -707,7 +718,7 @@ def from_hub(
                        f"or use an embedded task ({', '.join(EMBEDDED)}).") from None
     return {split: {name: list(rows[name]) for name in rows.column_names} for split, rows in loaded.items()}
 
-# %% ../nbs/tasks.ipynb #c063
+# %% ../nbs/tasks.ipynb #c065
 def hub_glue(name):
     "A GLUE task of the hub."
     entry = GLUE[name]
@@ -735,7 +746,7 @@ def hub_c4():
     return {**{split: {"text": data[source]["text"][:C4_LIMITS[split]]} for split, source in (("train", "train"), ("test", "validation"))},
             "notes": f"hub: allenai/c4; first {C4_LIMITS['train']:,} and {C4_LIMITS['test']:,} documents"}
 
-# %% ../nbs/tasks.ipynb #c065
+# %% ../nbs/tasks.ipynb #c067
 @dataclass(frozen=True)
 class Recipe:
     "How a task of a given name is made."
@@ -753,7 +764,7 @@ class Recipe:
     @property
     def source(self): return "embedded" if self.embedded else "local folder or hub" if self.hub else "local folder"
 
-# %% ../nbs/tasks.ipynb #c066
+# %% ../nbs/tasks.ipynb #c068
 LM = dict(kind="language-modelling", inputs=("text",), metrics=("perplexity",))
 QA = dict(kind="question-answering", inputs=("question", "context"), metric="f1", group=("title",))
 RECIPES = {
@@ -779,7 +790,7 @@ def list_tasks() -> list:  # of dicts name, kind, source, metric
     "The tasks that `load_task` knows by name."
     return [dict(name=n, kind=r.kind, source=r.source, metric=r.metric or r.metrics[0]) for n, r in RECIPES.items()]
 
-# %% ../nbs/tasks.ipynb #c067
+# %% ../nbs/tasks.ipynb #c069
 def data_root(
     data_dir=None,  # as given by the caller; None: the environment variable PRUNERESEARCH_DATA
 ):                  # a path, or None
@@ -804,7 +815,7 @@ def raw_splits(
         raise UsageError(f"task {name!r} is not to be found {where}: name, by data_dir or PRUNERESEARCH_DATA, a folder that holds {recipe.expects}.")
     return recipe.hub()
 
-# %% ../nbs/tasks.ipynb #c068
+# %% ../nbs/tasks.ipynb #c070
 def load_task(
     name: str,           # a name of `list_tasks()`, or the path of a .txt file
     data_dir=None,       # folder with local data; None: PRUNERESEARCH_DATA, then the hub
@@ -821,7 +832,7 @@ def load_task(
     return Task(name=title, kind=recipe.kind, splits=as_splits(title, raw, recipe.group or recipe.inputs), inputs=recipe.inputs, labels=recipe.labels,
                 metrics=recipe.metrics, metric=recipe.metric, join="\n\n" if recipe.kind == "language-modelling" else "", notes=notes, length=length)
 
-# %% ../nbs/tasks.ipynb #c069
+# %% ../nbs/tasks.ipynb #c071
 def first_examples(
     task: Task,
     n: int = None,  # how many; None: all
@@ -833,7 +844,7 @@ def first_examples(
     if not 0 < n <= have: raise UsageError(f"train_examples must be between 1 and the {have:,} that {task.name!r} has, got {n}.")
     return replace(task, splits=DatasetDict(task.splits | {"train": task.splits["train"].shuffle(seed=0).select(range(n))}), _memo={})
 
-# %% ../nbs/tasks.ipynb #c073
+# %% ../nbs/tasks.ipynb #c075
 def task_fingerprint(
     task: Task,
 ) -> str:  # 16 hexadecimal digits

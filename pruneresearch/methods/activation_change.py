@@ -17,7 +17,7 @@ import torch
 from torch import nn, Tensor
 from transformers import TrainerCallback
 from ..anatomy import Group, anatomy
-from ..basics import UsageError, lookup, read_json
+from ..basics import UsageError, lookup, read_record
 from ..masks import Masks, count_pruned, lowest, share_of
 from ..measure import evaluate_model, evaluating, inference_bytes, latency, macro_metrics, measured, parameter_counts
 from ..models import forward, load_model, to_device, tokenizer_of
@@ -151,7 +151,7 @@ def settings(
     what: str,       # for messages
 ) -> dict:           # the defaults with what is given
     "Settings from a file or a dictionary. Raises `UsageError` for one that does not exist."
-    given = read_json(given) if isinstance(given, (str, Path)) else given
+    given = read_record(given) if isinstance(given, (str, Path)) else given
     for name in given: lookup(defaults, name, f"setting in the {what}")
     return {**defaults, **given}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn, Tensor
-from ..basics import UsageError, lookup, read_json, require_empty, whole_file, write_json
+from ..basics import UsageError, lookup, read_record, require_empty, whole_file, write_json
 from ..checkpoints import save_pruned
 from ..budget import KINDS, kept_share, shares_of
 from ..gates import Distribution, Gates, attached, pull_for, settle, sites, train_gates, trained_masks, without_gates
@@ -79,7 +79,7 @@ def _claim(folder: Path, settings: dict) -> None:
     if not stated.is_file():
         require_empty(folder)
         return write_json(stated, settings)
-    before = read_json(stated)
+    before = read_record(stated)
     other = [name for name in settings if before.get(name) != settings[name]]
     if other: raise UsageError(f"{str(folder)!r} holds an interrupted run with another {' and '.join(other)}: repeat its settings to resume it, or name another folder.")
 
