@@ -7,7 +7,7 @@ __all__ = ['WALK', 'Request', 'weight_scores', 'unit_scores', 'block_scores', 'm
            'masks_block_by_block', 'weights_hash', 'store_part', 'restored']
 
 # %% ../nbs/choosing.ipynb #c003
-import hashlib
+import hashlib, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -282,8 +282,8 @@ def _name_of(request: Request, target, batches: list, model: nn.Module) -> str:
 def _require_writable(folder) -> None:
     "Try the folder before any block is changed."
     try:
-        with whole_file(Path(folder)/"writable"): pass
-        (Path(folder)/"writable").unlink()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error: raise RunError(f"blocks cannot be kept in {str(folder)!r} ({error.strerror}): name another folder for resume.") from None
 
 # %% ../nbs/choosing.ipynb #c020

@@ -11,6 +11,7 @@ __all__ = ['FORMATS', 'CHECKPOINTS', 'MASK_FLAGS', 'COMMANDS', 'list_command', '
 import argparse, errno, json, os, sys, warnings
 
 from .basics import RunError, UsageError, require_empty, whole_folder, write_json
+from .ranks import join, part, rank, require_alone
 
 # %% ../nbs/cli.ipynb #c005
 def _table(rows: list) -> str:
@@ -45,7 +46,7 @@ def _ready_model(args, task, request: dict):
     if args.multiple_of is not None: request["sparsity"] = _rounded(model, request, args.multiple_of)
     check_request(model, **request)
     _require_head(model, task, args)
-    if args.remove: _announce(model, request)
+    if args.remove and rank() == 0: _announce(model, request)
     if args.fine_tune: fine_tune(model, task, **_training(args))
     return model
 
@@ -454,19 +455,32 @@ def _explain(error: BaseException) -> tuple:  # (exit code, sentence)
     return 1, str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error} (run with --debug for the traceback)"
 
 
+def _share(args) -> None:
+    "With several processes all of them prune, train and evaluate alike, and the first one writes and tells."
+    if args.command != "prune": require_alone(f"'pruneresearch {args.command}'")
+    args.progress = rank() == 0 and sys.stderr.isatty()
+    if rank(): args.output = None
+
+
 def main(
     arguments=None,  # list of words; None: the command line's
 ) -> int:            # exit code: 0, 1 failure, 2 usage
     "Entry point of the `pruneresearch` command."
     warnings.filterwarnings("ignore")
     words = sys.argv[1:] if arguments is None else list(arguments)
+    tells = join()
     try:
         args = parser().parse_args(words)
-        args.progress = sys.stderr.isatty()
-        print(args.function(args))
+        _share(args)
+        told = args.function(args)
+        if rank() == 0: print(told)
+        part()
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in words: raise
         code, sentence = _explain(error)
-        print(f"pruneresearch: {sentence}", file=sys.stderr)
+        if tells(): print(f"pruneresearch: {sentence}", file=sys.stderr)
         return code
+
+# %% ../nbs/cli.ipynb #c028
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # a notebook is main too, but no file

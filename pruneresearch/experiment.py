@@ -21,6 +21,7 @@ from .masks import parse_pattern
 from .measure import evaluate_with_outcomes, inference_bytes, latency, macs, measured, parameter_counts, protocol, windows_at_once
 from .models import length_for, load_model, save_model, tokenizer_of
 from .pruning import Method, load_methods, prune, rules, sees_data
+from .ranks import require_alone
 from .recovery import check_training, fine_tune, recover
 from .surgery import remove, widths_of
 from .tasks import first_examples, load_task
@@ -197,6 +198,7 @@ def check(
     config: Config,
 ) -> None:
     "Refuse a configuration that cannot be run, before any work."
+    require_alone("an experiment")
     if config.recovery not in RECOVERIES: raise UsageError(f"unknown recovery {config.recovery!r}: known are {', '.join(RECOVERIES)}.")
     lookup(PRECISIONS, config.precision, "precision")
     check_training(config.optimizer, config.alpha, config.temperature)
