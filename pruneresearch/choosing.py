@@ -8,7 +8,7 @@ __all__ = ['WALK', 'Request', 'weight_scores', 'unit_scores', 'block_scores', 'm
            'require_writable', 'store_part', 'finished', 'take_up']
 
 # %% ../nbs/choosing.ipynb #c003
-import hashlib
+import hashlib, tempfile
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -323,8 +323,8 @@ def require_writable(
 ) -> None:    # raises `RunError`
     "Try the folder before any block is changed."
     try:
-        with whole_file(Path(folder)/"writable"): pass
-        (Path(folder)/"writable").unlink()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error: raise RunError(f"blocks cannot be kept in {str(folder)!r} ({error.strerror}): name another folder for resume.") from None
 
 # %% ../nbs/choosing.ipynb #c021

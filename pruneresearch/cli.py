@@ -11,6 +11,7 @@ __all__ = ['FORMATS', 'CHECKPOINTS', 'MASK_FLAGS', 'COMMANDS', 'list_command', '
 import argparse, errno, json, os, sys, warnings
 
 from .basics import RunError, UsageError, below, in_short, require_empty, whole_folder, write_json
+from .ranks import join, part, rank, require_alone
 
 # %% ../nbs/cli.ipynb #c005
 def _table(rows: list) -> str:
@@ -45,7 +46,7 @@ def _ready_model(args, task, request: dict):
     if args.multiple_of is not None: request["sparsity"] = _rounded(model, request, args.multiple_of)
     check_request(model, **request)
     _require_head(model, task, args)
-    if args.remove: _announce(model, request)
+    if args.remove and rank() == 0: _announce(model, request)
     if args.fine_tune: fine_tune(model, task, **_training(args))
     return model
 
@@ -122,6 +123,7 @@ def prune_command(args) -> str:
 # %% ../nbs/cli.ipynb #c011
 def _require_streamable(args) -> None:
     "What trains, measures or cuts holds the whole model."
+    require_alone("'pruneresearch prune --stream'")
     asked = {"--recovery": args.recovery != "none", "--fine-tune": args.fine_tune, "--remove": args.remove, "--multiple-of": args.multiple_of is not None,
              "--rounds": args.rounds > 1, "--schedule": args.schedule != "one-shot", "--scope": args.scope != "blocks"}
     flag = next((flag for flag, given in asked.items() if given), None)
@@ -512,19 +514,32 @@ def _explain(error: BaseException) -> tuple:  # (exit code, sentence)
     return 1, str(error) if isinstance(error, RunError) else f"{in_short(error)} (run with --debug for the traceback)"
 
 
+def _share(args) -> None:
+    "With several processes all of them prune, train and evaluate alike, and the first one writes and tells."
+    if args.command != "prune": require_alone(f"'pruneresearch {args.command}'")
+    args.progress = rank() == 0 and sys.stderr.isatty()
+    if rank(): args.output = None
+
+
 def main(
     arguments=None,  # list of words; None: the command line's
 ) -> int:            # exit code: 0, 1 failure, 2 usage
     "Entry point of the `pruneresearch` command."
     warnings.filterwarnings("ignore")
     words = sys.argv[1:] if arguments is None else list(arguments)
+    tells = join()
     try:
         args = parser().parse_args(words)
-        args.progress = sys.stderr.isatty()
-        print(args.function(args))
+        _share(args)
+        told = args.function(args)
+        if rank() == 0: print(told)
+        part()
         return 0
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in words: raise
         code, sentence = _explain(error)
-        print(f"pruneresearch: {sentence}", file=sys.stderr)
+        if tells(): print(f"pruneresearch: {sentence}", file=sys.stderr)
         return code
+
+# %% ../nbs/cli.ipynb #c030
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # a notebook is main too, but no file

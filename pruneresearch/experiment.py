@@ -24,6 +24,7 @@ from .masks import check_sparsity, parse_pattern
 from .measure import evaluate_with_outcomes, inference_bytes, latency, macs, measured, parameter_counts, protocol, windows_at_once
 from .models import length_for, load_model, save_model, tokenizer_of
 from .pruning import load_methods, prune, rules, sees_data
+from .ranks import require_alone
 from .recovery import check_training, fine_tune, recover
 from .surgery import remove, widths_of
 from .tasks import first_examples, load_task
@@ -217,6 +218,7 @@ def check(
     config: Config,
 ) -> None:
     "Refuse a configuration that cannot be run, before any work."
+    require_alone("an experiment")
     _check_values(config)
     parse_pattern(config.pattern)
     method = lookup(load_methods(), config.method, "method")

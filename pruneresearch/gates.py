@@ -21,6 +21,7 @@ from .basics import UsageError, lookup
 from .budget import KINDS, cost_terms, kept_share, require_affordable, shares_of
 from .masks import Masks
 from .models import length_for
+from .ranks import require_alone
 from .recovery import recover, settings_of
 from .surgery import remove
 
@@ -274,6 +275,7 @@ def train_gates(
     **options,                    # as for `recover`: teacher, seed, output, progress, length, callbacks …
 ) -> dict:                        # steps, loss, share kept by the gates as they were trained
     "Train gates, and with them the model. A killed run with an `output` resumes from there."
+    require_alone("training gates")  # their loss stands beside the pass whose gradients processes average
     own, training = settings_of(model), GateTraining(gates, pull)
     batch_size, before = batch_size or own["batch_size"], [(p, p.requires_grad) for p in model.parameters()]
     steps = math.ceil(epochs * math.ceil(len(task.splits["train"]) / batch_size))

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from pruneresearch.basics import RunError, UsageError, read_json, write_json
 from pruneresearch.checkpoints import load_pruned, open_model, save_pruned
-from pruneresearch.choosing import restored, store_part
+from pruneresearch.choosing import finished, store_part, take_up
 from pruneresearch.cli import main
 from pruneresearch.experiment import load_rows
 from pruneresearch.models import SimpleMLP, load_model, save_model
@@ -211,13 +211,13 @@ def test_sparse_shapes_must_fit_their_bits(shapes, tmp_path):
 def test_a_finished_block_that_is_damaged_changes_nothing(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
     keep = {"0.weight": torch.ones(3, 4, dtype=torch.bool)}
-    store_part(tmp_path, "this", model, 0, keep)
+    store_part(tmp_path, "this", model, 0, keep, torch.Generator())
     before = [p.clone() for p in model.parameters()]
-    assert restored(tmp_path, "this", model, 1)[0].keys() == keep.keys()
+    assert take_up(finished(tmp_path, "this", model, 1)[0], model).keys() == keep.keys()
     for tensors in ({"keep:0.weight": keep["0.weight"]}, {"keep:0.weight": keep["0.weight"], "weight:0.weight": torch.ones(3, 5)}, {"keep:9.weight": keep["0.weight"], "weight:9.weight": torch.ones(3, 4)},
                     {"keep:0.weight": torch.ones(3, 4), "weight:0.weight": torch.ones(3, 4)}):
-        save_file(tensors, tmp_path/"block-0000.safetensors", metadata={"request": "this"})
-        with pytest.raises(RunError, match="is damaged: delete it"): restored(tmp_path, "this", model, 1)
+        save_file(tensors | {"generator": torch.Generator().get_state()}, tmp_path/"block-0000.safetensors", metadata={"request": "this"})
+        with pytest.raises(RunError, match="is damaged: delete it"): finished(tmp_path, "this", model, 1)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 
