@@ -25,7 +25,7 @@ CLI = "prune --model mlp --task digits --sparsity 0.8 --recovery fine-tune --jso
 def hashed(tensors): return fingerprint({name: packed(tensor)[0].tobytes().hex() if tensor.dtype == torch.bool else tensor.numpy().tobytes().hex() for name, tensor in tensors.items()})
 
 
-def pruned(name, task, method):
+def pruned(name, task, method, **options):
     "Hashes of scores, masks and weights."
     scores, score = {}, choosing.weight_scores
     def watched(*args):
@@ -33,7 +33,7 @@ def pruned(name, task, method):
         scores.update(found)
         return found
     choosing.weight_scores = watched
-    try: model = load_model(name, task); masks = prune(model, task, method=method, sparsity=0.5, n_calibration=8, length=64, seed=3).masks
+    try: model = load_model(name, task); masks = prune(model, task, method=method, sparsity=0.5, n_calibration=8, length=64, seed=3, **options).masks
     finally: choosing.weight_scores = score
     return hashed(scores), hashed(masks.keep), weights_hash(model)
 
@@ -79,7 +79,7 @@ def work(folder):
     "What each process does, and what it leaves for the tests to look at: a command, which stays joined here, then calls of the library."
     cli.part = lambda: None
     assert main([*CLI.split(), str(folder/"out")]) == 0
-    digits, found = load_task("digits"), {"pruned": all_pruned()}
+    digits, found = load_task("digits"), {"pruned": all_pruned(), "kept": pruned("tiny-llama", load_task("pydocs"), "wanda", walk={"resume": folder/"blocks"})}
     for name, run in (("trained", trained), ("distilled", distilled)):
         model, masks, found[name] = run()
         masks.verify(model)
@@ -154,6 +154,11 @@ def together(folder, interrupted):
 @pytest.mark.parametrize("model", ["tiny-bert", "tiny-llama"])
 def test_scores_masks_and_weights_are_those_of_one_process(alone, together, model, method):
     for found in together: assert found["pruned"][f"{model} {method}"] == alone["pruned"][f"{model} {method}"]
+
+
+def test_processes_may_keep_finished_blocks_in_one_folder(alone, together):
+    "One may find there what the other has done, and scores nothing: masks and weights are the same."
+    for found in together: assert found["kept"][1:] == alone["pruned"]["tiny-llama wanda"][1:]
 
 
 def test_the_hashes_would_tell(alone):
