@@ -239,6 +239,7 @@ def finish(
 def _streamable(model: nn.Module, pattern: str, walk: dict, **asked) -> Request:
     "The request, checked; raises `UsageError` for what needs the whole model."
     without = "a stream holds one block at a time: choose a method and an allocation that do not, or prune in memory."
+    if getattr(model.config, "quantization_config", None): raise UsageError(f"the weights of {model.display_name!r} are quantised, and a stream reads plain numbers: name the checkpoint that they were made from.")
     if parse_pattern(pattern).kind == "blocks": raise UsageError(f"pattern 'blocks' compares all blocks with each other, and {without}")
     check_walk(resume=walk.get("resume"))
     request = requested(model, pattern=pattern, walk=_where(walk), **asked)

@@ -355,6 +355,13 @@ def test_refused_before_any_work(ask, message, folders, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_quantised_weights_are_no_plain_numbers(folders, tmp_path):
+    shutil.copytree(folders["llama", True], tmp_path/"dense")
+    config = json.loads((tmp_path/"dense"/"config.json").read_text())
+    (tmp_path/"dense"/"config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(UsageError, match="are quantised"): prune_stream(tmp_path/"dense", tmp_path/"out", sparsity=0.5)
+
+
 def test_what_has_no_blocks_and_what_is_in_the_way(tmp_path):
     with pytest.raises(UsageError, match="is a perceptron"): prune_stream("mlp", tmp_path/"out", sparsity=0.5)
     (tmp_path/"precious.txt").write_text("mine")
