@@ -327,6 +327,15 @@ def test_a_killed_run_goes_on_to_the_same_weights(method, tmp_path, monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters()))
 
 
+def test_random_scores_go_on_where_the_killed_run_was(tmp_path):
+    ask, whole, model = dict(calibration=[batch("llama")], method="random", pattern="neurons", sparsity=0.5, repair=True), ARCHITECTURES["llama"](), ARCHITECTURES["llama"]()
+    expected = prune(whole, **ask)
+    prune(ARCHITECTURES["llama"](), **ask, walk=dict(resume=tmp_path))
+    for late in (1, 2): (tmp_path/f"block-000{late}.safetensors").unlink()
+    result = prune(model, **ask, walk=dict(resume=tmp_path))
+    assert all(torch.equal(keep, result.masks.keep[key]) for key, keep in expected.masks.keep.items()) and all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters()))
+
+
 def test_finished_blocks_of_something_else_are_refused(tmp_path):
     ask = dict(calibration=[batch("llama")], method="wanda")
     prune(ARCHITECTURES["llama"](), sparsity=0.6, **ask, walk=dict(resume=tmp_path))
