@@ -134,12 +134,12 @@ def require_fields(
     place: str,    # what it is and where, for the message
 ) -> dict:         # the same; raises `RunError` naming the first field that is missing or of another type
     "An object that has these fields."
-    if not isinstance(value, dict): raise RunError(f"{place} is damaged: an object with fields was expected, it holds a {type(value).__name__}.")
+    if not isinstance(value, dict): raise RunError(f"{place} is damaged: an object with fields was expected, it holds a value of type {type(value).__name__}.")
     for name, kind in fields.items():
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if name not in value: raise RunError(f"{place} is damaged: it has no field {name!r}.")
         if not isinstance(value[name], kinds) or isinstance(value[name], bool) and bool not in kinds:
-            raise RunError(f"{place} is damaged: its field {name!r} is a {type(value[name]).__name__}, not a {' or '.join(one.__name__ for one in kinds)}.")
+            raise RunError(f"{place} is damaged: its field {name!r} is of type {type(value[name]).__name__}, not {' or '.join(one.__name__ for one in kinds)}.")
     return value
 
 

@@ -195,7 +195,7 @@ def _protocol_fields(config: Config) -> dict:
     return {field: getattr(config, field) for field in fields}
 
 # %% ../nbs/experiment.ipynb #c016
-LEAST = dict(rounds=1, n_calibration=1, length=2, train_examples=1, recovery_epochs=0, dense_epochs=0, student_epochs=0, seed=0)
+LEAST = dict(rounds=1, n_calibration=1, length=2, recovery_epochs=0, dense_epochs=0, student_epochs=0, seed=0)
 
 
 def _check_values(config: Config) -> None:
@@ -204,7 +204,7 @@ def _check_values(config: Config) -> None:
         value, kinds = getattr(config, one.name), NUMBER if one.type is float else (one.type,)
         if value is None and (one.default is None or one.name == "sparsity"): continue
         if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds or isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{one.name} of an experiment must be a {'finite number' if kinds is NUMBER else one.type.__name__}, got {brief(value)}.")
+            raise UsageError(f"{one.name} of an experiment must be {'a finite number' if kinds is NUMBER else f'of type {one.type.__name__}'}, got {brief(value)}.")
         if one.name in LEAST and value < LEAST[one.name]: raise UsageError(f"{one.name} of an experiment must be at least {LEAST[one.name]}, got {value}.")
     if config.seed >= 2**32: raise UsageError(f"a seed must be below 2³², got {config.seed}.")
     if config.learning_rate is not None and config.learning_rate <= 0: raise UsageError(f"a learning rate must be above 0, got {config.learning_rate}.")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import psutil
 from . import basics
-from .basics import RunError, UsageError, alone, fingerprint, lookup, read_json
+from .basics import RunError, UsageError, alone, below, fingerprint, lookup, read_json, read_record
 
 # %% ../nbs/runs.ipynb #c005
 PROFILES = ("smoke", "tiny", "small", "paper")
@@ -68,8 +68,8 @@ class Run:
 
     @property
     def done(self) -> bool:
-        try: return all(read_json(self.folder.parents[2]/"rows"/f"{row}.json") for row in read_json(self.folder/"result.json").get("rows", []))
-        except (RunError, AttributeError): return False
+        try: return all(read_record(below(self.folder.parents[2]/"rows", f"{row}.json")) for row in read_record(self.folder/"result.json").get("rows", []))
+        except (RunError, UsageError): return False
 
     def __str__(self):
         seeds = [f"seed {','.join(map(str, self.parameters['seeds']))}"] if "seeds" in self.parameters else []
