@@ -153,7 +153,7 @@ def zero_share(
 ) -> float:             # share of entries that are exactly zero
     "Count zeros."
     tensors = list(tensors)
-    return sum(int((t == 0).sum()) for t in tensors) / max(1, sum(t.numel() for t in tensors))
+    return sum(t.numel() - int(t.count_nonzero()) for t in tensors) / max(1, sum(t.numel() for t in tensors))
 
 # %% ../nbs/pruning.ipynb #c018
 def _check_way(method: Method, pattern: Pattern, structure: Anatomy) -> None:

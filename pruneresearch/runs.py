@@ -68,7 +68,9 @@ class Run:
 
     @property
     def done(self) -> bool:
-        try: return all(read_record(below(self.folder.parents[2]/"rows", f"{row}.json")) for row in read_record(self.folder/"result.json").get("rows", []))
+        try:
+            rows = read_record(self.folder/"result.json").get("rows", [])
+            return isinstance(rows, list) and all(read_record(below(self.folder.parents[2]/"rows", f"{row}.json")) for row in rows)
         except (RunError, UsageError): return False
 
     def __str__(self):

@@ -206,7 +206,7 @@ class Shards:
         try: save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, self.folder/file, metadata={"format": "pt"})
         except (OSError, SafetensorError) as error: raise RunError(f"{file} could not be written ({error}): make room and run again.") from None
         self.index |= dict.fromkeys(tensors, file)
-        self.counts |= {name: (int((tensor == 0).sum()), tensor.numel()) for name, tensor in tensors.items()}
+        self.counts |= {name: (tensor.numel() - int(tensor.count_nonzero()), tensor.numel()) for name, tensor in tensors.items()}
         self.size += sum(tensor.nbytes for tensor in tensors.values())
 
     def zeros(self,
