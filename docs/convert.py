@@ -61,7 +61,8 @@ def site_links(site: Site, page: str, text: str) -> str:
         if link.startswith("#"): return match[0]
         return f"]({link}{title}){{.external{attributes and ' '}" + (attributes[1:] or "}")
     def html(match): return f'{match[1]}="{target(site, page, match[2])}"'
-    return outside(CODE, text, lambda prose: LINK.sub(inline, ATTRIBUTE.sub(html, prose)))
+    plain = outside(FENCE, text, lambda prose: NESTED.sub(r"[\1](", prose))  # nbdev also links names inside of links
+    return outside(CODE, plain, lambda prose: LINK.sub(inline, ATTRIBUTE.sub(html, prose)))
 
 
 IMAGES = (".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp")
@@ -69,6 +70,7 @@ FENCE = r"^ *```.*?^ *```[ \t]*$"
 CODE = FENCE + r"|`[^`\n]+`"
 ELSEWHERE = re.compile(r"[a-z][a-z+.-]*:|#|//", re.I)
 LINK = re.compile(r"\]\(([^)\s]+)((?:\s+\"[^\"]*\")?)\)(\{[^}\n]*\})?")
+NESTED = re.compile(r"\[\[(`[^`\n]+`)\]\([^)\s]+\)\]\(")
 ATTRIBUTE = re.compile(r"\b(src|href)=\"([^\"]+)\"")
 
 

@@ -89,6 +89,7 @@ def test_output_asis_becomes_markdown(site):
 @pytest.mark.parametrize("page, written, expected", [
     ("index", "[x](masks.ipynb)", "[x](masks.html){.external}"),
     ("index", "[`x`](masks.ipynb#hold)", "[`x`](masks.html#hold){.external}"),
+    ("index", "[[`x`](https://a.b/masks.html#x)](masks.ipynb#hold)", "[`x`](masks.html#hold){.external}"),
     ("methods/wanda", "[x](../masks.ipynb#hold)", "[x](../masks.html#hold){.external}"),
     ("masks", "[x](methods/wanda.html)", "[x](methods/wanda.html){.external}"),
     ("methods/wanda", "[x](../../LICENSE)", "[x](https://git.io/lab/blob/main/LICENSE){.external}"),
@@ -159,6 +160,13 @@ def test_images_without_alternative_text_are_found(tmp_path, image, mute):
     (tmp_path/"page.html").write_text(f"<html><body>{image}</body></html>")
     if not mute: return check.check_site(tmp_path)
     with pytest.raises(SiteError, match="no alternative text: a/b.png"): check.check_site(tmp_path)
+
+
+@pytest.mark.parametrize("text, unread", [("see [x](masks.html){.external}", True), ("<code>[x](masks.html)</code>", False), ("<pre>f()[0](a.html)</pre>", False), ("a list[0](not a link)", False)])
+def test_links_that_were_left_in_markdown_are_found(tmp_path, text, unread):
+    (tmp_path/"page.html").write_text(f"<p>{text}</p>")
+    if not unread: return check.check_site(tmp_path)
+    with pytest.raises(SiteError, match="left in markdown"): check.check_site(tmp_path)
 
 
 @pytest.mark.parametrize("title, anchor", [("What to expect", "what-to-expect"), ("Masks.apply", "masks.apply"),
