@@ -143,7 +143,7 @@ def _shell(folder: Path, found: dict) -> nn.Module:
     with init_empty_weights(include_buffers=False): model = made(config)
     return cut(model, _first_units(anatomy(model), found["widths"]), inplace=True)
 
-
+# %% ../nbs/checkpoints.ipynb #c013
 def _layout(found: dict) -> Layout:
     "The layout that travels with a model of an architecture that is not registered here."
     try: return Layout(**(found["layout"] or {}))
@@ -160,7 +160,7 @@ def _fill(model: nn.Module, state: dict) -> None:
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing or unexpected: raise RunError(f"the weight files do not hold this model: {', '.join([*missing, *unexpected][:3])} missing or unknown; copy the checkpoint again.")
 
-# %% ../nbs/checkpoints.ipynb #c013
+# %% ../nbs/checkpoints.ipynb #c014
 def _stated(folder: Path, found: dict) -> nn.Module:
     "The model, where its configuration states every size."
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -199,7 +199,7 @@ def open_model(
     "`load_pruned` for a folder that `save_pruned` wrote, `load_model` for everything else."
     return load_pruned(name, task, how.get("device")) if (Path(name)/PRUNED_FILE).is_file() else load_model(name, task, **how)
 
-# %% ../nbs/checkpoints.ipynb #c015
+# %% ../nbs/checkpoints.ipynb #c016
 _ANSWER = """
 import sys, torch
 from safetensors.torch import load_file, save_file
@@ -216,7 +216,7 @@ tensors = {"logits": output} if isinstance(output, torch.Tensor) else {k: v for 
 save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, answers)
 """
 
-# %% ../nbs/checkpoints.ipynb #c016
+# %% ../nbs/checkpoints.ipynb #c017
 def certify(
     model: nn.Module,  # what was saved
     folder,            # where
@@ -247,7 +247,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
     if b is None or a.shape != b.shape: return math.inf
     return (a - b)[~((a == b) | (a.isnan() & b.isnan()))].abs().nan_to_num(math.inf).max().item() if not torch.equal(a, b) else 0.0
 
-# %% ../nbs/checkpoints.ipynb #c018
+# %% ../nbs/checkpoints.ipynb #c019
 STORAGE = {"dense": lambda folder: None, "sparse": sparsify}  # what happens to the weight files
 
 

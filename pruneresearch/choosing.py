@@ -146,7 +146,7 @@ def _why_not(method, structure: Anatomy, allocation: str, repair: bool) -> str:
     needless = "" if method.needs or repair else f"method {method.name!r} needs no data, so it sees no difference"
     return needs_all(method, structure, allocation) or needless
 
-
+# %% ../nbs/choosing.ipynb #c012
 def is_sequential(
     method,                # a `Method`
     structure: Anatomy,    # of the model
@@ -177,7 +177,7 @@ def check_walk(
     except RuntimeError: raise UsageError(f"{device!r} is no device: say cuda, cuda:1 or cpu.") from None
     if kind == "cuda" and not torch.cuda.is_available(): raise UsageError(f"blocks cannot compute on {str(device)!r}, because PyTorch finds no GPU: leave device out.")
 
-# %% ../nbs/choosing.ipynb #c013
+# %% ../nbs/choosing.ipynb #c014
 def _shares(request: Request, target) -> list:
     "What each block loses: a fraction, a `Pattern` where it is N:M, or a fraction for each kind of unit."
     structure, pattern = request.structure, request.pattern
@@ -207,7 +207,7 @@ def _layer(request: Request, linear: dict, seen: dict, share, before, generator)
     if isinstance(share, Pattern): return key, lowest_n_m(score, share.n, share.m)
     return key, lowest(score, share, per="layer" if not request.by_row else "even rows" if isinstance(request.sparsity, list) else "row")
 
-# %% ../nbs/choosing.ipynb #c014
+# %% ../nbs/choosing.ipynb #c015
 def _units_part(request: Request, block: Block, seen: dict, shares: dict, kept: dict, generator) -> dict:
     "Parameter name → keep, for the heads and neurons of one block."
     wanted = lambda group: group and (group.kind in shares or not request.sequential)  # at once, random scores are drawn for all layers in scope
@@ -222,7 +222,7 @@ def _outside(structure: Anatomy) -> dict:
     inside = {name for block in structure.blocks for name in block.names.values()}
     return {name: linear for name, linear in structure.linears.items() if name not in inside}
 
-# %% ../nbs/choosing.ipynb #c015
+# %% ../nbs/choosing.ipynb #c016
 def _solved(request: Request, seen: dict, before, target) -> Masks:
     "Masks and new weights of all layers, from statistics of one pass."
     shares, structure = _shares(request, target), request.structure
@@ -230,7 +230,7 @@ def _solved(request: Request, seen: dict, before, target) -> Masks:
     parts += [({name: linear}, _mean(shares, target) if structure.blocks else shares[i]) for i, (name, linear) in enumerate(_outside(structure).items())]
     return Masks({name: keep for linears, share in parts for name, keep in _part(request, linears, seen, share, before, None).items()})
 
-# %% ../nbs/choosing.ipynb #c016
+# %% ../nbs/choosing.ipynb #c017
 @contextmanager
 def _in_block(index: int):
     "Errors say in which block they happened."
@@ -245,7 +245,7 @@ def require_finite(
     broken = next((name for name, linear in linears.items() if not torch.isfinite(linear.weight).all()), None)
     if broken: raise RunError(f"the weights of {broken} hold NaN or infinite values: load the model again, or mend the checkpoint.")
 
-# %% ../nbs/choosing.ipynb #c017
+# %% ../nbs/choosing.ipynb #c018
 def pruned_blocks(
     request: Request,
     model: nn.Module,     # its blocks are pruned as they are visited
@@ -268,7 +268,7 @@ def pruned_blocks(
         keep.update(part)
         del part, seen  # nothing of a block is held while the next one is looked at
 
-# %% ../nbs/choosing.ipynb #c018
+# %% ../nbs/choosing.ipynb #c019
 def masks_block_by_block(
     request: Request,
     model: nn.Module,   # pruned as the walk goes on
@@ -294,7 +294,7 @@ def masks_block_by_block(
     if outside: keep.update(_part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(_shares(request, target), target), before, generator))
     return Masks(keep)
 
-# %% ../nbs/choosing.ipynb #c020
+# %% ../nbs/choosing.ipynb #c021
 def weights_hash(
     model: nn.Module,  # any model
 ) -> str:              # 16 hexadecimal digits
@@ -327,7 +327,7 @@ def require_writable(
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error: raise RunError(f"blocks cannot be kept in {str(folder)!r} ({error.strerror}): name another folder for resume.") from None
 
-# %% ../nbs/choosing.ipynb #c021
+# %% ../nbs/choosing.ipynb #c022
 def _file_of(folder, index: int) -> Path: return Path(folder)/f"block-{index:04d}.safetensors"
 
 
@@ -349,7 +349,7 @@ def store_part(
     except (OSError, SafetensorError) as error:
         raise RunError(f"block {index} could not be kept in {str(folder)!r} ({error}): make room, load the model afresh and prune with the same folder; the blocks before it are found there.") from None
 
-# %% ../nbs/choosing.ipynb #c022
+# %% ../nbs/choosing.ipynb #c023
 def _fits(file, parameters: dict) -> bool:
     "Whether an opened file holds weights and masks in the shapes of parameters, and nothing else."
     shapes = {key: (tuple(file.get_slice(key).get_shape()), file.get_slice(key).get_dtype() == "BOOL") for key in file.keys() if key != "generator"}
@@ -376,7 +376,7 @@ def finished(
         files.append(path)
     return files
 
-
+# %% ../nbs/choosing.ipynb #c024
 @torch.no_grad()
 def take_up(
     path,              # one of `finished`

@@ -336,7 +336,7 @@ def train_masks_command(args) -> str:
     report = train_masks(model, task, progress=args.progress, **{name: getattr(args, name) for name in MASK_FLAGS}, **tracking).report
     return json.dumps(report, indent=1) if args.json else _masks_told(report, args)
 
-
+# %% ../nbs/cli.ipynb #c021
 def _tuned(model, task, args, tracking: dict) -> str:
     "Without --prune: plain fine-tuning."
     from pruneresearch.measure import evaluate_model
@@ -359,7 +359,7 @@ def _masks_told(report: dict, args) -> str:
         lines.append(f"{name:17}" + ", ".join(f"{report[stage][name]:.4f} {what}" for stage, what in stages.items() if stage in report))
     return "\n".join([*lines, "parameters       {dense:,} → {pruned:,}".format(**report["parameters"]), f"written to       {args.output_dir}"])
 
-# %% ../nbs/cli.ipynb #c022
+# %% ../nbs/cli.ipynb #c023
 def _add_common(parser) -> None:
     "What prune and evaluate share."
     parser.add_argument("--model", required=True, help="embedded name, local folder or hub id")
@@ -400,7 +400,7 @@ def _add_prune(parser) -> None:
     parser.add_argument("--stream", action="store_true", help="one block in memory at a time: for models larger than memory")
     parser.add_argument("--output", help="new or empty folder for checkpoint, masks and report")
 
-# %% ../nbs/cli.ipynb #c023
+# %% ../nbs/cli.ipynb #c024
 def _add_train_masks(parser) -> None:
     flag = parser.add_argument
     flag("--model_name", required=True, help="embedded name, local folder or hub id; checkpoints/MODEL/TASK is looked at first")
@@ -430,7 +430,7 @@ def _add_train_masks(parser) -> None:
     flag("--trust-remote-code", action="store_true", help="let code of a hub repository run")
     flag("--json", action="store_true", help="print JSON")
 
-# %% ../nbs/cli.ipynb #c024
+# %% ../nbs/cli.ipynb #c025
 def _add_bench(parser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmark notebooks (default: all)")
     parser.add_argument("--profile", default="tiny", help="smoke, tiny, small or paper")
@@ -459,7 +459,7 @@ def _add_export(parser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="let code of a hub repository run")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
-# %% ../nbs/cli.ipynb #c025
+# %% ../nbs/cli.ipynb #c026
 def _add_list(parser) -> None:
     parser.add_argument("what", nargs="?", choices=("methods", "models", "tasks"))
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -485,7 +485,7 @@ COMMANDS = {  # name → (function, adds its arguments, help)
     "report": (report_command, _add_report, "rows → tables and figures"),
 }
 
-# %% ../nbs/cli.ipynb #c026
+# %% ../nbs/cli.ipynb #c027
 class _Parser(argparse.ArgumentParser):
     "One sentence instead of a usage block."
     def error(self, message):
@@ -504,7 +504,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
     return top
 
-# %% ../nbs/cli.ipynb #c028
+# %% ../nbs/cli.ipynb #c029
 def _explain(error: BaseException) -> tuple:  # (exit code, sentence)
     "What an exception means to the user."
     if isinstance(error, UsageError): return 2, str(error)
@@ -541,5 +541,5 @@ def main(
         if tells(): print(f"pruneresearch: {sentence}", file=sys.stderr)
         return code
 
-# %% ../nbs/cli.ipynb #c030
+# %% ../nbs/cli.ipynb #c031
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # a notebook is main too, but no file

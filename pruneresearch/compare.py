@@ -482,7 +482,7 @@ def budget(
     asked = lines["sparsity"].iloc[0]
     return f"{100*lines['achieved'].median():.3g} % by block" if asked is None or np.isnan(asked) else f"{100*asked:.4g} %"
 
-
+# %% ../nbs/compare.ipynb #c065
 def as_markdown(
     board,                # a leaderboard, or a selection of its lines
     legend: bool = True,  # end with what the marks mean
@@ -505,7 +505,7 @@ def as_markdown(
                      + table.to_markdown(disable_numparse=True))
     return "\n\n".join(parts + [LEGEND]*legend)
 
-# %% ../nbs/compare.ipynb #c067
+# %% ../nbs/compare.ipynb #c068
 def signed(
     line,   # of `versus`
 ) -> str:   # "+0.012 [−0.003, +0.027] ≈"; in percent for metrics on a logarithmic scale
@@ -533,7 +533,7 @@ def versus_markdown(
     found = pd.DataFrame([dict(zip(("contest", "pattern", "recovery", "sparsity"), where)) | {f"{method} − {other}": own.get(other, "–") for other in others} for where, own in cells.items()])
     return found.to_markdown(index=False, disable_numparse=True)
 
-# %% ../nbs/compare.ipynb #c070
+# %% ../nbs/compare.ipynb #c071
 def shortlist_markdown(
     short,           # of `shortlist`, or several of them joined
     page: str = "",  # of the rows: the numbers become links to them

@@ -213,7 +213,7 @@ def _check_values(config: Config) -> None:
         lookup(dict.fromkeys(("heads", "neurons")), kind, "kind of unit in shares")
         for share in lost if isinstance(lost, list) else [lost]: check_sparsity(share)
 
-
+# %% ../nbs/experiment.ipynb #c017
 def check(
     config: Config,
 ) -> None:
@@ -244,7 +244,7 @@ def _calibration(model, start: Start, config: Config):
     if source.kind != start.task.kind: raise UsageError(f"calibration on {source.name!r} ({source.kind}) does not fit {start.task.name!r} ({start.task.kind}): choose a task of the same kind.")
     return list(source.calibration(tokenizer_of(model), n=config.n_calibration, length=length_for(model, start.task, config.length), seed=config.seed))
 
-# %% ../nbs/experiment.ipynb #c017
+# %% ../nbs/experiment.ipynb #c018
 def _prune_and_recover(start: Start, config: Config, progress: bool):
     "The two phases with their costs: (model, Pruned, cost of pruning, cost of recovery). Whole units are taken out before the recovery."
     model, teacher = copy.deepcopy(start.student or start.model), start.model if config.recovery == "distil" else None
@@ -264,7 +264,7 @@ def _prune_and_recover(start: Start, config: Config, progress: bool):
     if not smaller: result.masks.verify(model)
     return model, result, pruning, recovery
 
-# %% ../nbs/experiment.ipynb #c018
+# %% ../nbs/experiment.ipynb #c019
 def _costs(model, start: Start, config: Config, pruning, recovery) -> dict:
     "What the row says about size, speed and effort; with several rounds, `prune_seconds` includes the training in between."
     batch = _cost_batch(model, start.task, config)
@@ -302,7 +302,7 @@ def _row(config: Config, start: Start, result, metrics: dict, outcomes, weights,
             "metric": main, "value": metrics[main], "dense_value": start.metrics[main], "metrics": metrics, "dense_metrics": start.metrics, "student_metrics": start.student_metrics,
             "outcomes": outcomes, "outcome_weights": weights, "versions": versions(), "commit": commit(), **costs}
 
-# %% ../nbs/experiment.ipynb #c019
+# %% ../nbs/experiment.ipynb #c020
 ROW = {  # what every comparison asks a row for
     **dict.fromkeys(("id", "model", "task", "method", "pattern", "allocation", "recovery", "protocol", "metric"), str), "protocol_parts": dict, "metrics": dict, "seed": int,
     "sparsity": (*NUMBER, type(None)), "value": NUMBER, "dense_value": NUMBER, "achieved": NUMBER}
@@ -322,7 +322,7 @@ def require_row(
     if strangers: raise RunError(f"{place} is damaged: its {strangers[0]} are not all numbers.")
     return row
 
-# %% ../nbs/experiment.ipynb #c020
+# %% ../nbs/experiment.ipynb #c021
 AGREEMENT_WINDOWS = 16  # of the test text on which a language model is compared with the dense one, token by token
 
 
@@ -354,7 +354,7 @@ def run(
     write_json(path, row)
     return row
 
-
+# %% ../nbs/experiment.ipynb #c022
 def run_all(
     configs: list,           # of `Config`; those of one dense start should stand together
     root,                    # folder of all results
@@ -371,7 +371,7 @@ def run_all(
         rows.append(run(config, root, start, data_dir))
     return rows
 
-# %% ../nbs/experiment.ipynb #c021
+# %% ../nbs/experiment.ipynb #c023
 def load_rows(
     root,        # folder of all results
     ids=None,    # only these
@@ -380,7 +380,7 @@ def load_rows(
     paths = sorted((Path(root)/"rows").glob("*.json"))
     return [require_row(read_json(path), repr(str(path))) for path in paths if ids is None or path.stem in ids]
 
-# %% ../nbs/experiment.ipynb #c023
+# %% ../nbs/experiment.ipynb #c025
 def save_rows(
     rows: list,  # of experiments
     path,        # of the file, .json.gz

@@ -341,7 +341,7 @@ def load_model(
         model.tokenizer = _tokenizer(source, trust_remote_code, local)
     return ready(model, name, device)
 
-
+# %% ../nbs/models.ipynb #c029
 def _tokenizer(source: str, trust_remote_code: bool, local: bool):
     "The checkpoint's tokenizer, with something to pad with."
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=local)
@@ -358,7 +358,7 @@ def ready(
     model.display_name = Path(name).name if Path(name).is_dir() else str(name)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
-# %% ../nbs/models.ipynb #c034
+# %% ../nbs/models.ipynb #c035
 def local_folder(
     name,     # as for `load_model`; of a hub id the local cache is asked
 ) -> Path:    # raises `UsageError` for what is not here, `RunError` for damaged files
@@ -381,7 +381,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
                 if (first := file.get_tensor(name)).is_floating_point(): return first.dtype
     return torch.float32
 
-# %% ../nbs/models.ipynb #c035
+# %% ../nbs/models.ipynb #c036
 def empty_model(
     name,                     # as for `local_folder`
     task=None,                # a `Task`: decides the head and checks the fit
@@ -404,7 +404,7 @@ def empty_model(
     model.display_name = str(name)
     return model.eval()
 
-# %% ../nbs/models.ipynb #c038
+# %% ../nbs/models.ipynb #c039
 def tokenizer_of(
     model: nn.Module,  # any model
 ):                     # its tokenizer, or None for a plain module
@@ -434,7 +434,7 @@ def length_for(
     "How long a sequence is, where nobody has said it."
     return length or task.default_length(tokenizer_of(model), context_of(model))
 
-# %% ../nbs/models.ipynb #c040
+# %% ../nbs/models.ipynb #c041
 def to_device(
     batch,             # dict of tensors
     model: nn.Module,  # any model
@@ -454,7 +454,7 @@ def forward(
 
 LABELS = ("labels", "start_positions", "end_positions")
 
-# %% ../nbs/models.ipynb #c042
+# %% ../nbs/models.ipynb #c043
 def example_inputs(
     model: nn.Module,  # a transformers model, or a `SimpleMLP`
     rows: int,         # examples
@@ -480,7 +480,7 @@ def tensor_outputs(
     output = forward(model, batch)
     return {"logits": output} if isinstance(output, Tensor) else {name: value for name, value in output.items() if isinstance(value, Tensor)}
 
-# %% ../nbs/models.ipynb #c045
+# %% ../nbs/models.ipynb #c046
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     "(batch, length−1) negative log-likelihoods of the next tokens, 0 where the label is −100."
     targets = labels[:, 1:]
@@ -506,7 +506,7 @@ def example_losses(
     if labels.is_floating_point(): return (logits.float().squeeze(-1) - labels) ** 2
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
-# %% ../nbs/models.ipynb #c051
+# %% ../nbs/models.ipynb #c052
 def save_model(
     model: nn.Module,  # a transformers model or a `SimpleMLP`
     folder,            # a new or empty folder

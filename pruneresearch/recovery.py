@@ -143,6 +143,12 @@ def last_whole_checkpoint(
     found = {int(path.name.split("-")[1]): path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name) and whole(path)}
     return str(found[max(found)]) if found else None
 
+
+def _trained(trainer: RecoveryTrainer, output):
+    "What training came to, from the last whole checkpoint where there is one."
+    try: return trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if output else None)
+    except pickle.UnpicklingError as error: raise RunError(f"a checkpoint in {str(output)!r} is damaged, or holds more than tensors and numbers: delete it to resume from the one before.") from error
+
 # %% ../nbs/recovery.ipynb #c018
 @contextmanager
 def own_forward(
@@ -201,8 +207,7 @@ def recover(
                                   optimizers=made, teacher=teacher, alpha=alpha, temperature=temperature, penalty=penalty, told=told)
         trainer.remove_callback(transformers.PrinterCallback)
         with own_forward(model), masks.hold(model) if masks else nullcontext():
-            try: done = trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if output else None)
-            except pickle.UnpicklingError as error: raise RunError(f"a checkpoint in {str(output)!r} is damaged, or holds more than tensors and numbers: delete it to resume from the one before.") from error
+            done = _trained(trainer, output)
     require_same_weights(model)
     model.untrained = []
     model.eval()

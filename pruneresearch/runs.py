@@ -81,7 +81,7 @@ class Run:
         "The run with all that its profile sets, and whether it is done."
         return f"{'done' if self.done else 'to do':7}{self.name}  " + "  ".join(f"{name}={value!r}" for name, value in self.parameters.items())
 
-
+# %% ../nbs/runs.ipynb #c009
 def plan(
     names,          # benchmarks; empty: all
     profile: str,   # of `PROFILES`
@@ -98,7 +98,7 @@ def plan(
     runs = [_run(name, path, parameters | (changes or {}), Path(results)) for name, path in chosen.items() for parameters in profiles_of(path).get(profile, [])]
     return list({run.folder: run for run in runs}.values())
 
-# %% ../nbs/runs.ipynb #c009
+# %% ../nbs/runs.ipynb #c010
 def parameters_of(
     notebook: Path,  # a benchmark notebook
 ) -> tuple:          # names that the cell tagged `parameters` assigns
@@ -113,7 +113,7 @@ def _run(name: str, path: Path, parameters: dict, results: Path) -> Run:
     sources = ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code" and "profiles" not in cell["metadata"].get("tags", [])]
     return Run(name, path, parameters, results/"runs"/name/fingerprint([sources, parameters], 12))
 
-# %% ../nbs/runs.ipynb #c011
+# %% ../nbs/runs.ipynb #c012
 BUSY, FOUND = 75, 76  # exit codes of a run that another process is working on, or has finished meanwhile
 
 
@@ -142,7 +142,7 @@ def _papermill(job: dict) -> None:
         Path(job["done"]).unlink(missing_ok=True)  # cut short, or its rows are
         execute_notebook(job["notebook"], job["target"], job["parameters"], kernel_name="python3", cwd=str(Path(job["notebook"]).parent), progress_bar=False, autosave_cell_every=30)
 
-# %% ../nbs/runs.ipynb #c012
+# %% ../nbs/runs.ipynb #c013
 def _environment(jobs: int) -> dict:
     "Share the cores between jobs, unless the user has decided; a run works in another folder, so paths become absolute."
     each = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -173,7 +173,7 @@ def _listen(stream, log: Path, tail) -> None:
         tail.append(f"{error.strerror}: the log {log.name}\n")
         tail.extend(stream)
 
-# %% ../nbs/runs.ipynb #c013
+# %% ../nbs/runs.ipynb #c014
 def _watched(command: list, log: Path, jobs: int, limit, stopped: Callable) -> tuple:  # (exit code, most bytes held, last lines, why it was ended)
     "Run a command to its end, or to its limits."
     tail, most, why = collections.deque(maxlen=200), 0, ""
@@ -194,7 +194,7 @@ def _watched(command: list, log: Path, jobs: int, limit, stopped: Callable) -> t
     listener.join(5)
     return child.returncode, most, list(tail), why
 
-# %% ../nbs/runs.ipynb #c014
+# %% ../nbs/runs.ipynb #c015
 def execute(
     run: Run,
     results: Path,       # folder of all results, handed to the notebook as `results`
@@ -222,7 +222,7 @@ def execute(
     if code == 0 and run.done: return told("done", again, seconds, peak)
     return told("failed", why or _reason(tail, code), seconds, peak)
 
-# %% ../nbs/runs.ipynb #c015
+# %% ../nbs/runs.ipynb #c016
 def _began(notebook: Path) -> bool:
     "Whether a cell was started: kernels that start at the same moment may take each other's port, and then none is."
     if not notebook.is_file(): return False
