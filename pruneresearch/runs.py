@@ -70,7 +70,7 @@ class Run:
     def done(self) -> bool:
         try:
             rows = read_record(self.folder/"result.json").get("rows", [])
-            return isinstance(rows, list) and all(read_record(below(self.folder.parents[2]/"rows", f"{row}.json")) for row in rows)
+            return isinstance(rows, list) and all(read_record(below(self.folder.parents[2]/"rows", f"{row}.json")) is not None for row in rows)
         except (RunError, UsageError): return False
 
     def __str__(self):

@@ -5,7 +5,8 @@ import nbformat
 import pytest
 
 from pruneresearch.basics import RunError, UsageError
-from pruneresearch.bench import bench, list_benchmarks, parameters_of, plan, profiles_of, rows_of
+from pruneresearch.bench import bench, list_benchmarks, parameters_of, plan, rows_of
+from pruneresearch.runs import profiles_of
 from pruneresearch.compare import leaderboard
 from pruneresearch.cli import main
 from pruneresearch.experiment import Config, dense_start, load_rows, row_id, run, run_all, save_rows, saved_rows
