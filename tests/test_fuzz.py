@@ -32,7 +32,7 @@ def places(value, path=()):
 
 
 DEEP = "a text that stands for a hundred thousand brackets"
-HOSTILE = (None, True, -1, 0, 1, 2.5, 10**6, 10**9, 10**30, -(10**18), float("nan"), float("inf"), "", "bert", "../../bait.json", "../bait.safetensors", "/tmp/bait", "a\x00b", "\ud800 💥 \u202e",
+HOSTILE = (None, True, -1, 0, 1, 2.5, 10**6, 10**9, 10**30, -(10**18), float("nan"), float("inf"), "", "bert", "../../bait.json", "../bait.safetensors", "/bait.json", "a\x00b", "\ud800 💥 \u202e",
            [], {}, [[]], [10**9, 10**9], {"a": 1}, ["../bait.json"], DEEP)
 
 
