@@ -61,7 +61,7 @@ def site_links(site: Site, page: str, text: str) -> str:
         if link.startswith("#"): return match[0]
         return f"]({link}{title}){{.external{attributes and ' '}" + (attributes[1:] or "}")
     def html(match): return f'{match[1]}="{target(site, page, match[2])}"'
-    plain = outside(FENCE, text, lambda prose: NESTED.sub(r"[\1](", prose))  # nbdev also links names inside of links
+    plain = outside(FENCE, text, lambda prose: OUTER.sub(lambda match: INNER.sub(r"\1", match[0]), prose))  # nbdev also links names inside of links
     return outside(CODE, plain, lambda prose: LINK.sub(inline, ATTRIBUTE.sub(html, prose)))
 
 
@@ -70,7 +70,8 @@ FENCE = r"^ *```.*?^ *```[ \t]*$"
 CODE = FENCE + r"|`[^`\n]+`"
 ELSEWHERE = re.compile(r"[a-z][a-z+.-]*:|#|//", re.I)
 LINK = re.compile(r"\]\(([^)\s]+)((?:\s+\"[^\"]*\")?)\)(\{[^}\n]*\})?")
-NESTED = re.compile(r"\[\[(`[^`\n]+`)\]\([^)\s]+\)\]\(")
+INNER = re.compile(r"\[(`[^`\n]+`)\]\([^)\s]+\)")
+OUTER = re.compile(r"\[(?:[^\[\]`\n]|`[^`\n]+`|" + INNER.pattern + r")*\]\(")
 ATTRIBUTE = re.compile(r"\b(src|href)=\"([^\"]+)\"")
 
 

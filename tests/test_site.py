@@ -90,6 +90,8 @@ def test_output_asis_becomes_markdown(site):
     ("index", "[x](masks.ipynb)", "[x](masks.html){.external}"),
     ("index", "[`x`](masks.ipynb#hold)", "[`x`](masks.html#hold){.external}"),
     ("index", "[[`x`](https://a.b/masks.html#x)](masks.ipynb#hold)", "[`x`](masks.html#hold){.external}"),
+    ("index", "[what [`x`](https://a.b/m.html#x) and [`y`](#y) do](masks.ipynb)", "[what `x` and `y` do](masks.html){.external}"),
+    ("index", "[`x`](masks.ipynb) [then] [`y`](#y)", "[`x`](masks.html){.external} [then] [`y`](#y)"),
     ("methods/wanda", "[x](../masks.ipynb#hold)", "[x](../masks.html#hold){.external}"),
     ("masks", "[x](methods/wanda.html)", "[x](methods/wanda.html){.external}"),
     ("methods/wanda", "[x](../../LICENSE)", "[x](https://git.io/lab/blob/main/LICENSE){.external}"),
