@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 import torch
 from torch import nn, Tensor
-from torch.nn import functional as F
 from transformers import TrainerCallback
 from .anatomy import anatomy
 from .basics import UsageError, lookup

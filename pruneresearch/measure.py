@@ -19,7 +19,7 @@ import torch
 from torch import nn, Tensor
 from .anatomy import anatomy
 from .basics import RunError, UsageError, fingerprint, lookup
-from .models import KINDS, context_of, length_for, example_losses, forward, require_fit, to_device, tokenizer_of
+from .models import context_of, length_for, example_losses, forward, require_fit, to_device, tokenizer_of
 
 # %% ../nbs/measure.ipynb #c006
 def check_fit(

@@ -1,5 +1,5 @@
 "Checkpoints: bit for bit the same after loading, refused when damaged, absent when the certificate fails."
-import copy, errno, shutil
+import errno, shutil
 
 import pytest, torch
 from safetensors.torch import load_file
@@ -8,7 +8,7 @@ from architectures import ARCHITECTURES, DECODERS, batch
 from pruneresearch import checkpoints
 from pruneresearch.anatomy import LAYOUTS, anatomy
 from pruneresearch.basics import RunError, UsageError, read_json, write_json
-from pruneresearch.checkpoints import certify, load_pruned, open_model, pack, read_tensors, save_pruned, unpack
+from pruneresearch.checkpoints import load_pruned, open_model, pack, read_tensors, save_pruned, unpack
 from pruneresearch.cli import main
 from pruneresearch.masks import Masks
 from pruneresearch.measure import parameter_counts

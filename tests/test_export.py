@@ -1,5 +1,4 @@
 "Export: ONNX Runtime agrees for every architecture, cut and uncut; the command line; 2:4 where there is no GPU."
-import sys
 
 import numpy as np, pytest, torch
 

@@ -4,13 +4,12 @@ import itertools
 import pytest
 import torch
 
-from architectures import ARCHITECTURES, DECODERS, batch as make_batch
-from pruneresearch.anatomy import anatomy
+from architectures import ARCHITECTURES, batch as make_batch
 from pruneresearch.basics import UsageError
 from pruneresearch.budget import kept_share, one_sequence, search, shares_of
 from pruneresearch.gates import sites
 from pruneresearch.masks import Masks
-from pruneresearch.measure import evaluate_model, macs
+from pruneresearch.measure import macs
 from pruneresearch.methods.fisher_search import fisher_search, mask_gradients, rearranged, rescale
 from pruneresearch.models import example_losses, forward, load_model
 from pruneresearch.surgery import remove

@@ -13,7 +13,7 @@ from pruneresearch.masks import Masks
 from pruneresearch.measure import evaluate_model, macs
 from pruneresearch.methods import gumbel
 from pruneresearch.methods.gumbel import FILES, GUMBEL, LEARN, gumbel_sigmoid, train_masks
-from pruneresearch.methods.hard_concrete import HARD_CONCRETE, chance_alive, hard_concrete
+from pruneresearch.methods.hard_concrete import chance_alive, hard_concrete
 from pruneresearch.models import forward, load_model
 from pruneresearch.surgery import remove
 from pruneresearch.tasks import first_examples, load_task
@@ -248,7 +248,7 @@ def test_same_seed_same_masks(task):
 @pytest.mark.parametrize("learn", LEARN)
 def test_exported_masks_reproduce_the_evaluation(learn, task, tmp_path):
     "The three files and the weights saved with them give the reported metrics again, and so does the smaller model."
-    trained = train_masks(load_model("tiny-bert", task), task, learn, target_sparsity=0.4, num_epochs=1, masks_LR=0.2, output_dir=tmp_path/"out")
+    train_masks(load_model("tiny-bert", task), task, learn, target_sparsity=0.4, num_epochs=1, masks_LR=0.2, output_dir=tmp_path/"out")
     report = read_json(tmp_path/"out"/"metrics.json")
     assert report["gated"] == report["removed"] and abs(report["kept"] - 0.6) < 0.07
     model = load_model(str(tmp_path/"out"/"weights"), task)

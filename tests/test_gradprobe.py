@@ -305,7 +305,7 @@ def test_rounds_with_training_between_them(comparison):
             F.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
     probe = GradProbe(model, MagnitudePruning())
-    masks = probe.prune(loader(), nn.CrossEntropyLoss(), 0.75, gradient_threshold=0.2, comparison=comparison, rounds=3, schedule="linear", between=between, **QUIET)
+    probe.prune(loader(), nn.CrossEntropyLoss(), 0.75, gradient_threshold=0.2, comparison=comparison, rounds=3, schedule="linear", between=between, **QUIET)
     assert len(sparsities) == 2 and 0 < sparsities[0] <= sparsities[1] <= probe.get_sparsity()
     if comparison == "ratio": assert [*sparsities, probe.get_sparsity()] == [0.25, 0.5, 0.75]
 

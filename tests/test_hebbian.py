@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
 from transformers import TrainerCallback
 
-from architectures import ARCHITECTURES, DECODERS, batch
+from architectures import ARCHITECTURES, batch
 from pruneresearch.anatomy import anatomy
 from pruneresearch.basics import UsageError
 from pruneresearch.measure import evaluate_model, parameter_counts

@@ -3,11 +3,11 @@ import copy, json, math
 
 import numpy as np, pytest, torch
 
-from architectures import ARCHITECTURES, batch
+from architectures import ARCHITECTURES
 from pruneresearch.basics import UsageError
 from pruneresearch.llm import ModelConfig, beside_published, PRUNING_FUNCTIONS, execute_benchmark, get_wikitext2_unstructured, global_evaluation, magnitude_pruning, perplexity_of, structured_pruning, wanda_pruning
-from pruneresearch.measure import evaluate_model, macs
-from pruneresearch.models import load_model, tokenizer_of
+from pruneresearch.measure import evaluate_model
+from pruneresearch.models import load_model
 from pruneresearch.tasks import load_task
 from pruneresearch.text import agreement, agreement_on, continuations, distinct, divergence, likelihood, repetition, text_quality, writing_speed
 
@@ -199,7 +199,6 @@ def test_agreement_counts_predicted_tokens_only(llama, pydocs):
 
 
 def test_agreement_refuses(llama, pydocs):
-    other = ARCHITECTURES["llama"]()
     with pytest.raises(UsageError, match="vocabularies|made from"): agreement(ARCHITECTURES["llama"](vocab_size=2048 + 64), llama, pydocs, windows=1, length=16)
     with pytest.raises(UsageError, match="language-modelling"): agreement(llama, llama, load_task("sentiment"))
 

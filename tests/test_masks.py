@@ -3,7 +3,7 @@ import copy
 from decimal import Decimal
 from itertools import product
 
-import numpy as np, pytest, torch
+import pytest, torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.prune import l1_unstructured
 
-from architectures import ARCHITECTURES, DECODERS, batch
+from architectures import ARCHITECTURES, batch
 from pruneresearch.basics import RunError, UsageError
 from pruneresearch.masks import ALLOCATIONS
 from pruneresearch.budget import one_sequence

@@ -1,5 +1,4 @@
 "Scores of units, repair, and whole blocks: against loops written from the formulas, and against the models that are left."
-import copy
 
 import numpy as np, pytest, torch
 from torch import nn
@@ -113,7 +112,6 @@ def test_repair_is_the_least_squares_solution():
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_repair_brings_the_first_block_nearer_to_what_it_was(name, way):
     data, dense = batch(name, n=16, length=24), ARCHITECTURES[name]()
-    tokens = {}
     def outputs(model):
         heard, block = [], anatomy(model).blocks[0].module
         handle = block.register_forward_hook(lambda module, inputs, output: heard.append(output[0] if isinstance(output, tuple) else output))

@@ -1,6 +1,5 @@
 "Tasks: every layout from tiny files, exact windows, disjoint and seeded calibration, damaged files, no network."
 import gzip, json, os, pickle, random, subprocess, sys, time
-from pathlib import Path
 
 import numpy as np
 import pytest

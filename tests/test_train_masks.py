@@ -8,7 +8,6 @@ import torch
 from pruneresearch.basics import read_json
 from pruneresearch.cli import main
 from pruneresearch.methods.gumbel import FILES
-from pruneresearch.tasks import load_task
 
 STSB = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()
 WORDS = "red green blue black white".split()

@@ -7,7 +7,7 @@ __all__ = ['HEBBIAN', 'importance_masks']
 
 # %% ../../nbs/methods/hebbian.ipynb #c003
 import torch
-from torch import nn, Tensor
+from torch import nn
 from torch.nn.utils import prune as torch_prune
 from ..basics import UsageError
 from ..masks import Masks, check_sparsity
