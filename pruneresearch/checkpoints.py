@@ -19,7 +19,7 @@ from .anatomy import LAYOUTS, Layout, anatomy, layout_of, register_layout
 from .basics import RunError, UsageError, in_short, lookup, read_json, read_record, require_fields, require_plain, whole_file, whole_folder, write_json
 from .masks import INTEGERS, require_bits, shapes_in
 from .measure import evaluating
-from .models import PRUNED_FILE, SimpleMLP, check_folder, example_inputs, hashed, load_model, loading, model_class, quiet, ready, require_fit, require_possible, require_whole, save_model, tensor_outputs, untrained_mlp
+from .models import DTYPES, PRUNED_FILE, SimpleMLP, check_folder, example_inputs, hashed, load_model, loading, model_class, quiet, ready, require_fit, require_possible, require_whole, save_model, tensor_outputs, untrained_mlp
 from .surgery import cut, reload_plan, widths_of
 
 # %% ../nbs/checkpoints.ipynb #c005
@@ -186,18 +186,23 @@ def load_pruned(
             model = _shell(folder, found)
             _fill(model, {name: tensor for file in found["files"] for name, tensor in read_tensors(folder/file).items()})
         if (folder/"generation_config.json").is_file(): model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-        if (folder/"tokenizer_config.json").is_file(): model.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        model.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True) if (folder/"tokenizer_config.json").is_file() else None
     model.certificate = found["certificate"]
     return ready(model, folder, device)
 
 
 def open_model(
-    name,     # anything that `load_model` or `load_pruned` opens
+    name,              # anything that `load_model` or `load_pruned` opens
     task=None,
-    **how,    # more arguments of `load_model`; a pruned folder needs none of them
+    dtype: str = None, # a torch dtype by name, or "auto" for the checkpoint's own; None: float32, and a pruned folder's own
+    **how,             # more arguments of `load_model`, of which a pruned folder needs `device` only
 ) -> nn.Module:
     "`load_pruned` for a folder that `save_pruned` wrote, `load_model` for everything else."
-    return load_pruned(name, task, how.get("device")) if (Path(name)/PRUNED_FILE).is_file() else load_model(name, task, **how)
+    if not (Path(name)/PRUNED_FILE).is_file(): return load_model(name, task, dtype=dtype or "float32", **how)
+    numbers = lookup(DTYPES, dtype or "auto", "dtype")
+    model = load_pruned(name, task, how.get("device"))
+    for weight in model.parameters() if numbers != "auto" else (): weight.data = weight.data.to(numbers)  # rotary frequencies are buffers, and stay exact
+    return model
 
 # %% ../nbs/checkpoints.ipynb #c016
 _ANSWER = """

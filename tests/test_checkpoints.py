@@ -178,6 +178,17 @@ def test_damaged_folders_are_refused_in_one_sentence(good, harm, error, words, t
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_a_pruned_folder_opens_in_another_dtype(tmp_path):
+    save_pruned(made("llama").to(torch.bfloat16), tmp_path/"half", certificate=False)
+    own, auto, wide = open_model(tmp_path/"half"), open_model(tmp_path/"half", dtype="auto"), open_model(tmp_path/"half", dtype="float32")
+    assert own.dtype == auto.dtype == torch.bfloat16 and {weight.dtype for weight in wide.parameters()} == {torch.float32}
+    assert all(torch.equal(a, b.float()) for a, b in zip(wide.parameters(), own.parameters(), strict=True))
+    assert open_model(tmp_path/"half", dtype="float16").model.rotary_emb.inv_freq.dtype == torch.float32
+    again = save_pruned(wide, tmp_path/"wide", certificate=False)
+    assert read_json(tmp_path/"wide"/"config.json")["dtype"] == "float32" and open_model(tmp_path/"wide").dtype == torch.float32 and again["files"]
+    with pytest.raises(UsageError, match="unknown dtype"): open_model(tmp_path/"half", dtype="int4")
+
+
 def test_the_right_door(good, tmp_path):
     from pruneresearch.tasks import load_task
     with pytest.raises(UsageError, match="open it with load_pruned"): load_model(good)
