@@ -352,16 +352,18 @@ def pareto_plot(
     if shown.empty: raise UsageError(f"no ranked line of the board has {cost}: measure it, or choose another cost.")
     looks = method_styles(shown["method"])
     by_panel = {key: lines for key, lines in shown.groupby(["model", "task"], sort=False)}
+    fronts = [pareto(lines, cost) for lines in by_panel.values()]
     with style():
-        figure, axes = panels(list(by_panel), f"Quality over {label.split(' (')[0].split(',')[0]}")
-        for axis, ((model, task), lines) in zip(axes, by_panel.items()): _draw_front(axis, lines, cost, label, looks, focus)
-        finish(figure, {name: look | {"linestyle": "none"} for name, look in looks.items()}, "Means over seeds. Line: Pareto front. Dark edge: trained after pruning. Dotted: the dense model.")
+        figure, axes = panels(list(by_panel), f"Quality over {label.split(' (')[0].split(',')[0]}", height=3.7 + 0.14*max(map(len, fronts)))
+        for axis, front, lines in zip(axes, fronts, by_panel.values()): _draw_front(axis, lines, front, cost, label, looks, focus)
+        finish(figure, {name: look | {"linestyle": "none"} for name, look in looks.items()}, "Means over seeds. Line and numbers: Pareto front. Dark edge: trained after pruning. Dotted: the dense model.")
+        for axis, front in zip(axes, fronts): _number(axis, front, cost)
     return figure
 
 
-def _draw_front(axis, lines, cost: str, label: str, looks: dict, focus: bool) -> None:
-    "The points of one panel, the front, and the names along it."
-    front, metric = pareto(lines, cost), lines["metric"].iloc[0]
+def _draw_front(axis, lines, front, cost: str, label: str, looks: dict, focus: bool) -> None:
+    "The points of one panel, the front, and its names below."
+    metric = lines["metric"].iloc[0]
     for _, line in lines.iterrows():
         look = looks[line["method"]] | {"linestyle": "none"}
         axis.plot([line[cost]], [line["value"]], **look | ({} if line["recovery"] == "none" else {"markeredgecolor": "black", "markeredgewidth": 1.2}), alpha=0.85)
@@ -375,11 +377,18 @@ def _draw_front(axis, lines, cost: str, label: str, looks: dict, focus: bool) ->
     if lines[cost].max() < 1.1*lines[cost].min(): axis.set_xlim(0.9*lines[cost].min(), 1.1*lines[cost].max())  # costs that hardly differ look like that
     if metric in LOG_SCALE: log_axis(axis.yaxis)
     if (lines[cost] > 0).all() and lines[cost].max() > 20*lines[cost].min(): log_axis(axis.xaxis)
-    for _, line in front.iterrows():
-        right = axis.transLimits.transform(axis.transScale.transform((line[cost], line["value"])))[0] > 0.5
-        axis.annotate(f"{line['method']}, {100*line['achieved']:.0f} %", (line[cost], line["value"]), xytext=(-6 if right else 6, 6), textcoords="offset points",
-                      ha="right" if right else "left", fontsize=7.5, bbox=dict(facecolor="white", alpha=0.75, linewidth=0, pad=0.5))
+    names = [f"{number}  {line['method']}, {100*line['achieved']:.0f} %" + ("" if line["recovery"] == "none" else f", then {line['recovery']}") for number, (_, line) in enumerate(front.iterrows(), 1)]
+    axis.annotate("\n".join(names), (0, 0), xytext=(0, -40), xycoords="axes fraction", textcoords="offset points", va="top", fontsize=7.5)
 
+
+def _number(axis, front, cost: str) -> None:
+    "Number the points of the front, side by side where they lie on each other."
+    taken, points = [], 72 / axis.figure.dpi
+    for number, (_, line) in enumerate(front.iterrows(), 1):
+        base, shift = axis.transData.transform((line[cost], line["value"]))*points, 4
+        while any(np.abs(base + (shift, 4) - other).max() < 8 for other in taken): shift += 8
+        taken.append(base + (shift, 4))
+        axis.annotate(str(number), (line[cost], line["value"]), xytext=(shift, 4), textcoords="offset points", fontsize=8, fontweight="bold")
 
 # %% ../nbs/plots.ipynb #c043
 TOLD = {"better": ("#0173b2", "white", "▲"), "worse": ("#de8f05", "white", "▼"), "not separable": ("#e6e6e6", INK, "≈")}  # verdict → colours of cell and mark, mark

@@ -232,9 +232,13 @@ def test_pareto_plot_names_the_front_and_labels_its_axes(metric):
     figure = plots.pareto_plot(board, "mmacs")
     [axis] = figure.axes
     front = pareto(board, "mmacs")
-    assert [text.get_text() for text in axis.texts] == [f"{line['method']}, {100*line['achieved']:.0f} %" for _, line in front.iterrows()] and len(front) > 1
+    names, *numbers = [text.get_text() for text in axis.texts]
+    assert names.splitlines() == [f"{i}  {line['method']}, {100*line['achieved']:.0f} %" for i, (_, line) in enumerate(front.iterrows(), 1)] and len(front) > 1
+    assert numbers == [str(i + 1) for i in range(len(front))]
     assert axis.get_xlabel() == plots.COST_LABELS["mmacs"] and axis.get_ylabel() == plots.arrow(metric)
     figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axis.texts[1:]]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert any(label.get_text() for label in axis.get_yticklabels(which="both") if label.get_visible())  # a logarithmic axis keeps its numbers
     with pytest.raises(UsageError, match="no ranked line"): plots.pareto_plot(board.assign(mmacs=np.nan), "mmacs")
     with pytest.raises(UsageError, match="unknown cost"): plots.pareto_plot(board, "money")
