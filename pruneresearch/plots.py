@@ -89,13 +89,13 @@ def panels(
 # %% ../nbs/plots.ipynb #c014
 def finish(
     figure,      # of `panels`
-    looks: dict, # method → style, for the legend
+    looks: dict, # method → style, for the legend; empty: none
     note: str,   # what bars and hollow points mean
 ) -> None:
     "Legend on the right, note below."
     from matplotlib.lines import Line2D
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-    figure.legend(handles=handles, loc="outside right upper", handlelength=2.8)
+    if handles: figure.legend(handles=handles, loc="outside right upper", handlelength=2.8)
     figure.supxlabel(note, fontsize=8, x=0.01, ha="left")
     freeze(figure)
 
@@ -171,10 +171,10 @@ def log_axis(
     axis,  # an XAxis or YAxis of matplotlib
 ) -> None:
     "A logarithmic axis with plain numbers on it, whether it spans one factor of two or five powers of ten."
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high/low < 100 else (1,), numticks=12))
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]) if high < 5*low else LogLocator(subs=(1, 2, 5) if high < 100*low else (1,), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -271,23 +271,22 @@ def draw_differences(
     lines,        # the panel's lines of the leaderboard
     looks: dict,  # method → style
 ) -> None:
-    "One block per sparsity, one line per method."
-    metric, factor = lines["metric"].iloc[0], 100 if lines["unit"].iloc[0] == "relative" else 1
-    order, ticks, y = list(looks), {}, 0
+    "One block per sparsity, one line per method; what is relative is drawn as a ratio, and on a logarithmic axis."
+    metric, relative, order, names, y = lines["metric"].iloc[0], lines["unit"].iloc[0] == "relative", list(looks), {}, 0
     for sparsity, block in lines.groupby("sparsity"):
-        ticks[f"{100*sparsity:g} %"] = y + (len(block) - 1)/2
+        names[y], y = f"$\\bf{{{100*sparsity:.4g}\\,\\%}}$", y + 1
         for _, line in block.sort_values("method", key=lambda names: names.map(order.index)).iterrows():
             look, hollow = looks[line["method"]], line["verdict"] == "not separable"
-            mean, low, high = (factor*line[k] for k in ("difference", "difference_low", "difference_high"))
+            mean, low, high = (relative + line[k] for k in ("difference", "difference_low", "difference_high"))
             axis.errorbar([mean], [y], xerr=None if np.isnan(low) else [[mean - low], [high - mean]], color=look["color"], marker=look["marker"],
                           capsize=2, linestyle="none", markerfacecolor="white" if hollow else look["color"])
-            y += 1
-        y += 1
-    axis.axvline(0, color="black", linewidth=1)
-    axis.set_yticks(list(ticks.values()), list(ticks))
-    axis.invert_yaxis()
+            names[y], y = line["method"], y + 1
+    axis.axvline(relative, color="black", linewidth=1)
+    if relative: log_axis(axis.xaxis)
+    axis.set_yticks(list(names), list(names.values()), fontsize=8)
+    axis.set(ylim=(y - 0.5, -0.5), xlabel=f"{metric} ÷ magnitude's ({arrow(metric).split('(')[1]}" if relative else f"difference in {arrow(metric)}")
     axis.grid(axis="y", visible=False)
-    axis.set(ylabel="sparsity", xlabel=f"difference in {arrow(metric)}" if factor == 1 else f"relative difference (%) in {arrow(metric)}")
+    axis.tick_params(axis="y", length=0)
 
 # %% ../nbs/plots.ipynb #c033
 def difference_plot(
@@ -299,9 +298,9 @@ def difference_plot(
     if shown.empty: raise UsageError("the board has no difference to draw: it needs a ranked method besides magnitude and those left out.")
     by_panel, looks = {key: lines for key, lines in shown.groupby(list(PANEL), sort=False)}, method_styles(shown["method"])
     with style():
-        figure, axes = panels(list(by_panel), "Difference from magnitude", height=1.8 + 0.22*max(len(lines) for lines in by_panel.values()))
+        figure, axes = panels(list(by_panel), "Difference from magnitude", height=1.3 + 0.19*max(len(lines) + lines["sparsity"].nunique() for lines in by_panel.values()))
         for axis, lines in zip(axes, by_panel.values()): draw_differences(axis, lines, looks)
-        finish(figure, looks, "Paired over seeds and test items; bars: 95 % interval (hull of bootstrap and t). Hollow: not separable from magnitude."
+        finish(figure, {}, "Paired over seeds and test items; bars: 95 % interval (hull of bootstrap and t). Hollow: not separable from magnitude."
                + (f" Not drawn: {', '.join(without)}." if without else ""))
     return figure
 

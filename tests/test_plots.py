@@ -162,11 +162,20 @@ def test_difference_plot_draws_the_board_and_leaves_the_unseparable_hollow():
     with pytest.raises(UsageError, match="no difference"): plots.difference_plot(board[board["method"] == "magnitude"])
 
 
-def test_relative_differences_are_in_percent():
+def test_relative_differences_are_ratios_on_a_logarithmic_axis():
     board = leaderboard(rows_of("perplexity"), n_resamples=100)
     axis = plots.difference_plot(board).axes[0]
-    assert "%" in axis.get_xlabel() and "lower is better" in axis.get_xlabel()
-    assert max(c[0].get_xdata()[0] for c in axis.containers) == pytest.approx(100*board[board["method"] != "random"]["difference"].max())
+    assert axis.get_xlabel() == "perplexity ÷ magnitude's (lower is better)" and axis.get_xscale() == "log"
+    assert max(c[0].get_xdata()[0] for c in axis.containers) == pytest.approx(1 + board[board["method"] != "random"]["difference"].max())
+
+
+def test_each_difference_stands_at_its_method():
+    board = leaderboard(ROWS, n_resamples=50)
+    axis = plots.difference_plot(board).axes[0]
+    names = {y: label.get_text() for y, label in zip(axis.get_yticks(), axis.get_yticklabels())}
+    shown = {(line["method"], round(line["difference"], 9)) for _, line in board[board["method"].isin(["wanda", "taylor"])].iterrows()}
+    assert {(names[c[0].get_ydata()[0]], round(c[0].get_xdata()[0], 9)) for c in axis.containers} == shown
+    assert len(names) == len(shown) + board["sparsity"].nunique()  # a heading per sparsity
 
 
 def test_cost_plot_draws_cost_and_value():
