@@ -8,7 +8,7 @@ __all__ = ['LIBRARIES', 'UsageError', 'RunError', 'lookup', 'whole_file', 'requi
            'versions']
 
 # %% ../nbs/basics.ipynb #c004
-import hashlib, json, os, platform, shutil, tempfile
+import errno, hashlib, json, os, platform, shutil, tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -120,10 +120,12 @@ def alone(
     "One process at a time. Raises `RunError` where the file system knows no locks."
     from filelock import FileLock, Timeout
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock")
+    lock = FileLock(f"{path}.lock", fallback_to_soft=False)  # a file that says "taken" would outlive a machine that dies
     try: lock.acquire(blocking=wait)
     except Timeout: yield False; return
-    except NotImplementedError: raise RunError(f"the file system of {str(path)!r} knows no locks: put the results on one that does.") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP): raise
+        raise RunError(f"the file system of {str(path)!r} knows no locks: put the results on one that does.") from None
     try: yield True
     finally: lock.release()
 

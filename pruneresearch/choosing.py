@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WALK', 'Request', 'weight_scores', 'unit_scores', 'block_scores', 'masks_at_once', 'needs_all', 'is_sequential',
-           'check_walk', 'require_finite', 'pruned_blocks', 'masks_block_by_block', 'weights_hash', 'request_name',
-           'require_writable', 'store_part', 'finished', 'take_up']
+           'check_walk', 'require_finite', 'pruned_blocks', 'masks_block_by_block', 'weights_hash', 'tensors_hash',
+           'request_name', 'require_writable', 'store_part', 'finished', 'take_up']
 
 # %% ../nbs/choosing.ipynb #c003
 import hashlib, tempfile
@@ -299,10 +299,17 @@ def weights_hash(
     model: nn.Module,  # any model
 ) -> str:              # 16 hexadecimal digits
     "A name for the numbers in a model."
+    return tensors_hash(model.named_parameters())
+
+
+def tensors_hash(
+    named,  # (name, tensor) pairs
+) -> str:   # 16 hexadecimal digits
+    "A name for tensors, to the last bit."
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, tensor in named:
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

@@ -40,12 +40,15 @@ def require_alone(
 
 # %% ../nbs/ranks.ipynb #c011
 def join() -> Callable:  # tells() → True for the first process that asks, False for all others
-    "Meet the other processes, and take the device that is this one's own."
+    "Meet the other processes, and take the device that is this one's own. Raises `UsageError` where there are more processes than devices."
     if processes() == 1: return lambda: True
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # every process would warn that it looks for unused parameters
     import torch
     from torch import distributed
-    if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if torch.cuda.is_available():
+        place, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if place >= devices: raise UsageError(f"a process for each device, please: there are {devices} on this machine, and process {place} (counted from 0) has none.")
+        torch.cuda.set_device(place)
     store, number, count = next(distributed.rendezvous("env://"))
     distributed.init_process_group(store=store, rank=number, world_size=count)
     return lambda: store.add("told", 1) == 1

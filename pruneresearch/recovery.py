@@ -15,7 +15,7 @@ import torch, transformers
 from torch import nn, Tensor
 from torch.nn import functional as F
 from .basics import RunError, UsageError, lookup, read_record
-from .choosing import weights_hash
+from .choosing import tensors_hash
 from .models import example_losses, forward, quiet, tokenizer_of
 from .ranks import gathered, processes, rank
 
@@ -167,10 +167,15 @@ def require_same_weights(
     model: nn.Module,  # any model
 ) -> None:
     "Raise `RunError`, naming the processes, where the weights of one differ from those of the first in a single bit."
+    _require_same(model.named_parameters(), "weights")
+
+
+def _require_same(named, what: str) -> None:
+    "Raise where (name, tensor) pairs differ between processes."
     if processes() == 1: return
-    hashes = gathered(weights_hash(model))
+    hashes = gathered(tensors_hash(named))
     others = [str(place) for place, other in enumerate(hashes) if other != hashes[0]]
-    if others: raise RunError(f"the weights of process {' and '.join(others)} are not those of process 0: start all of them from the same model, masks and seed.")
+    if others: raise RunError(f"the {what} of process {' and '.join(others)} are not those of process 0: start all of them from the same model, masks and seed.")
 
 # %% ../nbs/recovery.ipynb #c022
 def recover(
@@ -206,6 +211,7 @@ def recover(
         trainer = RecoveryTrainer(model, arguments, train_dataset=data, data_collator=task.collate(tokenizer), callbacks=list(callbacks),
                                   optimizers=made, teacher=teacher, alpha=alpha, temperature=temperature, penalty=penalty, told=told)
         trainer.remove_callback(transformers.PrinterCallback)
+        if masks: _require_same(sorted(masks.keep.items()), "masks")
         with own_forward(model), masks.hold(model) if masks else nullcontext():
             done = _trained(trainer, output)
     require_same_weights(model)

@@ -217,11 +217,16 @@ class Shards:
 
 # %% ../nbs/stream.ipynb #c023
 def require_room(
-    folder: Path,  # to write into
+    folder: Path,  # to write into; it may be made later
     size: int,     # bytes
 ) -> None:         # raises `RunError`
     "Look at the disk before any work."
-    if (free := disk_usage(folder).free) < size: raise RunError(f"the pruned model needs {size / 2**20:,.0f} MiB and {free / 2**20:,.0f} are free ({os.strerror(ENOSPC)}): make room, or name another output folder.")
+    if (free := disk_usage(_there(folder)).free) < size: raise RunError(f"what goes into {str(folder)!r} needs {size / 2**20:,.0f} MiB and {free / 2**20:,.0f} are free ({os.strerror(ENOSPC)}): make room, or name another folder.")
+
+
+def _there(folder: Path) -> Path:
+    "The folder, or the one that it will be made in."
+    return next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.is_dir())
 
 
 def finish(
@@ -257,7 +262,6 @@ def _where(walk: dict) -> dict: return {name: place for name, place in walk.item
 # %% ../nbs/stream.ipynb #c028
 def _taken_up(request: Request, lent: Lent, batches: list, folder, shards: Shards, keep: Bits, generator) -> str:
     "Write the blocks that an earlier run has finished; returns the name of what is being done."
-    require_writable(folder)
     weights = fingerprint([str(lent.model.dtype), {file.name: hashed(file) for file in {file for file, _ in lent.places.values()}}])
     name, blocks = request_name(request, request.sparsity, batches, weights), request.structure.blocks
     files = finished(folder, name, lent.model, len(blocks))
@@ -266,6 +270,19 @@ def _taken_up(request: Request, lent: Lent, batches: list, folder, shards: Shard
         shards.write(lent.tensors(block))
     lent.files += files
     return name
+
+
+def _require_disks(lent: Lent, linears: Iterable, output, resume) -> None:
+    "Raise `RunError` where the result, or what is kept to resume (weights, and a byte for each entry of their masks), does not fit."
+    size = lambda names: sum(lent.model.get_parameter_or_buffer(name).nbytes for name in names)
+    result, kept = size(lent.places), 0
+    if resume:
+        require_writable(resume)
+        weights = [f"{name}.weight" for name in linears]
+        kept = size(weights) + sum(lent.model.get_parameter(name).numel() for name in weights) - sum(file.stat().st_size for file in Path(resume).iterdir())
+    together = resume and os.stat(resume).st_dev == os.stat(_there(output)).st_dev
+    require_room(output, result + (kept if together else 0))
+    if resume and not together: require_room(resume, kept)
 
 
 def _rest(lent: Lent) -> list:
@@ -281,7 +298,6 @@ def _written(request: Request, lent: Lent, batches: list, out: Path, walk: dict)
     model, generator, keep, resume, rest = lent.model, request.generator(), Bits(), walk.get("resume"), _rest(lent)
     blocks = request.structure.blocks
     shards = Shards(out, len(blocks) + len(rest))
-    require_room(out, sum(model.get_parameter_or_buffer(name).nbytes for name in lent.places))
     name = resume and _taken_up(request, lent, batches, resume, shards, keep, generator)
     def store(block, part):
         Masks(part).verify(model)
@@ -324,6 +340,7 @@ def prune_stream(
     request = _streamable(model, pattern, walk, method=method, sparsity=sparsity, allocation=allocation, options=options, sequential=sequential, repair=repair, seed=seed, progress=progress)
     batches = _calibration(model, task, calibration, request, n_calibration, length, batch_size)
     lent = Lent(model, places(model, local_folder(name)), used_rows(batches), request.sequential)
+    _require_disks(lent, request.structure.linears, output, walk.get("resume"))
     request = replace(request, structure=replace(request.structure, blocks=InTurn(request.structure.blocks, lent.present)))
     request = _allocated(request, model, batches, walk | {"present": lent.present})
     with whole_folder(output) as out: return _written(request, lent, batches, out, walk)

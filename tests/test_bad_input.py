@@ -108,6 +108,13 @@ def test_output_folder_in_use(tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 
+@pytest.mark.parametrize("more, says", [("", "nothing was written"), ("--method wanda --resume {}", "run the same command again to go on")])
+def test_an_interrupted_command_says_what_is_kept(more, says, monkeypatch, tmp_path, capsys):
+    def interrupted(*_, **__): raise KeyboardInterrupt
+    monkeypatch.setattr("pruneresearch.pruning.prune", interrupted)
+    assert says in told(capsys, f"{LLAMA} --sparsity 0.5 {more.format(tmp_path)}".split(), 1)
+
+
 def test_full_disk(small_disk, capsys):
     sentence = told(capsys, f"prune --model tiny-llama --task pydocs --sparsity 0.5 --length 16 --output {small_disk}/out".split(), 1)
     assert "the disk is full" in sentence

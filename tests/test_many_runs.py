@@ -1,11 +1,12 @@
 "Rough weather, with real processes: what dies, fills up, is cut short or jumps costs no finished row, doubles none, and the rest is made on resumption."
-import json, os, random, signal, subprocess, sys, time
+import errno, json, os, random, signal, subprocess, sys, time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 import nbformat, psutil, pytest
-from pruneresearch.basics import RunError, UsageError
+from pruneresearch.basics import RunError, UsageError, alone
 from pruneresearch.bench import bench
+from pruneresearch.runs import execute, plan
 
 CLI = [sys.executable, "-c", "import sys; from pruneresearch.cli import main; sys.exit(main())"]
 BODY = """
@@ -30,10 +31,11 @@ def make_checkout(folder, runs, body=BODY):
 
 
 def environment(**more):
-    "This package, wherever the tests take it from, and one thread."
+    "This package, wherever the tests take it from, and one thread; None unsets a variable."
     import pruneresearch
     paths = [str(more.pop("site", "")), str(Path(pruneresearch.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in paths if path), **more}
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path for path in paths if path), **more}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def driver(checkout, *words, **settings):
@@ -174,7 +176,7 @@ def test_a_run_that_holds_too_much_is_one_failed_run(tmp_path):
 
 # ---- a cluster
 
-def dask(checkout, *words): return subprocess.Popen([sys.executable, "-m", "dask", *words, "--no-dashboard"], cwd=checkout, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+def dask(checkout, *words, **settings): return subprocess.Popen([sys.executable, "-m", "dask", *words, "--no-dashboard"], cwd=checkout, env=environment(**settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
 @contextmanager
@@ -279,6 +281,8 @@ def test_a_gpu_is_taken_by_one_run(tmp_path):
     with cluster_of(checkout, 1, "--resources", "GPU=1") as (address, *_), ExitStack() as stack:
         other = dask(checkout, "worker", address, "--nthreads", "2", "--local-directory", str(checkout/"scratch"))
         stack.callback(lambda: (fell(other.pid), other.wait()))
+        from distributed import Client
+        with Client(address, set_as_default=False) as client: client.wait_for_workers(2, timeout=60)
         complete(checkout, 3, address=address)
         with pytest.raises(UsageError, match="no worker offers GPU=2"): bench(profile="smoke", root=checkout, address=address, resources={"GPU": 2})
     spans = sorted((row["begun"], row["ended"]) for row in (json.loads(path.read_text()) for path in (checkout/"runs"/"rows").iterdir()))
@@ -297,6 +301,55 @@ def test_a_worker_that_does_not_fit():
     assert _misfit("w", dict(wanted, folder=True), wanted) == ""
     assert "torch 2.12.0, not 2.13.0" in _misfit("w", dict(wanted, torch="2.12.0", folder=True), wanted)
     assert "does not see the folder" in _misfit("w", dict(wanted, folder=False), wanted)
+
+
+OTHER = """import importlib.metadata
+real = importlib.metadata.version
+importlib.metadata.version = lambda name: '0.1' if name == 'datasets' else real(name)
+"""
+
+
+def test_a_worker_that_comes_later_and_does_not_fit_is_sent_away(tmp_path):
+    checkout = make_checkout(tmp_path/"checkout", [dict(x=x, pause=2) for x in range(6)])
+    (tmp_path/"site").mkdir(); (tmp_path/"site"/"sitecustomize.py").write_text(OTHER)
+    with cluster_of(checkout, 1) as (address, *_), ExitStack() as stack:
+        process = driver(checkout, "--cluster", address)
+        until(lambda: attempts(checkout))
+        other = dask(checkout, "worker", address, "--nthreads", "1", "--local-directory", str(checkout/"scratch"), site=tmp_path/"site")
+        stack.callback(lambda: (fell(other.pid), other.wait()))
+        code, out, err = finish(process)
+        assert code == 0 and out.count(" done    short") == 6 and out.count("datasets 0.1, not ") == 1 and "it was sent away" in out, (out, err)
+        from distributed import Client
+        with Client(address, set_as_default=False) as client: assert len(client.scheduler_info()["workers"]) == 1
+    assert attempts(checkout) == {str(x): 1 for x in range(6)}
+
+
+@pytest.mark.parametrize("asked", [None, "3"])
+def test_runs_of_a_worker_share_the_cores_of_its_machine(tmp_path, asked):
+    "Whatever the worker has in its environment, where Dask writes a 1."
+    from pruneresearch.runs import THREADS, share_of_cores
+    checkout = make_checkout(tmp_path, [dict(x=0)], BODY.replace("'filler': '.' * filler", f"'threads': [__import__('os').environ[name] for name in {THREADS}]"))
+    with cluster_of(checkout, 1, "--nthreads", "2") as (address, *_):
+        code, out, err = finish(driver(checkout, "--cluster", address, OMP_NUM_THREADS=asked))
+        assert code == 0, (out, err)
+    assert json.loads((checkout/"runs"/"rows"/"0.json").read_text())["threads"] == [asked or str(share_of_cores(2))] * 3
+
+
+def test_who_finds_a_run_taken_leaves_its_log_alone(tmp_path):
+    checkout = make_checkout(tmp_path, [dict(x=0)])
+    [run] = plan([], "smoke", checkout/"runs", checkout)
+    run.folder.mkdir(parents=True); (run.folder/"log.txt").write_text("so far\n")
+    with alone(run.folder/"run"):
+        assert execute(run, checkout/"runs", wait=False)["status"] == "busy" and (run.folder/"log.txt").read_text() == "so far\n"
+    assert execute(run, checkout/"runs")["status"] == "done" and "so far" not in (run.folder/"log.txt").read_text()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, number):
+    fcntl = pytest.importorskip("fcntl")
+    def flock(*_): raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RunError, match="knows no locks"), alone(tmp_path/"run"): pass
 
 
 # ---- many

@@ -89,6 +89,8 @@ def work(folder):
     found |= {"resumed hash": weights_hash(resumed), "rounds hash": weights_hash(in_rounds()), "odd": said(recover, load_model("mlp", digits), digits, batch_size=15)}
     if ranks.rank() == 1: resumed.layers[0].bias.data[0] += 1
     found["differs"] = said(require_same_weights, resumed)
+    masks.keep = {name: keep ^ (ranks.rank() == 1) for name, keep in masks.keep.items()}
+    found["other masks"] = said(recover, resumed, digits, masks=masks, batch_size=16)
     (folder/f"rank{ranks.rank()}.json").write_text(json.dumps(found))
     ranks.part()
 
@@ -189,6 +191,7 @@ def test_a_batch_that_does_not_divide_is_refused(together):
 
 def test_processes_that_differ_are_named(together):
     for found in together: assert found["differs"].startswith("RunError: the weights of process 1 are not those of process 0")
+    for found in together: assert found["other masks"].startswith("RunError: the masks of process 1 are not those of process 0")
 
 
 def test_a_failing_process_ends_all_with_one_sentence(interrupted, folder):
@@ -238,3 +241,10 @@ def test_shares_make_the_mean_over_processes_the_mean_over_examples(left):
 
 
 if __name__ == "__main__": globals()[sys.argv[1]](Path(sys.argv[2]))
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch, capsys):
+    for name, value in dict(LOCAL_RANK="1", RANK="1", WORLD_SIZE="2").items(): monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert main(CLI.split()) == 2 and capsys.readouterr().err.startswith("pruneresearch: a process for each device, please: there are 1")
