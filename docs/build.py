@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from convert import Site, SiteError, cell_of, convert, front_matter, read_cells, readme
+from convert import Site, SiteError, cell_of, convert, front_matter, options, read_cells, readme
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +57,24 @@ def check_titles(
     crowded = [f"nbs/{page}.ipynb" for page, cells in notebooks.items() if cells and not TITLE.fullmatch(cells[0]["source"])
                and cells[0]["cell_type"] == "markdown"]
     if crowded: raise SiteError(f"the first cell may hold '# Title' and '> one sentence' only, the rest belongs into the next one: {', '.join(crowded)}.")
+EXECUTED = ("tutorials/", "guides/", "benchmarks/")  # pages whose point is what their cells say
+
+
+def check_outputs(
+    notebooks: dict[str, list],  # page → cells
+):
+    "A page of tutorials, guides or benchmarks that shows code shows what it says: nothing is run here, so its outputs must be in the notebook."
+    silent = [f"nbs/{page}.ipynb" for page, cells in notebooks.items() if page.startswith(EXECUTED) and is_silent(cells)]
+    if silent: raise SiteError(f"code cells and no output at all, execute them and keep their outputs: {', '.join(silent)}.")
+
+
+def is_silent(cells: list[dict]) -> bool:
+    "Code on the page, and not one output that the site would show; a hidden cell is not on the page, and standard error is not shown."
+    def on_page(cell):
+        chosen, _ = options(cell["source"])
+        return "hide" not in chosen and chosen.get("include") is not False
+    shown = [cell for cell in cells if cell["cell_type"] == "code" and on_page(cell)]
+    return bool(shown) and all(output.get("name") == "stderr" for cell in shown for output in cell.get("outputs", []))
 
 
 TITLE = re.compile(r"# .+\s*(\n> .+\s*)?(\n- .+: .+\s*)*")
@@ -78,7 +96,9 @@ def build_site(root: Path):
     navigation = sections(root)
     pages = [page for _, entries in navigation for page, _ in entries]
     check_navigation(pages, notebooks(root))
-    check_titles({page: read_cells(root/"nbs"/f"{page}.ipynb") for page in pages})
+    sources = {page: read_cells(root/"nbs"/f"{page}.ipynb") for page in pages}
+    check_titles(sources)
+    check_outputs(sources)
     work = root/"_proc"
     shutil.rmtree(work, ignore_errors=True)
     write_sources(site_at(root, pages), navigation, work)

@@ -34,6 +34,8 @@ mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "globa
 
 html_theme = "furo"
 html_static_path = ["theme"]
+templates_path = ["templates"]
+html_sidebars = {"**": ["sidebar/brand.html", "repository.html", "sidebar/search.html", "sidebar/scroll-start.html", "sidebar/navigation.html", "sidebar/scroll-end.html"]}
 html_css_files = ["site.css"]
 html_favicon = "theme/logo.svg"
 html_copy_source = html_show_sourcelink = html_show_sphinx = False

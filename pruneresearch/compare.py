@@ -7,8 +7,8 @@ __all__ = ['GROUP', 'HIGHER_IS_BETTER', 'LOG_SCALE', 'CONTROLS', 'COSTS', 'MARKS
            'higher_is_better', 'require_one_protocol', 'gate', 'require_controls', 'matched', 'Interval', 'spread',
            'mean_interval', 'outcome_mean', 'paired_outcomes', 'by_seed', 'two_way_bootstrap', 't_ends', 'hull_ends',
            'Difference', 'paired_difference', 'mean_costs', 'board_line', 'leaderboard', 'versus', 'ranked_methods',
-           'pairwise', 'could_lose', 'shortlist', 'most_often_good', 'pareto', 'number', 'with_interval', 'cell',
-           'budget', 'as_markdown', 'signed', 'versus_markdown', 'shortlist_markdown']
+           'pairwise', 'could_lose', 'shortlist', 'times_good', 'most_often_good', 'leaders', 'pareto', 'number',
+           'with_interval', 'cell', 'budget', 'as_markdown', 'signed', 'versus_markdown', 'shortlist_markdown']
 
 # %% ../nbs/compare.ipynb #c004
 from itertools import combinations
@@ -401,7 +401,7 @@ def shortlist(
     margin: float = 0.02,  # what may be lost: absolute, for metrics on a logarithmic scale a share
     noise: float = 0.25,   # seconds that differ by no more than this share count as equal
     **options,             # for `paired_difference`
-):                         # a pandas.DataFrame, one line per group
+):                         # a pandas.DataFrame, one line per group; `verdict` is that of the best mean against magnitude, as in the leaderboard
     "The best mean, what loses no more than the margin against it, and the best one among these that takes about the fewest seconds to prune and recover."
     import pandas as pd
     lines = []
@@ -411,19 +411,36 @@ def shortlist(
         alike = [name for name in own if name == best or could_lose(own[name], own[best], **options) <= margin]
         seconds = {name: float(np.mean([row["prune_seconds"] + row["recovery_seconds"] for row in own[name]])) for name in alike}
         choice = next(name for name in alike if seconds[name] <= (1 + noise)*min(seconds.values()))
+        verdict = "" if "magnitude" not in own else "reference" if best == "magnitude" else paired_difference(own[best], own["magnitude"], **options).verdict
         def average(name, what): return mean_interval([row[what] for row in own[name]], log=members[0]["metric"] in LOG_SCALE).mean
-        lines.append(dict(zip(GROUP, key)) | {"metric": members[0]["metric"], "dense": average(best, "dense_value"), "best": best, "value": average(best, "value"), "as good": ", ".join(alike[1:]),
+        lines.append(dict(zip(GROUP, key)) | {"metric": members[0]["metric"], "dense": average(best, "dense_value"), "best": best, "value": average(best, "value"), "verdict": verdict, "as good": ", ".join(alike[1:]),
                      "cheapest": choice, "its value": average(choice, "value"), "its seconds": seconds[choice], "ids": " ".join(row["id"] for row in own[choice]), "best ids": " ".join(row["id"] for row in own[best])})
     return pd.DataFrame(lines)
 
 # %% ../nbs/compare.ipynb #c056
+def times_good(
+    short,  # of `shortlist`, or several of them joined
+) -> dict:  # method → (in how many groups it is best or as good, in how many best)
+    "How often a method is one to take."
+    best = list(short["best"])
+    good = best + [name for names in short["as good"] for name in names.split(", ") if name]
+    return {name: (good.count(name), best.count(name)) for name in dict.fromkeys(good)}
+
+
 def most_often_good(
     short,  # of `shortlist`, or several of them joined
 ) -> list:  # of method names; those that are best or as good in most groups come first, then those that are best in most
     "Which methods one would bet on without knowing the contest."
-    best = list(short["best"])
-    good = best + [name for names in short["as good"] for name in names.split(", ") if name]
-    return sorted(dict.fromkeys(good), key=lambda name: (-good.count(name), -best.count(name)))
+    times = times_good(short)
+    return sorted(times, key=times.get, reverse=True)
+
+
+def leaders(
+    short,  # of `shortlist`, or several of them joined
+) -> list:  # of method names: the first of `most_often_good`, and those that are good and best as often
+    "Which methods share the first place."
+    times = times_good(short)
+    return [name for name in most_often_good(short) if times[name] == max(times.values())]
 
 # %% ../nbs/compare.ipynb #c059
 def pareto(
@@ -540,9 +557,10 @@ def shortlist_markdown(
 ) -> str:            # a table, one line per group
     "Contests, their winners, and the cheapest method that is as good."
     import pandas as pd
+    TIED = "\u00a0"  # a space at which no line breaks
     def linked(text, ids): return f"[{text}]({page}#row-{ids.split()[0]})" if page else text
-    def asked(line): return ", ".join([line["pattern"], "by block" if pd.isna(line["sparsity"]) else f"{100*line['sparsity']:.4g}\u00a0%"] + [f"then {line['recovery']}"]*(line["recovery"] != "none"))
+    def asked(line): return ", ".join([line["pattern"], "by block" if pd.isna(line["sparsity"]) else f"{100*line['sparsity']:.4g}{TIED}%"] + [f"then {line['recovery']}"]*(line["recovery"] != "none"))
     lines = [{"contest": f"{line['model']} on {line['task']}", "what goes": asked(line),
-              "best": f"{line['best']}, {line['metric']} {linked(number(line['value']), line['best ids'])}", "as good": line["as good"] or "–",
-              "cheapest of these": f"{line['cheapest']}, {linked(number(line['its value']), line['ids'])} in {number(line['its seconds'])} s"} for _, line in short.iterrows()]
+              "best": f"{line['best']}, {line['metric']} {linked(number(line['value']), line['best ids'])}{MARKS[line['verdict']].replace(' ', TIED)}", "as good": line["as good"] or "–",
+              "cheapest of these": f"{line['cheapest']}, {linked(number(line['its value']), line['ids'])} in {number(line['its seconds'])}{TIED}s"} for _, line in short.iterrows()]
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)

@@ -336,3 +336,21 @@ def test_methods_that_are_good_everywhere_come_before_those_that_win_once():
     short = pd.DataFrame({"best": ["a", "b", "b"], "as good": ["c", "c, a", ""]})
     assert compare.most_often_good(short) == ["b", "a", "c"]
     assert compare.most_often_good(pd.DataFrame({"best": ["a", "b"], "as good": ["c", "c"]}))[0] == "c"
+
+
+def test_a_tie_is_told_as_one():
+    import pandas as pd
+    leaders = lambda best, good: compare.leaders(pd.DataFrame({"best": best, "as good": good}))
+    assert leaders(["a", "b"], ["", ""]) == ["a", "b"]                 # one each
+    assert leaders(["a", "b"], ["b", ""]) == ["b"]                     # b is good twice
+    assert leaders(["a", "b", "b"], ["", "a", ""]) == ["b"]            # both are good twice, b is best twice
+    assert leaders(["a"], ["b"]) == ["a"]
+
+
+def test_a_shortlist_says_how_its_winner_stands_against_magnitude():
+    def line(rows): return compare.shortlist([r | {"prune_seconds": 1.0, "recovery_seconds": 0.0} for r in rows], n_resamples=100)
+    lucky = three("lucky", [0.60, 0.99, 0.98])
+    assert line(CONTEST)["verdict"].item() == "better" and line(CONTEST[:6])["verdict"].item() == "reference"
+    assert line(CONTEST[:6] + lucky)[["best", "verdict"]].iloc[0].tolist() == ["lucky", "not separable"]
+    assert line(CONTEST[:3] + lucky)["verdict"].item() == ""           # nothing to compare with
+    assert "lucky, accuracy 0.857\u00a0≈" in compare.shortlist_markdown(line(CONTEST[:6] + lucky)) and "accuracy 0.900\u00a0▲" in compare.shortlist_markdown(line(CONTEST))

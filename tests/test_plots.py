@@ -56,6 +56,16 @@ def test_looks_are_distinct_stable_and_visible_on_white():
     assert plots.method_styles(["wanda", "aaa"])["wanda"] == looks["wanda"]
 
 
+def test_every_method_of_the_library_and_of_the_figures_has_a_fixed_look():
+    import re
+    from pathlib import Path
+    from pruneresearch.experiment import saved_rows
+    root = Path(__file__).parent.parent
+    ours = {name for path in (root/"pruneresearch").rglob("*.py") for name in re.findall(r'register_method\(Method\(\s*"([^"]+)"', path.read_text(encoding="utf-8"))}
+    drawn = {row["method"] for path in (root/"figures").rglob("*.json.gz") for row in saved_rows(path)}
+    assert len(ours) > 5 and not (ours | drawn) - {*plots.METHOD_ORDER, "random"}
+
+
 def test_style_ends_with_its_block():
     import matplotlib
     before = matplotlib.rcParams["axes.spines.top"]
@@ -110,7 +120,7 @@ def test_every_task_has_its_panel_and_axes_have_units():
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["t, unstructured", "u, unstructured"]
     assert [axis.get_ylabel() for axis in figure.axes] == ["accuracy (higher is better)", "perplexity (lower is better)"]
     assert all("%" in axis.get_xlabel() for axis in figure.axes)
-    assert "95 % t-interval" in figure.get_supxlabel() and "3 seeds" in figure.get_supxlabel()
+    assert all(words in " ".join(figure.get_supxlabel().split()) for words in ("95 % t-interval", "3 seeds"))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "magnitude", "wanda", "taylor", "dense"]
 
 
@@ -118,6 +128,31 @@ def test_a_single_seed_and_an_infinite_value_can_be_drawn():
     assert np.isnan(points(plots.quality_against_sparsity([r for r in ROWS if r["seed"] == 0]).axes[0])[:, 2]).all()
     diverged = [r | {"value": float("inf")} if r["method"] == "taylor" and r["sparsity"] == 0.7 else r for r in rows_of("perplexity")]
     assert len(points(plots.quality_against_sparsity(diverged).axes[0])) == 11
+
+
+def test_with_one_sparsity_methods_stand_at_their_names():
+    stray = [r | {"method": "gradprobe", "achieved": 0.1} for r in ROWS if r["method"] == "wanda" and r["sparsity"] == 0.5]
+    [axis] = plots.quality_against_sparsity([r for r in ROWS if r["sparsity"] == 0.5] + stray, focus=False).axes
+    names = [label.get_text() for label in axis.get_xticklabels()]
+    assert names == ["random", "magnitude", "wanda", "taylor", "gradprobe (10 %)"] and axis.get_xlabel().endswith(": 50 %")
+    drawn = {names[int(x)]: (y, filled) for x, y, _, _, filled in points(axis)}
+    for method in SKILL: assert drawn[method] == (pytest.approx(np.mean([r["value"] for r in ROWS if (r["method"], r["sparsity"]) == (method, 0.5)])), 1)
+    assert drawn["gradprobe (10 %)"][1] == 0
+    none_asked = [r | {"sparsity": None} for r in ROWS if r["sparsity"] == 0.5]
+    assert not plots.one_sparsity({("m",): none_asked}) and not plots.one_sparsity({("m",): ROWS})
+
+
+@pytest.mark.parametrize("metric, values, expected", [
+    ("accuracy", (0.8, 1.0, 1.0), (None, 1)), ("accuracy", (0.0, 0.3, 0.0), (0, None)), ("matthews", (-0.9, -0.5, -0.99), (-1, None)), ("loss", (0.0, 3.0, 1.0), (None, None)), ("perplexity", (2.0, 30.0, 4.0), (None, None)),
+])
+def test_no_interval_is_drawn_where_no_value_can_be(metric, values, expected):
+    rows = [dict(ROWS[0], id=str(seed), method="wanda", metric=metric, seed=seed, value=value, dense_value=value) for seed, value in enumerate(values)]
+    interval = mean_interval(values, log=metric == "perplexity")
+    figure = plots.quality_against_sparsity(rows, focus=False)
+    ends = [whole if end is None else end for whole, end in zip(interval[1:3], expected)]
+    assert points(figure.axes[0])[0, 2:4] == pytest.approx(ends) and plots.possible(interval, metric) == pytest.approx(ends)
+    band = figure.axes[0].patches[0].get_extents().transformed(figure.axes[0].transData.inverted())
+    assert (band.y0, band.y1) == pytest.approx(ends)
 
 
 @pytest.mark.parametrize("rows, words", [
@@ -251,3 +286,24 @@ def test_pareto_plot_names_the_front_and_labels_its_axes(metric):
     assert any(label.get_text() for label in axis.get_yticklabels(which="both") if label.get_visible())  # a logarithmic axis keeps its numbers
     with pytest.raises(UsageError, match="no ranked line"): plots.pareto_plot(board.assign(mmacs=np.nan), "mmacs")
     with pytest.raises(UsageError, match="unknown cost"): plots.pareto_plot(board, "money")
+
+
+def test_a_front_over_work_leaves_out_what_does_the_same_work():
+    same = [r | {"macs": 7e6, "latency_median_s": 0.01 + 0.001*i} for i, r in enumerate(rows_of(task="same"))]
+    units = [r | {"macs": 1e6*(2 - r["sparsity"]), "latency_median_s": 0.01*(2 - r["sparsity"]) + 1e-5*i} for i, r in enumerate(rows_of())]
+    board = leaderboard(same + units, n_resamples=50)
+    for cost in plots.WORK:
+        figure = plots.pareto_plot(board, cost)
+        assert [axis.get_title(loc="left") for axis in figure.axes] == ["t"] and "Not drawn: 1 of 2 tasks" in " ".join(figure.get_supxlabel().split())
+    assert len(plots.pareto_plot(board.assign(sparse_mb=1.0), "sparse_mb").axes) == 2
+    with pytest.raises(UsageError, match="same multiplications"): plots.pareto_plot(leaderboard(same, n_resamples=50), "latency_median_ms")
+    assert len(plots.pareto_plot(board.assign(mmacs=np.nan), "latency_median_ms").axes) == 2  # unknown work is not equal work
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
+def test_latency_noise_puts_no_second_line_of_equal_work_on_the_front(metric):
+    rows = [r | {"macs": 1e6*(2 - r["sparsity"]), "latency_median_s": 0.01*(2 - r["sparsity"]) - 1e-4*i} for i, r in enumerate(rows_of(metric))]
+    lines = leaderboard(rows, n_resamples=50)
+    best = plots.best_of_same_work(lines)
+    assert len(best) == 3 and all(line["value"] == (max if metric == "accuracy" else min)(lines[lines["sparsity"] == line["sparsity"]]["value"]) for _, line in best.iterrows())
+    assert len(pareto(lines, "latency_median_ms")) > len(pareto(best, "latency_median_ms"))

@@ -269,6 +269,26 @@ def test_text_that_nbdev_would_drop_stops_the_build():
         build.check_titles({"masks": [md("# Masks\n\n> Which.\n\nMore.")], "cli": [md("# Shell\n\nText.")], "bench": [md("# Bench")]})
 
 
+@pytest.mark.parametrize("cell, silent", [
+    (code("1 + 1"), True), (code("1 + 1", shown(text_plain="2")), False), (code("print(2)", stream("2")), False),
+    (code("warn()", {"output_type": "stream", "name": "stderr", "text": ["late"]}), True), (code("#| hide\nassert True"), False), (code("#| include: false\nx = 1"), False), (md("Only words."), False),
+])
+def test_a_page_whose_point_is_its_outputs_has_some(cell, silent):
+    title = md("# Masks")
+    if silent:
+        for folder in ("tutorials", "guides", "benchmarks"):
+            with pytest.raises(SiteError, match=f"no output at all.*nbs/{folder}/masks.ipynb"): build.check_outputs({f"{folder}/masks": [title, cell]})
+        build.check_outputs({"masks": [title, cell], "guides/masks": [title, cell, code("1", shown(text_plain="1"))]})
+    else: build.check_outputs({"tutorials/masks": [title, cell]})
+
+
+def test_a_page_that_was_never_executed_stops_the_build(root, capsys):
+    write(root/"nbs/guides/late.ipynb", md("# Late"), code("1 + 1"))
+    sidebar(root, "index.ipynb", "masks.ipynb", "methods/wanda.ipynb", "guides/late.ipynb")
+    assert build.main(["site"], root) == 1
+    assert "nbs/guides/late.ipynb" in capsys.readouterr().err and not (root/"_docs").exists()
+
+
 # ---- the finished site ----
 
 def test_dead_links_and_foreign_files_are_found(tmp_path):
@@ -321,7 +341,9 @@ def test_the_site_covers_every_notebook_in_the_order_of_the_sidebar():
     navigation = build.sections(REPOSITORY)
     listed = [page for _, entries in navigation for page, _ in entries]
     build.check_navigation(listed, build.notebooks(REPOSITORY))
-    build.check_titles({page: convert.read_cells(REPOSITORY/"nbs"/f"{page}.ipynb") for page in listed})
+    sources = {page: convert.read_cells(REPOSITORY/"nbs"/f"{page}.ipynb") for page in listed}
+    build.check_titles(sources)
+    build.check_outputs(sources)
     trees = build.toctrees(navigation)["source"]
     shown = [line.rsplit("<", 1)[-1].rstrip(">") for line in trees.splitlines() if line and not line.startswith(("`", ":"))]
     assert shown == ["self" if page == "index" else page for page in listed]
