@@ -128,7 +128,7 @@ def _fitting(client, address: str, results: Path, say: Callable) -> dict:
         if why := _misfit(worker, found, versions()): raise RunError(f"{why}.")
     return _workers(client)
 
-
+# %% ../nbs/bench.ipynb #c010
 @contextmanager
 def cluster(
     address: str,            # of a Dask scheduler: tcp://host:8786, or tls:// with certificates in Dask's configuration
@@ -156,7 +156,7 @@ def cluster(
             if client.status == "running": _signal(signal, client).set()
             raise
 
-# %% ../nbs/bench.ipynb #c011
+# %% ../nbs/bench.ipynb #c012
 def _outcome(future) -> dict:
     "What a future holds; a worker that dies on a run again and again is a failed run."
     from concurrent.futures import CancelledError
@@ -182,7 +182,7 @@ def _outcomes(place: Place, runs: list) -> Iterator:
                     pending[place.submit(run, patient)] = run
                 else: yield run, outcome
 
-# %% ../nbs/bench.ipynb #c012
+# %% ../nbs/bench.ipynb #c013
 def _lasting(seconds: float) -> str: return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
@@ -200,7 +200,7 @@ def _line(last: dict, ended: int, total: int) -> str:
     cost = f" ({_lasting(last['seconds'])}, {last['peak_bytes'] / 2**30:.2f} GiB)" if last["seconds"] else ""
     return f"[{ended:{len(str(total))}}/{total}] {last['status']:7} {last['run']}{cost}" + (f": {last['reason']}" if last["reason"] else "")
 
-# %% ../nbs/bench.ipynb #c013
+# %% ../nbs/bench.ipynb #c014
 def _drive(place: Place, runs: list, say: Callable, bar) -> list:
     "All outcomes, told as they come."
     outcome, started, slots, told = [], time.perf_counter(), place.slots(), False
@@ -217,7 +217,7 @@ def _drive(place: Place, runs: list, say: Callable, bar) -> list:
         bar.set_postfix_str(standing)
     return outcome
 
-# %% ../nbs/bench.ipynb #c014
+# %% ../nbs/bench.ipynb #c015
 def bench(
     names=(),                # benchmarks; empty: all that have the profile
     profile: str = "tiny",   # of `PROFILES`
@@ -247,7 +247,7 @@ def bench(
         tell = bar.write if progress else say
         with cluster(address, results, limit, tell, resources) if address else here(results, jobs, limit) as place: return _drive(place, runs, tell, bar)
 
-# %% ../nbs/bench.ipynb #c016
+# %% ../nbs/bench.ipynb #c017
 def rows_of(
     profile: str,   # of `PROFILES`
     results=None,   # folder of all results; None: runs/ in the checkout
@@ -260,7 +260,7 @@ def rows_of(
     if not ids: raise UsageError(f"no finished run of profile {profile!r} under {os.path.relpath(results)!r}: run pruneresearch bench --profile {profile} first.")
     return [read_json(below(results/"rows", f"{i}.json")) for i in dict.fromkeys(ids)]
 
-# %% ../nbs/bench.ipynb #c017
+# %% ../nbs/bench.ipynb #c018
 def _figure_runs(profile: str, results: Path, output: Path, root) -> list:
     "Benchmarks that draw figures of their own, once more with all seeds at once: every row is there already."
     runs = []
@@ -274,7 +274,7 @@ def _figure_runs(profile: str, results: Path, output: Path, root) -> list:
             runs.append(Run(name, path, {**parameters, "seeds": sorted(set(parameters["seeds"])), "figures": str(folder.resolve())}, results/"runs"/"report"/f"{profile}-{name}-{i}"))
     return runs
 
-# %% ../nbs/bench.ipynb #c018
+# %% ../nbs/bench.ipynb #c019
 def report(
     profile: str = "tiny",  # of `PROFILES`
     results=None,           # folder of all results; None: runs/ in the checkout

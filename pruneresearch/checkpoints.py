@@ -190,7 +190,7 @@ def load_pruned(
     model.certificate = found["certificate"]
     return ready(model, folder, device)
 
-
+# %% ../nbs/checkpoints.ipynb #c015
 def open_model(
     name,              # anything that `load_model` or `load_pruned` opens
     task=None,
@@ -204,7 +204,7 @@ def open_model(
     for weight in model.parameters() if numbers != "auto" else (): weight.data = weight.data.to(numbers)  # rotary frequencies are buffers, and stay exact
     return model
 
-# %% ../nbs/checkpoints.ipynb #c016
+# %% ../nbs/checkpoints.ipynb #c017
 _ANSWER = """
 import sys, torch
 from safetensors.torch import load_file, save_file
@@ -221,7 +221,7 @@ tensors = {"logits": output} if isinstance(output, torch.Tensor) else {k: v for 
 save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, answers)
 """
 
-# %% ../nbs/checkpoints.ipynb #c017
+# %% ../nbs/checkpoints.ipynb #c018
 def certify(
     model: nn.Module,  # what was saved
     folder,            # where
@@ -252,7 +252,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
     if b is None or a.shape != b.shape: return math.inf
     return (a - b)[~((a == b) | (a.isnan() & b.isnan()))].abs().nan_to_num(math.inf).max().item() if not torch.equal(a, b) else 0.0
 
-# %% ../nbs/checkpoints.ipynb #c019
+# %% ../nbs/checkpoints.ipynb #c020
 STORAGE = {"dense": lambda folder: None, "sparse": sparsify}  # what happens to the weight files
 
 

@@ -524,7 +524,7 @@ def _share(args) -> None:
     args.progress = rank() == 0 and sys.stderr.isatty()
     if rank(): args.output = None
 
-
+# %% ../nbs/cli.ipynb #c030
 def main(
     arguments=None,  # list of words; None: the command line's
 ) -> int:            # exit code: 0, 1 failure, 2 usage
@@ -546,5 +546,5 @@ def main(
         if tells(): print(f"pruneresearch: {sentence}", file=sys.stderr)
         return code
 
-# %% ../nbs/cli.ipynb #c031
+# %% ../nbs/cli.ipynb #c032
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # a notebook is main too, but no file

@@ -126,7 +126,7 @@ def possible(
     if not higher_is_better(metric) or np.isnan(interval.low): return interval.low, interval.high
     return max(interval.low, 0 if interval.mean >= 0 else -1), min(interval.high, 1)
 
-
+# %% ../nbs/plots.ipynb #c017
 def draw_dense(
     axis,        # of matplotlib
     rows: list,  # the rows of the panel
@@ -161,7 +161,7 @@ def draw_method(
         if ranked: joined.append((x, mean))
     if joined: axis.plot(*zip(*sorted(joined)), color=look["color"], linestyle=look["linestyle"])
 
-# %% ../nbs/plots.ipynb #c017
+# %% ../nbs/plots.ipynb #c018
 def draw_methods(
     axis,             # of matplotlib
     by_method: dict,  # (method,) → its marked rows
@@ -177,7 +177,7 @@ def draw_methods(
         draw_method(axis, by_method[(name,)], looks[name], place[name])
     if limits: axis.set_ylim(limits)
 
-
+# %% ../nbs/plots.ipynb #c019
 def one_sparsity(
     by_method: dict,  # (method,) → its rows
 ) -> bool:
@@ -205,7 +205,7 @@ def named_places(axis, by_method: dict, names: list) -> dict:
     axis.set_xlim(-0.6, len(names) - 0.4)
     return {name: lambda sparsity, own=i: own for i, name in enumerate(names)}
 
-
+# %% ../nbs/plots.ipynb #c020
 def log_axis(
     axis,  # an XAxis or YAxis of matplotlib
 ) -> None:
@@ -217,7 +217,7 @@ def log_axis(
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
 
-# %% ../nbs/plots.ipynb #c018
+# %% ../nbs/plots.ipynb #c021
 def quality_against_sparsity(
     rows: list,                # rows of experiments; within a model and task of one protocol
     tolerance: float = 0.001,  # of the matched budget, see `compare.matched`
@@ -245,7 +245,7 @@ def quality_against_sparsity(
                + "Shifted sideways for legibility. "*(not all(map(one_sparsity, by_name))) + "Hollow: outside the matched budget." + " Random may leave the panel."*(focus and "random" in looks))
     return figure
 
-# %% ../nbs/plots.ipynb #c023
+# %% ../nbs/plots.ipynb #c028
 def tiles(
     keep,              # (out, in) boolean
     limit: int = 128,  # most tiles along one side
@@ -259,7 +259,7 @@ def tiles(
         keep = np.add.reduceat(keep, starts, axis=axis) / np.expand_dims(counts, 1 - axis)
     return keep
 
-# %% ../nbs/plots.ipynb #c025
+# %% ../nbs/plots.ipynb #c030
 def mask_picture(
     masks,  # name → (out, in) tensor or array: a boolean mask, True = stays, or a weight; a single one is fine too
 ):          # a matplotlib Figure, one panel per matrix
@@ -281,7 +281,7 @@ def mask_picture(
         freeze(figure)
     return figure
 
-# %% ../nbs/plots.ipynb #c029
+# %% ../nbs/plots.ipynb #c034
 GATE_KINDS = {"heads": "heads", "neurons": "FFN neurons", "outputs": "FFN outputs"}  # as `budget.KINDS` → what a title says
 
 
@@ -306,7 +306,7 @@ def gate_paths(
         freeze(figure)
     return figure
 
-# %% ../nbs/plots.ipynb #c032
+# %% ../nbs/plots.ipynb #c037
 def draw_differences(
     axis,         # of matplotlib
     lines,        # the panel's lines of the leaderboard
@@ -329,7 +329,7 @@ def draw_differences(
     axis.grid(axis="y", visible=False)
     axis.tick_params(axis="y", length=0)
 
-# %% ../nbs/plots.ipynb #c033
+# %% ../nbs/plots.ipynb #c038
 def difference_plot(
     board,                 # a leaderboard (see `compare.leaderboard`)
     without=("random",),   # methods that are not drawn
@@ -345,7 +345,7 @@ def difference_plot(
                + (f" Not drawn: {', '.join(without)}." if without else ""))
     return figure
 
-# %% ../nbs/plots.ipynb #c036
+# %% ../nbs/plots.ipynb #c041
 COST_LABELS = {
     "prune_seconds": "time to prune (s)", "prune_peak_mb": "peak memory while pruning (MB)", "recovery_seconds": "time to recover (s)",
     "recovery_peak_mb": "peak memory while recovering (MB)", "sparse_mb": "size, bitmask + values (MB)", "dense_mb": "size, dense (MB)",
@@ -381,7 +381,7 @@ def cost_plot(
         finish(figure, points, "Mean over seeds, bars: 95 % t-interval of the quality. Cost: mean over seeds. Line: Pareto front.")
     return figure
 
-# %% ../nbs/plots.ipynb #c040
+# %% ../nbs/plots.ipynb #c045
 def pareto_plot(
     board,               # a leaderboard (see `compare.leaderboard`)
     cost: str,           # a key of `COST_LABELS`
@@ -408,7 +408,7 @@ def pareto_plot(
 
 WORK = ("mmacs", "latency_median_ms")  # costs that zeros alone do not change
 
-
+# %% ../nbs/plots.ipynb #c046
 def same_work(
     lines,   # of a leaderboard
 ) -> bool:   # False where the multiplications are not known
@@ -424,7 +424,7 @@ def best_of_same_work(
     ordered = lines.sort_values("value", ascending=not higher_is_better(lines["metric"].iloc[0]), kind="stable")
     return ordered.groupby(ordered["mmacs"].round(6)).head(1)
 
-
+# %% ../nbs/plots.ipynb #c047
 def _draw_front(axis, lines, front, cost: str, label: str, looks: dict, focus: bool) -> None:
     "The points of one panel, the front, and its names below."
     metric = lines["metric"].iloc[0]
@@ -457,7 +457,7 @@ def _number(axis, front, cost: str) -> None:
                       arrowprops=dict(arrowstyle="-", color=INK, linewidth=0.6, shrinkA=0, shrinkB=4) if shift > 5 else None)
 
 
-# %% ../nbs/plots.ipynb #c043
+# %% ../nbs/plots.ipynb #c051
 TOLD = {"better": ("#0173b2", "white", "▲"), "worse": ("#de8f05", "white", "▼"), "not separable": ("#e6e6e6", INK, "≈")}  # verdict → colours of cell and mark, mark
 OPPOSITE = {"better": "worse", "worse": "better", "not separable": "not separable"}
 
@@ -492,7 +492,7 @@ def _draw_verdict(axis, i: int, j: int, verdict: str) -> None:
     axis.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, color=face, linewidth=0))
     axis.text(j, i, mark, color=ink, ha="center", va="center", fontsize=8)
 
-# %% ../nbs/plots.ipynb #c046
+# %% ../nbs/plots.ipynb #c054
 def save_figure(
     figure,  # a matplotlib Figure
     path,    # where to write; the suffix may be left out

@@ -205,8 +205,7 @@ def recover(
     own, tokenizer = settings_of(model), tokenizer_of(model)
     data = task.encode("train", tokenizer, length=length or task.default_length(tokenizer, getattr(getattr(model, "config", None), "max_position_embeddings", None)))
     with tempfile.TemporaryDirectory() as temporary, quiet():
-        arguments = _arguments(model, str(output or temporary), output is not None, epochs, batch_size or own["batch_size"],
-                               learning_rate or own["learning_rate"], seed, progress, training_arguments)
+        arguments = _arguments(model, str(output or temporary), output is not None, epochs, batch_size or own["batch_size"], learning_rate or own["learning_rate"], seed, progress, training_arguments)
         if teacher is not None: teacher = teacher.to(arguments.device).eval()
         trainer = RecoveryTrainer(model, arguments, train_dataset=data, data_collator=task.collate(tokenizer), callbacks=list(callbacks),
                                   optimizers=made, teacher=teacher, alpha=alpha, temperature=temperature, penalty=penalty, told=told)
