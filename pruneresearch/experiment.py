@@ -390,9 +390,16 @@ def save_rows(
 
 
 def saved_rows(
-    path,      # of a file written by `save_rows`
-) -> list:     # of rows; raises `RunError` for a missing or damaged file
+    *paths,    # of files written by `save_rows`
+) -> list:     # of rows; one that several files hold is taken from the first; raises `RunError` for a missing or damaged file
     "Read rows back."
+    rows = {}
+    for path in paths:
+        for row in _rows_in(path): rows.setdefault(row["id"], row)
+    return list(rows.values())
+
+
+def _rows_in(path) -> list:
     try: text = gzip.decompress(Path(path).read_bytes())
     except (OSError, EOFError, zlib.error) as error: raise RunError(f"{str(path)!r} holds no rows ({in_short(error)}): write it again with save_rows.") from None
     rows = parsed(text, path)

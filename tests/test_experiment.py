@@ -166,6 +166,8 @@ def test_a_dense_model_trained_in_half_precision_passes_its_gate(tmp_path):
 def test_rows_that_are_kept(tmp_path):
     rows = [run(Config(method="wanda", **DIGITS), tmp_path)]
     save_rows(rows, tmp_path/"a.json.gz"); save_rows(rows, tmp_path/"b.json.gz")
+    save_rows([rows[0] | {"seed": 99}], tmp_path/"later.json.gz")
+    assert saved_rows(tmp_path/"a.json.gz", tmp_path/"later.json.gz") == rows  # the first file counts
     assert saved_rows(tmp_path/"a.json.gz") == rows and (tmp_path/"a.json.gz").read_bytes() == (tmp_path/"b.json.gz").read_bytes()
     (tmp_path/"cut.json.gz").write_bytes((tmp_path/"a.json.gz").read_bytes()[:-20])
     for name in ("cut", "missing"):
