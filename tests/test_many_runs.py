@@ -143,7 +143,14 @@ def test_a_disk_without_any_room(tmp_path, small_disk):
     complete(checkout, 1)
 
 
-CLOCK = "import time\nreal, start = time.time, time.monotonic()\ntime.time = lambda: real() + 86400 * (-1) ** int((time.monotonic() - start) * 3)\n"
+CLOCK = """import sys, time
+real, start = time.time, time.monotonic()
+def jumping():
+    "A day to and fro, but for jupyter_client: it waits for its kernel by this clock and gives up where it jumps on."
+    waits = sys._getframe(1).f_globals.get('__name__', '').startswith('jupyter_client')
+    return real() + (0 if waits else 86400 * (-1) ** int((time.monotonic() - start) * 3))
+time.time = jumping
+"""
 OFFLINE = """import errno, socket
 class Socket(socket.socket):
     def connect(self, address):
