@@ -60,10 +60,10 @@ def keep_all_but(
     if k == 0: return torch.ones_like(score, dtype=torch.bool)
     threshold = torch.cat([rows.kthvalue(k, dim=1, keepdim=True).values for rows in score.split(64)])  # it needs thrice the memory of its rows
     keep = score > threshold
-    if int((~keep).sum()) == k * len(score): return keep  # no ties but those that go
+    if keep.numel() - int(keep.count_nonzero()) == k * len(score): return keep  # no ties but those that go; a sum of bool would copy it into eight bytes each
     ties = score == threshold
-    missing = k - (score < threshold).sum(1, keepdim=True)
-    return keep | ties & (ties.cumsum(1) > missing)
+    missing = k - (score < threshold).count_nonzero(1)[:, None]
+    return keep | ties & (ties.cumsum(1, dtype=torch.int32) > missing)
 
 # %% ../nbs/masks.ipynb #c009
 def _even_rows(score: Tensor, sparsity: float) -> Tensor:
@@ -252,7 +252,7 @@ class Masks:
     def sparsity(self) -> float:
         "Share of pruned entries among all masked weight matrices (biases do not count)."
         weights = [keep for keep in self.keep.values() if keep.dim() > 1]
-        return 1 - sum(int(k.sum()) for k in weights) / max(1, sum(k.numel() for k in weights))
+        return 1 - sum(int(k.count_nonzero()) for k in weights) / max(1, sum(k.numel() for k in weights))
 
 # %% ../nbs/masks.ipynb #c030
 def _verify(self: Masks, model: nn.Module) -> None:
