@@ -14,7 +14,7 @@ help:
 	@echo "make test                            run every notebook and every test"
 	@echo "make docs                            build the site into _docs"
 	@echo "make lab                             open the notebooks in JupyterLab"
-	@echo "make pages                           execute the pages made of rows, write README.md"
+	@echo "make pages [JOBS=2]                  execute the pages made of rows, write README.md"
 
 install: $(READY)
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
@@ -41,7 +41,7 @@ docs: $(READY)
 PAGES := $(addprefix nbs/benchmarks/,report.ipynb rows.ipynb) $(filter-out %/laptop_to_cluster.ipynb,$(wildcard nbs/guides/*.ipynb)) nbs/index.ipynb
 pages: export PYTHONWARNINGS = ignore
 pages: $(READY)
-	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $(PAGES)
+	printf '%s\n' $(PAGES) | xargs -n 1 -P $(JOBS) $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace
 	$(BIN)/nbdev_clean
 	$(BIN)/python docs/build.py readme
 

@@ -242,7 +242,7 @@ def require_finite(
     linears: dict,  # name → nn.Linear
 ) -> None:          # raises `RunError` naming the layer
     "A walk changes the model as it goes, so what would stop it is looked for first."
-    broken = next((name for name, linear in linears.items() if not torch.isfinite(linear.weight).all()), None)
+    broken = next((name for name, linear in linears.items() if not torch.isfinite(torch.stack(linear.weight.aminmax())).all()), None)
     if broken: raise RunError(f"the weights of {broken} hold NaN or infinite values: load the model again, or mend the checkpoint.")
 
 # %% ../nbs/choosing.ipynb #c018

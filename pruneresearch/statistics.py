@@ -85,7 +85,7 @@ def _adding_inputs(add, sums: dict, batch: dict):
 ROWS = 256  # tokens that are float64 at the same time
 
 
-def _squares(x: Tensor) -> Tensor: return sum(rows.double().square().sum(0) for rows in x.split(ROWS))  # (in,)
+def _squares(x: Tensor) -> Tensor: return sum(rows.to(torch.double, copy=True).square_().sum(0) for rows in x.split(ROWS))  # (in,)
 def _sum_and_count(x: Tensor) -> Tensor: return F.pad(sum(rows.double().sum(0) for rows in x.split(ROWS)), (0, 1), value=len(x))  # (in + 1,), the count is last
 def _plus(of): return lambda total, x: of(x) if total is None else total + of(x)
 
