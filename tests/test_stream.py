@@ -214,8 +214,8 @@ def test_peak_memory_in_a_process_of_its_own(folders, tmp_path):
         assert done.returncode == 0, done.stderr[-500:]
         return int(done.stdout)
     bound = 0.35 * size + activations
-    peaks = [added("stream", time) for time in range(3)]  # pages of libraries that the system took back come again and are counted too: they only add
-    assert size > 150e6 and min(peaks) <= bound < size <= added("memory"), peaks
+    peaks = [added("stream", time) for time in range(3)]  # single processes stand out, for a reason that is not known: the middle one counts
+    assert size > 150e6 and sorted(peaks)[1] <= bound < size <= added("memory"), peaks
 
 
 # --- a run that is killed ------------------------------------------------------------------------------------------
