@@ -258,8 +258,8 @@ class Masks:
 def _verify(self: Masks, model: nn.Module) -> None:
     "Raise `RunError`, naming the parameter, where a pruned weight is not exactly zero (NaN counts as not zero)."
     for (parameter, keep), name in zip(self._parameters(model), self.keep):
-        alive = int((parameter.detach()[~keep] != 0).sum())
-        if alive: raise RunError(f"the mask of {name} does not hold: {alive} of {int((~keep).sum())} pruned weights are not zero; train inside masks.hold(model).")
+        alive = int((parameter.detach().bool() & ~keep).count_nonzero())
+        if alive: raise RunError(f"the mask of {name} does not hold: {alive} of {int((~keep).count_nonzero())} pruned weights are not zero; train inside masks.hold(model).")
 
 Masks.verify = _verify
 
