@@ -38,7 +38,7 @@ docs: $(READY)
 	$(BIN)/python docs/build.py site
 
 # What is computed from the committed rows: results, answers, the landing page.
-PAGES := $(addprefix nbs/benchmarks/,report.ipynb rows.ipynb) $(filter-out %/laptop_to_cluster.ipynb,$(wildcard nbs/guides/*.ipynb)) nbs/index.ipynb
+PAGES := $(addprefix nbs/benchmarks/,report.ipynb rows.ipynb) $(filter-out %/laptop_to_cluster.ipynb,$(wildcard nbs/guides/*.ipynb)) nbs/tutorials/read_a_leaderboard.ipynb nbs/index.ipynb
 pages: export PYTHONWARNINGS = ignore
 pages: $(READY)
 	printf '%s\n' $(PAGES) | xargs -n 1 -P $(JOBS) $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace

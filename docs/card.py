@@ -6,7 +6,8 @@ from fastcore.docments import docments
 from nbdev.config import get_config
 
 MISSING = inspect.Parameter.empty
-OBJECT = re.compile(r"<(?:class|function|built-in function) '?([\w.]+)[^>]*>")  # <function f at 0x7f…>, <class 'int'>
+OBJECT = re.compile(r"<(?:class|function|built-in function) '?(?:[\w.]*<lambda>|([\w.]+))[^>]*>")  # <function f at 0x7f…>, <class 'int'>
+INFERRED = {"NoneType": "", "builtin_function_or_method": "Callable", "function": "Callable"}  # types of defaults that say less than a reader wants
 
 
 def api_card(
@@ -31,11 +32,16 @@ def signature(sym) -> str:
 
 def bare_parameters(given: list) -> list[str]:
     "Parameters with their defaults, and the star before the first that must be named."
-    shown = [OBJECT.sub(r"\1", str(p.replace(annotation=MISSING))) for p in given]
+    shown = [named(str(p.replace(annotation=MISSING))) for p in given]
     kinds = [p.kind for p in given]
     if inspect.Parameter.KEYWORD_ONLY in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds:
         shown.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
     return shown
+
+
+def named(text: str) -> str:
+    "Functions and classes by their names, those without one as an ellipsis."
+    return OBJECT.sub(lambda found: found[1] or "...", text)
 
 
 def documentation(sym) -> str:
@@ -76,7 +82,7 @@ def source(sym) -> str:
 def parameter_row(name: str, entry: dict) -> list[str]:
     "Name, type, default and meaning of one parameter."
     default = entry.get("default", MISSING)
-    shown = "" if default is MISSING else code(OBJECT.sub(r"\1", repr(default)))
+    shown = "" if default is MISSING else code(named(repr(default)))
     return [name, code(type_name(entry["anno"])), shown, " ".join((entry["docment"] or "").split())]
 
 
@@ -84,7 +90,8 @@ def type_name(annotation) -> str:
     "An annotation without the modules its names come from."
     if annotation in (MISSING, None): return ""
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    return re.sub(r"(?:\w+\.)+(\w)", r"\1", text)
+    name = re.sub(r"(?:\w+\.)+(\w)", r"\1", text)
+    return INFERRED.get(name, name)
 
 
 def code(text: str) -> str: return f"`{text}`" if text else ""

@@ -38,7 +38,7 @@ templates_path = ["templates"]
 html_sidebars = {"**": ["sidebar/brand.html", "repository.html", "sidebar/search.html", "sidebar/scroll-start.html", "sidebar/navigation.html", "sidebar/scroll-end.html"]}
 html_css_files = ["site.css"]
 html_favicon = "theme/logo.svg"
-html_copy_source = html_show_sourcelink = html_show_sphinx = False
+html_copy_source = html_show_sourcelink = html_show_sphinx = html_use_index = False
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 LIGHT = {
     "font-stack": "Inter, system-ui, sans-serif",

@@ -8,15 +8,24 @@ __all__ = ['FORMATS', 'CHECKPOINTS', 'MASK_FLAGS', 'COMMANDS', 'KEEPERS', 'list_
            'main']
 
 # %% ../nbs/cli.ipynb #c003
-import argparse, errno, json, os, sys, warnings
+import argparse, errno, json, os, re, sys, warnings
 
 from .basics import RunError, UsageError, below, in_short, require_empty, whole_folder, write_json
 from .ranks import join, part, rank, require_alone
 
 # %% ../nbs/cli.ipynb #c005
 def _table(rows: list) -> str:
+    "A plain table; where the terminal is too narrow, the widest columns are folded between words. A pipe has room for everything."
+    from shutil import get_terminal_size
     from tabulate import tabulate
-    return tabulate(rows, headers="keys", tablefmt="plain") if rows else "(nothing)"
+    if not rows: return "(nothing)"
+    room = get_terminal_size((10**6, 24)).columns - 2 * (len(rows[0]) - 1)
+    columns = {name: [str(row[name]) for row in rows] for name in rows[0]}
+    widths = [max(len(name) + 2, *map(len, cells)) for name, cells in columns.items()]
+    words = [max(len(name) + 2, *(len(word) for cell in cells for word in re.split(r"\s|(?<=-)", cell))) for name, cells in columns.items()]
+    while sum(widths) > room and (spare := [i for i, (width, word) in enumerate(zip(widths, words)) if width > word]):
+        widths[max(spare, key=widths.__getitem__)] -= 1
+    return tabulate(rows, headers="keys", tablefmt="plain", maxcolwidths=widths)
 
 
 def list_command(args) -> str:
@@ -525,6 +534,12 @@ def _share(args) -> None:
     if rank(): args.output = None
 
 # %% ../nbs/cli.ipynb #c030
+def _say(text: str) -> None:
+    "Print. Whoever reads may stop early, as `head` does."
+    try: print(text, flush=True)
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(
     arguments=None,  # list of words; None: the command line's
 ) -> int:            # exit code: 0, 1 failure, 2 usage
@@ -537,7 +552,7 @@ def main(
         args = parser().parse_args(words)
         _share(args)
         told = args.function(args)
-        if rank() == 0: print(told)
+        if rank() == 0: _say(told)
         part()
         return 0
     except (Exception, KeyboardInterrupt) as error:

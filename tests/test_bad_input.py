@@ -145,3 +145,21 @@ def test_labels_missing():
     from pruneresearch.pruning import prune
     with pytest.raises(UsageError, match="labels"):
         prune(load_model("tiny-llama"), calibration=[dict(input_ids=torch.ones(2, 8, dtype=torch.long))], method="taylor", sparsity=0.5)
+
+
+def test_a_reader_that_stops_early():
+    process = subprocess.Popen([sys.executable, "-m", "pruneresearch.cli", "list", "tasks"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(60) == 0
+
+
+@pytest.mark.parametrize("width", [None, 100, 130])
+def test_a_listing_fits_the_terminal(width, monkeypatch, capsys):
+    from pruneresearch.pruning import list_methods
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if width: monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["list", "methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 1 + len(list_methods()) if width is None else max(map(len, lines)) <= width
+    words = " ".join(lines).split()
+    for method in list_methods(): assert not set(method["formula"].split() + method["source"].split()) - set(words), method

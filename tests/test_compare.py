@@ -234,6 +234,16 @@ def test_leaderboard_averages_costs_in_its_units():
     assert line["prune_seconds"] == 2.0 and line["prune_peak_mb"] == 3.0 and np.isnan(line["latency_median_ms"])
 
 
+def test_latency_is_compared_with_the_dense_model_beside_it():
+    dense = {"macs": 100, "latency_median_s": 0.2}
+    assert compare.latency_ratio({"macs": 50, "latency_median_s": 0.15, "dense_costs": dense}) == pytest.approx(0.75)
+    assert compare.latency_ratio({"macs": 100, "latency_median_s": 0.5, "dense_costs": dense}) == 1.0  # the same work: the rest is noise
+    for missing in ({"latency_median_s": None}, {"dense_costs": None}, {"dense_costs": {}}):
+        assert compare.latency_ratio({"macs": 50, "latency_median_s": 0.15, "dense_costs": dense} | missing) is None
+    slow_and_quick = [r | {"macs": 50, "latency_median_s": t, "dense_costs": {"macs": 100, "latency_median_s": 2*t}} for r, t in zip(CONTEST, (1, 9, 4)*len(CONTEST))]
+    assert (compare.leaderboard(slow_and_quick, n_resamples=100)["latency_ratio"] == 0.5).all()  # the hour's load is in both
+
+
 @pytest.mark.parametrize("spoil, words", [
     (lambda rows: rows[3:], "no random"), (lambda rows: rows + [row("wanda", 0)], "repeat a seed"),
     (lambda rows: rows + [row("wanda", 5, protocol="q")], "2 protocols"), (lambda rows: rows + [row("taylor", 0, dense_value=0.5)], "another dense"),

@@ -39,8 +39,9 @@ def environment(**more):
 
 
 def driver(checkout, *words, **settings):
-    "`pruneresearch bench` in a process of its own."
-    return subprocess.Popen([*CLI, "bench", "--profile", "smoke", *words], cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**settings))
+    "`pruneresearch bench` in a process of its own, which hears Ctrl-C also where these tests do not: a shell lets what it starts in the background ignore it."
+    return subprocess.Popen([*CLI, "bench", "--profile", "smoke", *words], cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**settings),
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def finish(process, seconds=240):
@@ -48,7 +49,7 @@ def finish(process, seconds=240):
     return process.returncode, out, err
 
 
-def until(condition, seconds=90):
+def until(condition, seconds=240):  # patience with a machine that does much else
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "waited in vain"
