@@ -6,7 +6,7 @@ from fastcore.docments import docments
 from nbdev.config import get_config
 
 MISSING = inspect.Parameter.empty
-OBJECT = re.compile(r"<(?:class|function|built-in function) '?(?:[\w.]*<lambda>|([\w.]+))[^>]*>")  # <function f at 0x7f…>, <class 'int'>
+OBJECT = re.compile(r"<(?:class|function|built-in function) '?(?:[\w.]+\.<locals>\.)*(?:[\w.]*<lambda>|([\w.]+))[^>]*>")  # <function f at 0x7f…>, <class 'int'>
 INFERRED = {"NoneType": "", "builtin_function_or_method": "Callable", "function": "Callable"}  # types of defaults that say less than a reader wants
 
 

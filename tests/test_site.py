@@ -220,6 +220,14 @@ def test_a_long_signature_takes_one_line_per_parameter():
     assert "    fifth=(1, 2),\n)" in shown
 
 
+def test_what_a_default_cannot_say_is_left_out():
+    def quiet(told=lambda line: None, place=None, say=print,  # called with each line
+              ): "Quiet."
+    card = pytest.importorskip("card")
+    assert [line.strip(" ,") for line in card.signature(quiet).splitlines()[1:4]] == ["told=...", "place=None", "say=print"]
+    assert "| `place` |  | `None` |  |" in card.parameters(quiet) and "| `say` | `Callable` | `print` | called with each line |" in card.parameters(quiet)
+
+
 def test_exported_cells_become_cards_above_their_folded_source(tmp_path, monkeypatch):
     process = pytest.importorskip("process")
     monkeypatch.chdir(REPOSITORY)
