@@ -216,3 +216,12 @@ def test_mlp_accuracy():
     task, model = load_task("digits"), load_model("mlp", device="cpu")
     assert [tuple(p.shape) for p in model.parameters()] == [(256, 64), (256,), (128, 256), (128,), (10, 128), (10,)]
     assert accuracy(model, task) >= 0.96
+
+
+def test_a_clone_beside_a_script_does_not_hide_the_package(tmp_path):
+    "A clone is called pruneresearch too, and whoever works beside it has that folder first on the path."
+    import subprocess, sys
+    (tmp_path/"pruneresearch"/"pruneresearch").mkdir(parents=True)
+    (tmp_path/"script.py").write_text("from pruneresearch import load_model; print(load_model.__module__)")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "pruneresearch.models\n", done.stderr
