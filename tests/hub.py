@@ -7,7 +7,8 @@ from datasets.builder import BuilderConfig
 from transformers import (
     AutoTokenizer, BertConfig, BertForMaskedLM, GPTNeoConfig, GPTNeoForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM)
 from architectures import COMMON, DECODER, GPT_NEO, OPT, small
-from pruneresearch import models, tasks
+from pruneresearch.model import loading as models
+from pruneresearch.data import tasks
 
 CONTEXT, COMMIT = 128, "0123456789abcdef0123456789abcdef01234567"
 ROPE = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 64}

@@ -6,19 +6,17 @@ from sklearn.metrics import precision_score
 from torch import nn
 
 from architectures import ARCHITECTURES, batch
-from pruneresearch.anatomy import anatomy
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.masks import Masks
-from pruneresearch.measure import inference_bytes, latency, measured, parameter_counts
-from pruneresearch.methods.activation_change import (
-    LayerTracker, NeuronTracker, ResourceLogger, apply_pruning_to_model, compute_metrics, create_optimizer, fine_tune_and_evaluate,
-    generate_pruning_mask, measure_model, set_seed, track, unit_masks_by_rule, update_output_dense_layer)
-from pruneresearch.models import load_model
-from pruneresearch.pruning import prune
-from pruneresearch.recovery import recover
-from pruneresearch.statistics import calibrate
-from pruneresearch.surgery import remove
-from pruneresearch.tasks import load_task
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.measure.quality import inference_bytes, latency, measured, parameter_counts
+from pruneresearch.methods.activation_change import LayerTracker, NeuronTracker, ResourceLogger, apply_pruning_to_model, compute_metrics, create_optimizer, fine_tune_and_evaluate, generate_pruning_mask, measure_model, set_seed, track, unit_masks_by_rule, update_output_dense_layer
+from pruneresearch.model.loading import load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.training.recovery import recover
+from pruneresearch.pruning.statistics import calibrate
+from pruneresearch.shipping.surgery import remove
+from pruneresearch.data.tasks import load_task
 
 NAMES = list(ARCHITECTURES)
 RULES = dict(attention_quantiles=0.5, intermediate_quantiles=0.5)
@@ -284,7 +282,7 @@ def test_the_model_file_must_fit(tmp_path, monkeypatch):
 
 
 def test_measure_model_is_the_models_own_evaluation():
-    from pruneresearch.measure import evaluate_model
+    from pruneresearch.measure.quality import evaluate_model
     task = load_task("sentiment")
     model = load_model("tiny-bert", task)
     found, known = measure_model(model, task), evaluate_model(model, task)

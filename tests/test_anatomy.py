@@ -8,8 +8,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from architectures import ARCHITECTURES, VOCAB, batch
-from pruneresearch.anatomy import LAYOUTS, Layout, anatomy, layout_of, register_layout
-from pruneresearch.basics import UsageError
+from pruneresearch.model.anatomy import LAYOUTS, Layout, anatomy, layout_of, register_layout
+from pruneresearch.basics.errors import UsageError
 
 NAMES = list(ARCHITECTURES)
 GROUPED = ("llama", "mistral", "qwen2")

@@ -1,26 +1,18 @@
 "Architecture: imports point to the left only, and importing the package costs little more than torch and transformers."
-import ast, subprocess, sys
+import ast, re, subprocess, sys
 from pathlib import Path
 
-import pytest, yaml
+import pytest
+
+from pruneresearch import FOLDERS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT/"pruneresearch"
 
 
-def rooms():
-    "Module names from left to right: the site's Reference section, with the methods between export and experiment."
-    sections = {entry["section"]: entry["contents"] for entry in yaml.safe_load((ROOT/"_quarto.yml").read_text())["website"]["sidebar"]["contents"]}
-    library = [Path(name).stem for name in sections["Reference"]]
-    methods = ["methods", *("methods." + Path(name).stem for name in sections["Methods"])]
-    place = library.index("export") + 1
-    assert library[place] == "experiment" and library[-1] == "package"
-    return library[:place] + methods + library[place:]
-
-
 def module_of(path):
     name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    return {"__init__": "package", "methods.__init__": "methods"}.get(name, name)
+    return "package" if name == "__init__" else name.removesuffix(".__init__")
 
 
 MODULES = {module_of(path): path for path in PACKAGE.rglob("*.py") if path.name not in ("_modidx.py", "__main__.py") and "embedded" not in path.parts}
@@ -44,26 +36,47 @@ def imported(source, module, known):
 
 
 @pytest.mark.parametrize("source, module, expected", [
-    ("import pruneresearch.masks", "cli", {"masks"}), ("import pruneresearch", "cli", {"package"}), ("from . import masks, nothing", "cli", {"masks", "package"}),
-    ("from .masks import Masks", "cli", {"masks"}), ("from ..pruning import prune", "methods.wanda", {"pruning"}), ("from . import random", "methods.wanda", {"methods.random"}),
-    ("from .random import RANDOM", "methods.wanda", {"methods.random"}), ("def f():\n    from pruneresearch.methods.wanda import WANDA", "bench", {"methods.wanda"}),
-    ("import random, torch\nfrom torch import nn", "methods.wanda", set()), ("from pruneresearch import tasks", "models", {"tasks"}),
+    ("import pruneresearch.pruning.masks", "cli.main", {"pruning.masks"}), ("import pruneresearch", "cli.main", {"package"}),
+    ("from . import main, nothing", "cli.module", {"cli.main", "cli"}), ("from .masks import Masks", "pruning.engine", {"pruning.masks"}),
+    ("from ..pruning.engine import prune", "methods.wanda", {"pruning.engine"}), ("from . import random", "methods.wanda", {"methods.random"}),
+    ("from ..pruning import masks", "methods.wanda", {"pruning.masks"}),
+    ("def f():\n    from pruneresearch.methods.wanda import WANDA", "lab.bench", {"methods.wanda"}),
+    ("import random, torch\nfrom torch import nn", "methods.wanda", set()), ("from pruneresearch.data import tasks", "model.loading", {"data.tasks"}),
 ])
 def test_the_parser_sees_every_form(source, module, expected):
-    assert set(imported(source, module, {"masks", "pruning", "tasks", "methods.random", "methods.wanda"})) == expected
+    known = {"pruning.masks", "pruning.engine", "data.tasks", "methods.random", "methods.wanda", "cli.main"}
+    assert set(imported(source, module, known)) == expected
 
 
-def test_every_module_has_a_place():
-    assert set(MODULES) <= set(rooms()), "a module is missing in the Reference or Methods section of _quarto.yml"
-    assert len(set(rooms())) == len(rooms())
+def test_every_module_has_a_folder():
+    outside = [name for name in MODULES if name != "package" and name.split(".")[0] not in FOLDERS]
+    assert not outside, f"no folder of pruneresearch.FOLDERS holds {outside}"
+
+
+def test_notebooks_mirror_the_package():
+    "A module is exported by the notebook that lies where the module lies."
+    exported = {re.search(r"#\| default_exp (\S+)", text)[1].rstrip('",\\n'): path for path in (ROOT/"nbs").rglob("*.ipynb")
+                if "#| default_exp" in (text := path.read_text(encoding="utf-8"))}
+    elsewhere = {"__init__": "package", "cli.__main__": "cli/module"}
+    for module, path in exported.items():
+        assert str(path.relative_to(ROOT/"nbs").with_suffix("")) == elsewhere.get(module, module.replace(".", "/"))
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_point_to_the_left(module):
-    order = rooms()
-    if module not in order: pytest.skip("no place in the order: another test tells")
-    for other in imported(MODULES[module].read_text(encoding="utf-8"), module, order):
-        assert other in order and order.index(other) < order.index(module), f"{module} imports {other}, which stands to its right"
+    order = list(FOLDERS)
+    for other in imported(MODULES[module].read_text(encoding="utf-8"), module, MODULES):
+        mine, its = module.split(".")[0], other.split(".")[0]
+        if mine == "package" or its in ("package", mine): continue
+        assert order.index(its) < order.index(mine), f"{module} imports {other}, which stands to its right"
+
+
+def test_no_circle_inside_a_folder():
+    left = {module: {other for other in imported(path.read_text(encoding="utf-8"), module, MODULES) if other in MODULES and other != module} for module, path in MODULES.items()}
+    while free := [module for module, needs in left.items() if not needs - {"package"}]:
+        for module in free: del left[module]
+        for needs in left.values(): needs.difference_update(free)
+    assert not left, f"these modules import each other: {sorted(left)}"
 
 
 def fresh(code):

@@ -4,8 +4,8 @@ import json, shutil, subprocess, sys
 import pytest
 import torch
 
-from pruneresearch.cli import main
-from pruneresearch.models import load_model, save_model
+from pruneresearch.cli.main import main
+from pruneresearch.model.loading import load_model, save_model
 
 LLAMA = "prune --model tiny-llama --task pydocs"
 BERT = "prune --model tiny-bert --task sentiment"
@@ -111,7 +111,7 @@ def test_output_folder_in_use(tmp_path, capsys):
 @pytest.mark.parametrize("more, says", [("", "nothing was written"), ("--method wanda --resume {}", "run the same command again to go on")])
 def test_an_interrupted_command_says_what_is_kept(more, says, monkeypatch, tmp_path, capsys):
     def interrupted(*_, **__): raise KeyboardInterrupt
-    monkeypatch.setattr("pruneresearch.pruning.prune", interrupted)
+    monkeypatch.setattr("pruneresearch.pruning.engine.prune", interrupted)
     assert says in told(capsys, f"{LLAMA} --sparsity 0.5 {more.format(tmp_path)}".split(), 1)
 
 
@@ -125,7 +125,7 @@ def test_killed_while_writing(tmp_path):
     "SIGKILL while the checkpoint is being written leaves no checkpoint under its name."
     script = f"""
 import os, signal
-from pruneresearch import models
+from pruneresearch.model import loading as models
 from safetensors import torch as st
 write = st.save_file
 def dying(*a, **k): write(*a, **k); os.kill(os.getpid(), signal.SIGKILL)
@@ -141,8 +141,8 @@ def test_debug_shows_the_traceback(capsys):
 
 
 def test_labels_missing():
-    from pruneresearch.basics import UsageError
-    from pruneresearch.pruning import prune
+    from pruneresearch.basics.errors import UsageError
+    from pruneresearch.pruning.engine import prune
     with pytest.raises(UsageError, match="labels"):
         prune(load_model("tiny-llama"), calibration=[dict(input_ids=torch.ones(2, 8, dtype=torch.long))], method="taylor", sparsity=0.5)
 
@@ -155,7 +155,7 @@ def test_a_reader_that_stops_early():
 
 @pytest.mark.parametrize("width", [None, 100, 130])
 def test_a_listing_fits_the_terminal(width, monkeypatch, capsys):
-    from pruneresearch.pruning import list_methods
+    from pruneresearch.pruning.engine import list_methods
     monkeypatch.delenv("COLUMNS", raising=False)
     if width: monkeypatch.setenv("COLUMNS", str(width))
     assert main(["list", "methods"]) == 0

@@ -5,11 +5,11 @@ import pytest, torch
 from torch import nn
 
 from architectures import ARCHITECTURES, batch
-from pruneresearch import blocks as room
-from pruneresearch.anatomy import anatomy
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.blocks import block_by_block
-from pruneresearch.statistics import INPUTS, calibrate
+from pruneresearch.pruning import blocks as room
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.pruning.blocks import block_by_block
+from pruneresearch.pruning.statistics import INPUT_STATISTICS, calibrate
 
 NAMES = list(ARCHITECTURES)
 
@@ -19,7 +19,7 @@ def zero_half(block):
     for linear in block.linears.values(): linear.weight[:, ::2] = 0
 
 
-def walked(model, batches, change=zero_half, needs=INPUTS, **how):
+def walked(model, batches, change=zero_half, needs=INPUT_STATISTICS, **how):
     "name → `Seen` of a walk in which every block is changed."
     found = {}
     for block, seen in block_by_block(model, batches, needs, **how):
@@ -33,7 +33,7 @@ def by_full_passes(model, batches, change=zero_half):
     found, structure = {}, anatomy(model)
     for block in structure.blocks:
         linears = {block.names[role]: linear for role, linear in block.linears.items()}
-        found |= calibrate(model, batches, linears, INPUTS)
+        found |= calibrate(model, batches, linears, INPUT_STATISTICS)
         with torch.no_grad(): change(block)
     return found
 
@@ -41,7 +41,7 @@ def by_full_passes(model, batches, change=zero_half):
 def same(a, b, **how):
     assert a.keys() == b.keys()
     for name in a:
-        for need in INPUTS: torch.testing.assert_close(getattr(a[name], need), getattr(b[name], need), **how, msg=lambda text: f"{name}.{need}: {text}")
+        for need in INPUT_STATISTICS: torch.testing.assert_close(getattr(a[name], need), getattr(b[name], need), **how, msg=lambda text: f"{name}.{need}: {text}")
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
@@ -54,7 +54,7 @@ def test_a_block_sees_what_a_full_pass_through_the_pruned_model_shows(name, padd
 @pytest.mark.parametrize("name", NAMES)
 def test_the_dense_model_shows_later_blocks_something_else(name):
     batches = [batch(name, n=4)]
-    dense = calibrate(ARCHITECTURES[name](), batches, anatomy(ARCHITECTURES[name]()).linears, INPUTS)
+    dense = calibrate(ARCHITECTURES[name](), batches, anatomy(ARCHITECTURES[name]()).linears, INPUT_STATISTICS)
     found, last = walked(ARCHITECTURES[name](), batches), anatomy(ARCHITECTURES[name]()).blocks[-1]
     assert not torch.allclose(found[last.names["q"]].norm, dense[last.names["q"]].norm, rtol=1e-2)
 
@@ -77,14 +77,14 @@ def test_as_many_examples_as_tokens(name):
 def test_where_activations_wait_does_not_matter(name, tmp_path):
     batches = [batch(name, n=3, padded=True, seed=s) for s in (0, 1)]
     here = walked(ARCHITECTURES[name](), batches)
-    for place in ("cpu", tmp_path/"waiting"): same(here, walked(ARCHITECTURES[name](), batches, waiting=place), rtol=0, atol=0)
-    assert not list((tmp_path/"waiting").iterdir())
+    for place in ("cpu", tmp_path/"offload"): same(here, walked(ARCHITECTURES[name](), batches, offload=place), rtol=0, atol=0)
+    assert not list((tmp_path/"offload").iterdir())
 
 
 def test_statistics_of_bfloat16_weights_are_float32():
     model = ARCHITECTURES["llama"]().to(torch.bfloat16)
     found = walked(model, [batch("llama")])
-    assert {getattr(seen, need).dtype for seen in found.values() for need in INPUTS} == {torch.float32}
+    assert {getattr(seen, need).dtype for seen in found.values() for need in INPUT_STATISTICS} == {torch.float32}
 
 
 def test_layers_with_one_input_share_one_matrix():
@@ -98,7 +98,7 @@ def test_layers_with_one_input_share_one_matrix():
 
 def test_one_tensor_given_twice_counts_twice():
     line, x = nn.Linear(3, 2), torch.randn(4, 3)
-    once, twice = (calibrate(line, [dict(inputs=x)] * n, {"line": line}, INPUTS)["line"] for n in (1, 2))
+    once, twice = (calibrate(line, [dict(inputs=x)] * n, {"line": line}, INPUT_STATISTICS)["line"] for n in (1, 2))
     torch.testing.assert_close(twice.norm, once.norm * 2 ** 0.5)
     torch.testing.assert_close(twice.gram, once.gram)
 
@@ -117,7 +117,7 @@ def test_finished_blocks_are_only_run_through():
     whole = walked(ARCHITECTURES["llama"](), batches)
     model = ARCHITECTURES["llama"]()
     with torch.no_grad(): zero_half(anatomy(model).blocks[0])
-    for block, seen in block_by_block(model, batches, INPUTS, done=1):
+    for block, seen in block_by_block(model, batches, INPUT_STATISTICS, done=1):
         kept |= seen
         zero_half(block)
     same(kept, {name: seen for name, seen in whole.items() if name in kept}, rtol=0, atol=0)
@@ -128,7 +128,7 @@ def test_finished_blocks_are_only_run_through():
 def test_nothing_remains(name):
     model = ARCHITECTURES[name]().train()
     before, cache = {n: p.clone() for n, p in model.named_parameters()}, getattr(model.config, "use_cache", None)
-    walk = block_by_block(model, [batch(name)], INPUTS)
+    walk = block_by_block(model, [batch(name)], INPUT_STATISTICS)
     next(walk)
     walk.close()  # the visitor gives up in the middle
     assert all(p.requires_grad and torch.equal(p, before[n]) for n, p in model.named_parameters())
@@ -145,27 +145,27 @@ def test_gradients_are_off_inside_only():
 def test_a_full_disk_is_said_before_the_work(tmp_path, monkeypatch):
     def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     monkeypatch.setattr(room.os, "posix_fallocate", full)
-    with pytest.raises(RunError, match="No space left on device.*free some space"): walked(ARCHITECTURES["llama"](), [batch("llama")], waiting=tmp_path)
+    with pytest.raises(RunError, match="No space left on device.*free some space"): walked(ARCHITECTURES["llama"](), [batch("llama")], offload=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_none(tmp_path):
     (tmp_path/"file").touch()
-    with pytest.raises(RunError, match="name a folder that can be written"): walked(ARCHITECTURES["llama"](), [batch("llama")], waiting=tmp_path/"file"/"x")
+    with pytest.raises(RunError, match="name a folder that can be written"): walked(ARCHITECTURES["llama"](), [batch("llama")], offload=tmp_path/"file"/"x")
 
 
 @pytest.mark.parametrize("how, message", [
     (dict(needs={"gradient"}), "gradients need the whole model"), (dict(batches=[]), "the calibration set is empty"),
     (dict(model=nn.Sequential(nn.Linear(2, 2))), "has no transformer blocks")])
 def test_bad_calls(how, message):
-    arguments = dict(model=ARCHITECTURES["llama"](), batches=[batch("llama")], needs=INPUTS) | how
+    arguments = dict(model=ARCHITECTURES["llama"](), batches=[batch("llama")], needs=INPUT_STATISTICS) | how
     with pytest.raises(UsageError, match=message): next(block_by_block(**arguments))
 
 
 def test_only_one_blocks_statistics_are_held():
     import weakref
     last = None
-    for block, seen in block_by_block(ARCHITECTURES["llama"](), [batch("llama")], INPUTS):
+    for block, seen in block_by_block(ARCHITECTURES["llama"](), [batch("llama")], INPUT_STATISTICS):
         assert last is None or last() is None
         last = weakref.ref(seen[block.names["q"]].gram)
 

@@ -5,16 +5,17 @@ import pytest, torch
 from safetensors.torch import load_file
 
 from architectures import ARCHITECTURES, DECODERS, batch
-from pruneresearch import checkpoints
-from pruneresearch.anatomy import LAYOUTS, anatomy
-from pruneresearch.basics import RunError, UsageError, read_json, write_json
-from pruneresearch.checkpoints import load_pruned, open_model, pack, read_tensors, save_pruned, unpack
-from pruneresearch.cli import main
-from pruneresearch.masks import Masks
-from pruneresearch.measure import parameter_counts
-from pruneresearch.models import SimpleMLP, load_model
-from pruneresearch.pruning import prune
-from pruneresearch.surgery import remove
+from pruneresearch.shipping import checkpoints
+from pruneresearch.model.anatomy import LAYOUTS, anatomy
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.basics.files import read_json, write_json
+from pruneresearch.shipping.checkpoints import load_pruned, open_model, pack, read_tensors, save_pruned, unpack
+from pruneresearch.cli.main import main
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.measure.quality import parameter_counts
+from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.shipping.surgery import remove
 from test_surgery import NAMES, cuts, logits
 
 
@@ -190,7 +191,7 @@ def test_a_pruned_folder_opens_in_another_dtype(tmp_path):
 
 
 def test_the_right_door(good, tmp_path):
-    from pruneresearch.tasks import load_task
+    from pruneresearch.data.tasks import load_task
     with pytest.raises(UsageError, match="open it with load_pruned"): load_model(good)
     with pytest.raises(UsageError, match="decoder|causal"): load_pruned(good, load_task("pydocs"))
     assert same(open_model(good), load_pruned(good)) and open_model("mlp").shape["input_dim"] == 64

@@ -2,8 +2,8 @@
 import itertools, math
 import numpy as np
 import pytest
-from pruneresearch import compare
-from pruneresearch.basics import UsageError
+from pruneresearch.lab import compare
+from pruneresearch.basics.errors import UsageError
 
 
 def row(method="magnitude", seed=0, value=0.9, outcomes=None, weights=None, metric="accuracy", **changes):

@@ -2,11 +2,11 @@
 import math, random
 from pathlib import Path
 import pytest, torch
-from pruneresearch import corpora
-from pruneresearch.basics import fingerprint
-from pruneresearch.models import example_losses, forward, load_model
-from pruneresearch.recovery import fine_tune, settings_of
-from pruneresearch.tasks import load_task
+from pruneresearch.data import corpora
+from pruneresearch.basics.fingerprints import fingerprint
+from pruneresearch.model.loading import example_losses, forward, load_model
+from pruneresearch.training.recovery import fine_tune, settings_of
+from pruneresearch.data.tasks import load_task
 
 EMBEDDED = Path(corpora.__file__).parent/"embedded"
 MAKERS = {"sentiment": (corpora.sentiment_examples, 0.65), "paraphrase": (corpora.paraphrase_examples, 0.75)}
@@ -224,4 +224,4 @@ def test_a_clone_beside_a_script_does_not_hide_the_package(tmp_path):
     (tmp_path/"pruneresearch"/"pruneresearch").mkdir(parents=True)
     (tmp_path/"script.py").write_text("from pruneresearch import load_model; print(load_model.__module__)")
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout == "pruneresearch.models\n", done.stderr
+    assert done.stdout == "pruneresearch.model.loading\n", done.stderr

@@ -4,12 +4,12 @@ import json, signal, subprocess, sys
 import nbformat
 import pytest
 
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.bench import bench, list_benchmarks, parameters_of, plan, rows_of
-from pruneresearch.runs import profiles_of
-from pruneresearch.compare import leaderboard
-from pruneresearch.cli import main
-from pruneresearch.experiment import Config, dense_start, load_rows, row_id, run, run_all, save_rows, saved_rows
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.lab.bench import bench, list_benchmarks, parameters_of, plan, rows_of
+from pruneresearch.lab.runs import profiles_of
+from pruneresearch.lab.compare import leaderboard
+from pruneresearch.cli.main import main
+from pruneresearch.lab.experiment import Config, dense_start, load_rows, row_id, run, run_all, save_rows, saved_rows
 
 DIGITS = dict(model="mlp", task="digits", sparsity=0.75)
 
@@ -86,7 +86,7 @@ def test_wrong_configurations(wrong, says, tmp_path):
 def test_a_killed_run_leaves_no_row(tmp_path):
     script = f"""
 import os, signal
-from pruneresearch import experiment
+from pruneresearch.lab import experiment
 experiment.evaluate_with_outcomes, real = None, experiment.evaluate_with_outcomes
 def dying(*a, **k):
     dying.calls += 1
@@ -114,14 +114,15 @@ def test_units_are_taken_out_before_the_recovery(tmp_path):
         assert row["achieved"] == rows[0]["achieved"] and row["sparsity"] is None and row["shares"] == shares
     board = leaderboard(rows)
     assert board["ranked"].all() and sorted(board["rank"]) == [1, 2, 3]
-    from pruneresearch.compare import as_markdown, versus
+    from pruneresearch.lab.compare import as_markdown, versus
     assert "by block" in as_markdown(board) and "nan" not in as_markdown(board).lower()
     assert set(versus(rows, "activation-change")["against"]) == {"random", "magnitude"}
 
 
 def test_every_method_of_a_contest_trains_for_the_same_number_of_steps(tmp_path, monkeypatch):
     "Weights that train with their masks have had that much of their recovery; weights that are frozen have had none."
-    from pruneresearch import experiment, gates
+    from pruneresearch.lab import experiment
+    from pruneresearch.training import gates
     steps = []
     def counted(module):
         own = module.recover
@@ -178,7 +179,7 @@ def test_rows_that_are_kept(tmp_path):
 
 CELLS = [("x = 1; name = 'a'; results = output = done = None", "parameters"), ("profiles = {'smoke': [{'x': 1}, {'x': 0}, {'x': 2}]}", "profiles"),
          ("import os, signal\nif x == 2 and not os.path.exists(os.path.join(results, 'lives')): os.kill(os.getpid(), signal.SIGKILL)", ""),
-         ("from pruneresearch.basics import write_json\nwrite_json(done, {'value': 1/x, 'rows': []})", "")]
+         ("from pruneresearch.basics.files import write_json\nwrite_json(done, {'value': 1/x, 'rows': []}", "")]
 
 
 @pytest.fixture
@@ -250,10 +251,10 @@ def test_profiles_with_figures_name_their_seeds(name):
 
 def test_figures_of_a_benchmark_see_all_seeds(checkout):
     "One run a seed; the report runs the notebook once more with all of them."
-    from pruneresearch.bench import report
+    from pruneresearch.lab.bench import report
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     cells = [("seeds = [9]\nresults = output = figures = done = None", "parameters"), ("profiles = {'smoke': [{'seeds': [0]}, {'seeds': [1]}]}", "profiles"),
-             ("from pathlib import Path\nfrom pruneresearch.basics import write_json\nwrite_json(Path(results)/'rows'/f'{seeds[0]}.json', {})\n"
+             ("from pathlib import Path\nfrom pruneresearch.basics.files import write_json\nwrite_json(Path(results)/'rows'/f'{seeds[0]}.json', {})\n"
               "if figures: write_json(Path(figures)/'seeds.json', seeds)\nwrite_json(done, {'rows': [str(s) for s in seeds]})", "")]
     for name, own in (("drawing", cells), ("leaderboard", [("a = 1", "parameters"), ("profiles = {'smoke': []}", "profiles")])):
         nbformat.write(nbformat.v4.new_notebook(metadata=kernel, cells=[nbformat.v4.new_code_cell(source, metadata={"tags": [tag] if tag else []}) for source, tag in own]), checkout/"nbs"/"benchmarks"/f"{name}.ipynb")

@@ -3,14 +3,15 @@
 import numpy as np, pytest, torch
 
 from architectures import ARCHITECTURES, DECODERS, batch
-from pruneresearch import export
-from pruneresearch.basics import RunError, UsageError, read_json
-from pruneresearch.cli import main
-from pruneresearch.export import export_onnx, is_2_4, semi_structured
-from pruneresearch.masks import Masks
-from pruneresearch.models import load_model
-from pruneresearch.pruning import prune
-from pruneresearch.surgery import remove
+from pruneresearch.shipping import exports as export
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.basics.files import read_json
+from pruneresearch.cli.main import main
+from pruneresearch.shipping.exports import export_onnx, is_2_4, semi_structured
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.model.loading import load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.shipping.surgery import remove
 from test_surgery import NAMES, cuts, logits
 
 
@@ -38,7 +39,7 @@ def test_onnx_runtime_agrees(name, tmp_path):
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "agreement", lambda *a: (0.1, 5.0))
+    monkeypatch.setattr(export, "runtime_difference", lambda *a: (0.1, 5.0))
     model = ARCHITECTURES["bert"](); model.tokenizer = Tokenizer()
     with pytest.raises(RunError, match="nothing was written"): export_onnx(model, tmp_path/"out")
     assert list(tmp_path.iterdir()) == []

@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES, batch as make_batch
-from pruneresearch.basics import UsageError
-from pruneresearch.budget import kept_share, one_sequence, search, shares_of
-from pruneresearch.gates import sites
-from pruneresearch.masks import Masks
-from pruneresearch.measure import macs
+from pruneresearch.basics.errors import UsageError
+from pruneresearch.pruning.budget import kept_share, one_sequence, search, shares_of
+from pruneresearch.training.gates import sites
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.measure.quality import macs
 from pruneresearch.methods.fisher_search import fisher_search, mask_gradients, rearranged, rescale
-from pruneresearch.models import example_losses, forward, load_model
-from pruneresearch.surgery import remove
-from pruneresearch.tasks import load_task
+from pruneresearch.model.loading import example_losses, forward, load_model
+from pruneresearch.shipping.surgery import remove
+from pruneresearch.data.tasks import load_task
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

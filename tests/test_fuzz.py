@@ -7,15 +7,16 @@ import pytest, torch
 from transformers import AutoTokenizer
 
 from architectures import ARCHITECTURES
-from pruneresearch import models
-from pruneresearch.basics import RunError, UsageError, read_json, write_json
-from pruneresearch.checkpoints import open_model, save_pruned
-from pruneresearch.compare import leaderboard
-from pruneresearch.experiment import Config, check, load_rows, row_id, save_rows, saved_rows
-from pruneresearch.masks import Masks
-from pruneresearch.models import SimpleMLP, save_model
-from pruneresearch.surgery import remove
-from pruneresearch.tasks import load_task
+from pruneresearch.model import loading as models
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.basics.files import read_json, write_json
+from pruneresearch.shipping.checkpoints import open_model, save_pruned
+from pruneresearch.lab.compare import leaderboard
+from pruneresearch.lab.experiment import Config, check, load_rows, row_id, save_rows, saved_rows
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.model.loading import SimpleMLP, save_model
+from pruneresearch.shipping.surgery import remove
+from pruneresearch.data.tasks import load_task
 from test_compare import row
 from test_surgery import cuts
 from test_train_masks import squad
@@ -208,7 +209,7 @@ def read_pruned(folder, changed): return shapes(open_model(folder/"model", devic
 def read_pruned_by_a_forger(folder, changed):
     "Weights that were changed by somebody who then made the hashes right."
     told = read_json(folder/"model"/"pruned.json")
-    if changed.suffix == ".safetensors": write_json(folder/"model"/"pruned.json", told | {"files": {changed.name: models.hashed(changed)}})
+    if changed.suffix == ".safetensors": write_json(folder/"model"/"pruned.json", told | {"files": {changed.name: models.file_hash(changed)}})
     return read_pruned(folder, changed)
 
 

@@ -5,18 +5,19 @@ import pytest
 import torch
 
 from architectures import ARCHITECTURES, batch as make_batch
-from pruneresearch.anatomy import anatomy
-from pruneresearch.basics import UsageError, read_json
-from pruneresearch.budget import KINDS, cost_terms, kept_share, one_sequence, shares_of
-from pruneresearch.gates import Distribution, Gates, attached, decided, logistic_noise, pull_for, pull_loss, settle, sites, train_gates, without_gates
-from pruneresearch.masks import Masks
-from pruneresearch.measure import evaluate_model, macs
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.basics.errors import UsageError
+from pruneresearch.basics.files import read_json
+from pruneresearch.pruning.budget import UNIT_KINDS, cost_terms, kept_share, one_sequence, shares_of
+from pruneresearch.training.gates import Distribution, Gates, attached, decided, logistic_noise, pull_for, pull_loss, meet_budget, sites, train_gates, without_gates
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.measure.quality import evaluate_model, macs
 from pruneresearch.methods import gumbel
 from pruneresearch.methods.gumbel import FILES, GUMBEL, LEARN, gumbel_sigmoid, train_masks
 from pruneresearch.methods.hard_concrete import chance_alive, hard_concrete
-from pruneresearch.models import forward, load_model
-from pruneresearch.surgery import remove
-from pruneresearch.tasks import first_examples, load_task
+from pruneresearch.model.loading import forward, load_model
+from pruneresearch.shipping.surgery import remove
+from pruneresearch.data.tasks import first_examples, load_task
 
 AS_IS = Distribution(lambda logits, noise, T: logits, lambda logits, T: logits, lambda logits, T: logits)  # a gate is its logit
 
@@ -44,7 +45,7 @@ def by_hand(model, keep):
     "A copy with weights set to zero: columns of the reader for heads and neurons, rows and bias for outputs."
     model = copy.deepcopy(model)
     for block in anatomy(model).blocks:
-        for kind in KINDS:
+        for kind in UNIT_KINDS:
             if (block.index, kind) not in keep: continue
             gone, group = ~keep[block.index, kind], block.heads if kind == "heads" else block.neurons
             reader = group.linears[group.consumer]
@@ -56,7 +57,7 @@ def by_hand(model, keep):
     return model
 
 
-@pytest.mark.parametrize("kinds", [("heads",), ("neurons",), ("outputs",), KINDS])
+@pytest.mark.parametrize("kinds", [("heads",), ("neurons",), ("outputs",), UNIT_KINDS])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_binary_gates_are_zero_weights_and_survive_removal(name, kinds):
     model, data = ARCHITECTURES[name](), make_batch(name, padded=True)
@@ -100,7 +101,7 @@ def test_kinds_that_are_not_learned_are_exactly_one(task):
 
 def test_training_draws_anew_and_evaluation_decides():
     model, data = ARCHITECTURES["bert"](hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), make_batch("bert")
-    gates = Gates(model, KINDS, GUMBEL)
+    gates = Gates(model, UNIT_KINDS, GUMBEL)
     with attached(gates, model):
         model.train()
         assert not torch.equal(logits_of(model, data), logits_of(model, data))
@@ -192,11 +193,11 @@ def test_the_temperature_falls_and_then_holds():
 
 def test_settling_meets_the_budget_from_below_to_one_neuron():
     model = ARCHITECTURES["bert"]()
-    for kinds, of in ((("neurons",), "target_sparsity"), (("heads", "neurons"), "target_macs"), (KINDS, "target_sparsity")):
+    for kinds, of in ((("neurons",), "target_sparsity"), (("heads", "neurons"), "target_macs"), (UNIT_KINDS, "target_sparsity")):
         for keep in (0.5, 0.77):
             gates, pull = random_gates(model, kinds), pull_for(model, kinds, **{of: keep if of == "target_macs" else 1 - keep})
             before = gates.logits.detach().clone()
-            changed = settle(gates, pull)
+            changed = meet_budget(gates, pull)
             share = float(kept_share(pull.terms, shares_of(gates.keep())))
             one = max(1 - kept_share(pull.terms, {key: 1 - 1 / count}) for key, count in gates.counts.items() if key[1] != "heads")
             small_left = any(not kept.all() for key, kept in gates.keep().items() if key[1] != "heads")  # once all are in, only a whole head is left to buy
@@ -204,7 +205,7 @@ def test_settling_meets_the_budget_from_below_to_one_neuron():
             if of == "target_sparsity" or keep == 0.5: assert small_left
             assert changed == int(((before >= 0) != (gates.logits >= 0)).sum())
             if len(kinds) == 1: assert before[gates.logits >= 0].min() >= before[gates.logits < 0].max() or changed > 0
-            assert settle(gates, pull) == 0
+            assert meet_budget(gates, pull) == 0
 
 
 def test_the_multiplier_moves_against_the_error():
@@ -256,17 +257,17 @@ def test_exported_masks_reproduce_the_evaluation(learn, task, tmp_path):
     assert all(mask.dtype == torch.bool for mask in files.values()) and set(LEARN[learn]) == {kind for kind, mask in files.items() if not mask.all()}
     keep = {(block, kind): mask for kind, masks in files.items() for block, mask in enumerate(masks)}
     assert evaluate_model(by_hand(model, keep), task)["accuracy"] == report["gated"]["accuracy"]
-    from pruneresearch.checkpoints import load_pruned
+    from pruneresearch.shipping.checkpoints import load_pruned
     assert evaluate_model(load_pruned(tmp_path/"out"/"pruned"), task)["accuracy"] == report["removed"]["accuracy"]
     assert not (tmp_path/"out"/"checkpoints").exists()
 
 
 KILLED = """
 import os, signal, sys
-from pruneresearch.gates import GateTraining
+from pruneresearch.training.gates import GateTraining
 from pruneresearch.methods.gumbel import train_masks
-from pruneresearch.models import load_model
-from pruneresearch.tasks import first_examples, load_task
+from pruneresearch.model.loading import load_model
+from pruneresearch.data.tasks import first_examples, load_task
 task = first_examples(load_task("sentiment"), 320)
 step = GateTraining.on_step_begin
 def dying(self, args, state, control, **k):

@@ -7,12 +7,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from architectures import ARCHITECTURES, batch
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.masks import Masks, Pattern
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.pruning.masks import Masks, Pattern
 from pruneresearch.methods.gradprobe import GradProbe, MagnitudePruning, PruningStrategy, ScoreStrategy, WandaPruning, evidence, loss_with, register_strategy
-from pruneresearch.models import SimpleMLP, example_losses
-from pruneresearch.pruning import METHODS, prune
-from pruneresearch.surgery import remove
+from pruneresearch.model.loading import SimpleMLP, example_losses
+from pruneresearch.pruning.engine import METHODS, prune
+from pruneresearch.shipping.surgery import remove
 from test_pruning import weights_of
 
 QUIET = dict(verbose=False)
@@ -525,7 +525,7 @@ def test_rounds_never_take_more_than_asked_for(strategy, comparison, threshold):
 def test_a_ranking_of_heads_has_something_to_decide(name, method):
     data, model = [batch(name, n=4)], ARCHITECTURES[name]()
     with torch.no_grad():  # one head of each block matters most and is the smallest: its inputs to the consumer are cut down, its share of the loss is not
-        for group in (g for g in __import__("pruneresearch.anatomy", fromlist=["anatomy"]).anatomy(model).groups if g.kind == "heads"): group.linears[group.consumer].weight[:, :group.columns] *= 1e-3
+        for group in (g for g in __import__("pruneresearch.model.anatomy", fromlist=["anatomy"]).anatomy(model).groups if g.kind == "heads"): group.linears[group.consumer].weight[:, :group.columns] *= 1e-3
     ranked = prune(copy.deepcopy(model), calibration=data, method=method, pattern="heads", sparsity=0.5).masks
     every = prune(copy.deepcopy(model), calibration=data, method=method, pattern="heads", sparsity=0.5, options={"strategy": "random", "candidates": 0.5}).masks
     assert all(int((~keep).sum()) * 2 == len(keep) for masks in (ranked, every) for keep in masks.units(model).values())

@@ -9,15 +9,15 @@ from torch.nn.utils import prune as torch_prune
 from transformers import TrainerCallback
 
 from architectures import ARCHITECTURES, batch
-from pruneresearch.anatomy import anatomy
-from pruneresearch.basics import UsageError
-from pruneresearch.measure import evaluate_model, parameter_counts
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.basics.errors import UsageError
+from pruneresearch.measure.quality import evaluate_model, parameter_counts
 from pruneresearch.methods.hebbian import importance_masks
-from pruneresearch.models import SimpleMLP, load_model
-from pruneresearch.pruning import prune
-from pruneresearch.recovery import recover
-from pruneresearch.statistics import GROUP, calibrate
-from pruneresearch.tasks import load_task
+from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.training.recovery import recover
+from pruneresearch.pruning.statistics import GRADIENT_GROUP, calibrate
+from pruneresearch.data.tasks import load_task
 
 NAMES = list(ARCHITECTURES)
 
@@ -45,7 +45,7 @@ def test_score_is_the_sum_over_groups_of_eight(name):
     model, data = ARCHITECTURES[name](), batch(name, n=20, length=6, padded=True)
     linears = dict(list(anatomy(model).linears.items())[-3:])
     expected = grouped(model, data, linears)
-    assert GROUP == 8
+    assert GRADIENT_GROUP == 8
     for size in (20, 8, 3):
         parts = [{key: value[i:i + size] for key, value in data.items()} for i in range(0, 20, size)]
         seen = calibrate(model, parts, linears, needs=("grouped_gradient",))

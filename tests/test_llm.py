@@ -4,12 +4,12 @@ import copy, json, math
 import numpy as np, pytest, torch
 
 from architectures import ARCHITECTURES
-from pruneresearch.basics import UsageError
-from pruneresearch.llm import ModelConfig, beside_published, PRUNING_FUNCTIONS, execute_benchmark, get_wikitext2_unstructured, global_evaluation, magnitude_pruning, perplexity_of, structured_pruning, wanda_pruning
-from pruneresearch.measure import evaluate_model
-from pruneresearch.models import load_model
-from pruneresearch.tasks import load_task
-from pruneresearch.text import agreement, agreement_on, continuations, distinct, divergence, likelihood, repetition, text_quality, writing_speed
+from pruneresearch.basics.errors import UsageError
+from pruneresearch.recipes.one_shot import ModelConfig, beside_published, PRUNING_FUNCTIONS, execute_benchmark, get_wikitext2_unstructured, global_evaluation, magnitude_pruning, perplexity_of, structured_pruning, wanda_pruning
+from pruneresearch.measure.quality import evaluate_model
+from pruneresearch.model.loading import load_model
+from pruneresearch.data.tasks import load_task
+from pruneresearch.measure.text import agreement, agreement_on, continuations, distinct, divergence, likelihood, repetition, text_quality, writing_speed
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,16 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 import nbformat, psutil, pytest
-from pruneresearch.basics import RunError, UsageError, alone
-from pruneresearch.bench import bench
-from pruneresearch.runs import execute, plan
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.basics.locks import locked
+from pruneresearch.lab.bench import bench
+from pruneresearch.lab.runs import execute, plan
 
-CLI = [sys.executable, "-c", "import sys; from pruneresearch.cli import main; sys.exit(main())"]
+CLI = [sys.executable, "-c", "import sys; from pruneresearch.cli.main import main; sys.exit(main())"]
 BODY = """
 import time
 from pathlib import Path
-from pruneresearch.basics import write_json
+from pruneresearch.basics.files import write_json
 with open(Path(results)/'attempts', 'a') as file: file.write(f'{x}\\n')
 time.sleep(pause)
 write_json(Path(results)/'rows'/f'{x}.json', {'x': x, 'filler': '.' * filler})
@@ -304,7 +305,7 @@ def test_addresses_that_lead_nowhere(tmp_path):
 
 
 def test_a_worker_that_does_not_fit():
-    from pruneresearch.bench import _misfit
+    from pruneresearch.lab.bench import _misfit
     wanted = dict(torch="2.13.0", python="3.11.2")
     assert _misfit("w", dict(wanted, folder=True), wanted) == ""
     assert "torch 2.12.0, not 2.13.0" in _misfit("w", dict(wanted, torch="2.12.0", folder=True), wanted)
@@ -335,7 +336,7 @@ def test_a_worker_that_comes_later_and_does_not_fit_is_sent_away(tmp_path):
 @pytest.mark.parametrize("asked", [None, "3"])
 def test_runs_of_a_worker_share_the_cores_of_its_machine(tmp_path, asked):
     "Whatever the worker has in its environment, where Dask writes a 1."
-    from pruneresearch.runs import THREADS, share_of_cores
+    from pruneresearch.lab.runs import THREADS, share_of_cores
     checkout = make_checkout(tmp_path, [dict(x=0)], BODY.replace("'filler': '.' * filler", f"'threads': [__import__('os').environ[name] for name in {THREADS}]"))
     with cluster_of(checkout, 1, "--nthreads", "2") as (address, *_):
         code, out, err = finish(driver(checkout, "--cluster", address, OMP_NUM_THREADS=asked))
@@ -347,7 +348,7 @@ def test_who_finds_a_run_taken_leaves_its_log_alone(tmp_path):
     checkout = make_checkout(tmp_path, [dict(x=0)])
     [run] = plan([], "smoke", checkout/"runs", checkout)
     run.folder.mkdir(parents=True); (run.folder/"log.txt").write_text("so far\n")
-    with alone(run.folder/"run"):
+    with locked(run.folder/"run"):
         assert execute(run, checkout/"runs", wait=False)["status"] == "busy" and (run.folder/"log.txt").read_text() == "so far\n"
     assert execute(run, checkout/"runs")["status"] == "done" and "so far" not in (run.folder/"log.txt").read_text()
 
@@ -357,7 +358,7 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, number):
     fcntl = pytest.importorskip("fcntl")
     def flock(*_): raise OSError(number, os.strerror(number))
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(RunError, match="knows no locks"), alone(tmp_path/"run"): pass
+    with pytest.raises(RunError, match="knows no locks"), locked(tmp_path/"run"): pass
 
 
 # ---- many

@@ -8,10 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from architectures import ARCHITECTURES, batch
-from pruneresearch.anatomy import anatomy
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.masks import (
-    Masks, check_allocation, check_sparsity, count_pruned, lowest, lowest_global, lowest_n_m, parse_pattern, select, selection_network)
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.pruning.masks import Masks, check_allocation, check_sparsity, count_pruned, keep_highest, keep_highest_global, keep_highest_n_m, parse_pattern, select, selection_network
 
 SPARSITIES = (0, 0.1, 0.29, 0.3, 0.5, 0.57, 0.7, 0.99)
 
@@ -42,11 +41,11 @@ def score_tables():
 def test_lowest_is_a_plain_sort(sparsity):
     for score in score_tables():
         out, width = score.shape
-        row = lowest(score, sparsity, per="row")
+        row = keep_highest(score, sparsity, per="row")
         assert row.dtype == torch.bool and row.shape == score.shape
         assert row.tolist() == [kept(values, floor_of(sparsity, width)) for values in score.tolist()]
-        assert lowest(score, sparsity, per="layer").flatten().tolist() == kept(score.flatten().tolist(), floor_of(sparsity, out * width))
-        assert torch.equal(lowest(score, sparsity), lowest(score, sparsity, per="layer"))
+        assert keep_highest(score, sparsity, per="layer").flatten().tolist() == kept(score.flatten().tolist(), floor_of(sparsity, out * width))
+        assert torch.equal(keep_highest(score, sparsity), keep_highest(score, sparsity, per="layer"))
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
@@ -56,7 +55,7 @@ def test_one_ranking_over_all_tensors_is_a_plain_sort(sparsity):
         scores = {name: torch.ones(shape) if equal else torch.randint(0, 9, shape, generator=random).float()
                   for name, shape in (("b", (3, 5)), ("a", (7, 2)), ("c", (4, 4)))}
         flat = [value for score in scores.values() for value in score.flatten().tolist()]
-        found = lowest_global(scores, sparsity)
+        found = keep_highest_global(scores, sparsity)
         assert list(found) == list(scores) and all(found[name].shape == score.shape for name, score in scores.items())
         assert [keep for mask in found.values() for keep in mask.flatten().tolist()] == kept(flat, floor_of(sparsity, 45))
 
@@ -65,9 +64,9 @@ def test_one_ranking_over_all_tensors_is_a_plain_sort(sparsity):
 def test_n_m_is_a_plain_sort_of_each_group(n, m):
     for score in (torch.randn(5, 24, generator=torch.Generator().manual_seed(0)), torch.ones(5, 24),
                   torch.randint(0, 2, (5, 24), generator=torch.Generator().manual_seed(1)).float()):
-        found = lowest_n_m(score, n, m)
+        found = keep_highest_n_m(score, n, m)
         assert found.tolist() == [[keep for start in range(0, 24, m) for keep in kept(row[start:start + m], m - n)] for row in score.tolist()]
-    with pytest.raises(UsageError, match=f"{n}:{m}|multiple|divi"): lowest_n_m(torch.ones(24, m + 1), n, m)  # groups lie along the inputs
+    with pytest.raises(UsageError, match=f"{n}:{m}|multiple|divi"): keep_highest_n_m(torch.ones(24, m + 1), n, m)  # groups lie along the inputs
 
 
 @pytest.mark.parametrize("m", range(2, 11))
@@ -83,7 +82,7 @@ def test_selection_network_sorts_what_it_must(m):
         for i in range(m):
             score = torch.rand(2, 2*m)
             score[1, m + i] = float("nan")
-            with pytest.raises(RunError, match="NaN"): lowest_n_m(score, m - rank, m)
+            with pytest.raises(RunError, match="NaN"): keep_highest_n_m(score, m - rank, m)
 
 
 def test_counting():
@@ -146,7 +145,7 @@ def test_units_are_selected_by_their_mean_score(name, kind, allocation, sparsity
 def pruned_model(name="bert", sparsity=0.5):
     model = ARCHITECTURES[name]()
     random = torch.Generator().manual_seed(0)
-    masks = Masks({f"{n}.weight": lowest(torch.rand(m.weight.shape, generator=random), sparsity) for n, m in anatomy(model).linears.items()})
+    masks = Masks({f"{n}.weight": keep_highest(torch.rand(m.weight.shape, generator=random), sparsity) for n, m in anatomy(model).linears.items()})
     masks.apply(model)
     return model, masks
 
@@ -203,7 +202,7 @@ def test_held_against_momentum_from_before(optimizer):
     running = OPTIMIZERS[optimizer](model.parameters())
     def step(): running.zero_grad(); model(**data).loss.backward(); running.step()
     for _ in range(3): step()
-    masks = Masks({f"{n}.weight": lowest(m.weight.detach().abs(), 0.5) for n, m in anatomy(model).linears.items()})
+    masks = Masks({f"{n}.weight": keep_highest(m.weight.detach().abs(), 0.5) for n, m in anatomy(model).linears.items()})
     masks.apply(model)
     with masks.hold(model):
         for _ in range(3):

@@ -8,11 +8,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM,
                           PreTrainedTokenizerFast)
-from pruneresearch import measure
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.compare import outcome_mean
-from pruneresearch.models import SimpleMLP
-from pruneresearch.tasks import Task, load_task
+from pruneresearch.measure import quality as measure
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.lab.compare import outcome_mean
+from pruneresearch.model.loading import SimpleMLP
+from pruneresearch.data.tasks import Task, load_task
 
 WORDS = [f"w{i}" for i in range(20)]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.metrics import METRICS, answer_f1, load_metric, normalise_answer
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.data.metrics import METRICS, answer_f1, load_metric, normalise_answer
 
 
 def score(name, predictions, references, **options):

@@ -4,14 +4,14 @@ import math
 import numpy as np, pytest, torch
 
 from architectures import ARCHITECTURES, DECODERS, batch
-from pruneresearch.anatomy import anatomy
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.blocks import block_by_block
-from pruneresearch.masks import Pattern, lowest
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.pruning.blocks import block_by_block
+from pruneresearch.pruning.masks import Pattern, keep_highest
 from pruneresearch.methods.owl import owl_sparsities
 from pruneresearch.methods.sparsegpt import factor_of_inverse, sweep
 from pruneresearch.methods.wanda import cumulative_share
-from pruneresearch.pruning import prune
+from pruneresearch.pruning.engine import prune
 
 WALKED = DECODERS  # Llama, Mistral and Qwen2 with grouped queries, OPT and GPT-Neo without gates
 
@@ -299,18 +299,18 @@ class Killed(BaseException): "As a signal would be."
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_a_killed_run_goes_on_to_the_same_weights(method, tmp_path, monkeypatch):
-    data, room = [batch("llama", n=4, length=24, seed=s) for s in (0, 1)], __import__("pruneresearch.choosing", fromlist=["store_part"])
+    data, room = [batch("llama", n=4, length=24, seed=s) for s in (0, 1)], __import__("pruneresearch.pruning.choosing", fromlist=["store_block"])
     ask = dict(calibration=data, method=method, sparsity=0.6, seed=0)
     whole = ARCHITECTURES["llama"]()
     expected = prune(whole, **ask)
-    real = room.store_part
+    real = room.store_block
 
     def dies(folder, request, model, index, part, generator):
         if index == 2: raise Killed
         real(folder, request, model, index, part, generator)
-    monkeypatch.setattr(room, "store_part", dies)
+    monkeypatch.setattr(room, "store_block", dies)
     with pytest.raises(Killed): prune(ARCHITECTURES["llama"](), **ask, walk=dict(resume=tmp_path))
-    monkeypatch.setattr(room, "store_part", real)
+    monkeypatch.setattr(room, "store_block", real)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["block-0000.safetensors", "block-0001.safetensors"]
 
     calibrated = []
@@ -384,7 +384,7 @@ def test_inputs_that_are_not_finite_name_their_block():
     (dict(method="taylor", sequential=True), "needs gradients or outputs of the whole model"), (dict(method="magnitude", sequential=True), "needs no data"),
     (dict(method="wanda", allocation="global", sequential=True), "compares all blocks with each other"), (dict(method="sparsegpt", allocation="row"), "use allocation layer, owl or a list"),
     (dict(method="sparsegpt", pattern="heads"), "choose pattern unstructured or N:M"), (dict(method="wanda", walk=dict(folder="x")), "unknown setting of the walk folder"), (dict(method="wanda", walk=dict(device="gpu")), "is no device"),
-    (dict(method="wanda", walk=dict(waiting="cuda")), "activations wait with the model"), (dict(method="wanda", walk=dict(resume=__file__)), "is a file"),
+    (dict(method="wanda", walk=dict(offload="cuda")), "activations wait with the model"), (dict(method="wanda", walk=dict(resume=__file__)), "is a file"),
     (dict(method="taylor", walk=dict(device="cpu")), "settings of the walk are for methods that go block by block"),
     (dict(method="wanda", walk=dict(resume="x"), schedule="linear", rounds=2), "resume works with one round"), (dict(method="wanda", pattern="2:4", sparsity=None, allocation="owl"), "does not go with pattern")])
 def test_refused(ask, message):
@@ -398,7 +398,7 @@ def test_owl_needs_data_whatever_the_method():
 # --- the command line ----------------------------------------------------------------------------------------------
 
 def run(*words):
-    from pruneresearch.cli import main
+    from pruneresearch.cli.main import main
     return main([str(word) for word in words])
 
 
@@ -409,7 +409,7 @@ def told(capsys):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_any_local_decoder_folder_is_pruned_and_reloads(name, tmp_path, capsys):
-    from pruneresearch.models import load_model, save_model
+    from pruneresearch.model.loading import load_model, save_model
     model = ARCHITECTURES[name](vocab_size=2048)
     model.tokenizer = load_model("tiny-llama").tokenizer
     save_model(model, tmp_path/"dense")
@@ -446,9 +446,9 @@ def test_bad_calls_are_one_sentence(words, message, capsys):
 
 def test_even_rows_take_the_cheapest_next_weights():
     score = torch.tensor([[1., 2., 9., 8.], [1., 7., 3., 9.], [5., 6., 7., 8.]])
-    keep = lowest(score, 0.42, per="even rows")  # one of each row, and two more: the 2 of the first row, the 3 of the second
+    keep = keep_highest(score, 0.42, per="even rows")  # one of each row, and two more: the 2 of the first row, the 3 of the second
     assert (~keep).tolist() == [[True, True, False, False], [True, False, True, False], [True, False, False, False]]
-    assert torch.equal(lowest(score, 0.5, per="even rows"), lowest(score, 0.5, per="row"))
+    assert torch.equal(keep_highest(score, 0.5, per="even rows"), keep_highest(score, 0.5, per="row"))
 
 
 @pytest.mark.parametrize("method", list(ORACLES))
@@ -467,8 +467,8 @@ def test_blocks_that_visit_the_gpu_end_with_the_same_masks(method):
 
 
 def test_a_rule_of_ones_own():
-    from pruneresearch import pruning
-    from pruneresearch.masks import ALLOCATIONS
+    from pruneresearch.pruning import engine as pruning
+    from pruneresearch.pruning.masks import ALLOCATIONS
     known = ALLOCATIONS["unstructured"]
     try:
         pruning.register_allocation("last-half", ("norm",), lambda structure, seen, sparsity: [0.0] * (len(structure.blocks) - 1) + [sparsity])
@@ -477,5 +477,5 @@ def test_a_rule_of_ones_own():
         with pytest.raises(UsageError, match="already"): pruning.register_allocation("row", (), lambda *_: [])
         with pytest.raises(UsageError, match="a rule can read"): pruning.register_allocation("other", ("gradient",), lambda *_: [])
     finally:
-        pruning.RULES.pop("last-half", None)
+        pruning.ALLOCATION_RULES.pop("last-half", None)
         ALLOCATIONS["unstructured"] = known

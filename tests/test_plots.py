@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-from pruneresearch import plots
-from pruneresearch.basics import UsageError
-from pruneresearch.compare import leaderboard, mean_interval, pairwise, pareto
+from pruneresearch.lab import plots
+from pruneresearch.basics.errors import UsageError
+from pruneresearch.lab.compare import leaderboard, mean_interval, pairwise, pareto
 
 SKILL = {"random": -3.0, "magnitude": 0.0, "wanda": 0.3, "taylor": 0.001}
 
@@ -59,7 +59,7 @@ def test_looks_are_distinct_stable_and_visible_on_white():
 def test_every_method_of_the_library_and_of_the_figures_has_a_fixed_look():
     import re
     from pathlib import Path
-    from pruneresearch.experiment import saved_rows
+    from pruneresearch.lab.experiment import saved_rows
     root = Path(__file__).parent.parent
     ours = {name for path in (root/"pruneresearch").rglob("*.py") for name in re.findall(r'register_method\(Method\(\s*"([^"]+)"', path.read_text(encoding="utf-8"))}
     drawn = {row["method"] for path in (root/"figures").rglob("*.json.gz") for row in saved_rows(path)}

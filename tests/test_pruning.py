@@ -8,14 +8,14 @@ from torch.nn import functional as F
 from torch.nn.utils.prune import l1_unstructured
 
 from architectures import ARCHITECTURES, batch
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.masks import ALLOCATIONS
-from pruneresearch.budget import one_sequence
-from pruneresearch.measure import macs
-from pruneresearch.models import SimpleMLP, load_model
-from pruneresearch.pruning import METHODS, Method, list_methods, prune, register_method, rounds_of
-from pruneresearch.surgery import remove
-from pruneresearch.tasks import load_task
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.pruning.masks import ALLOCATIONS
+from pruneresearch.pruning.budget import one_sequence
+from pruneresearch.measure.quality import macs
+from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.pruning.engine import METHODS, Method, list_methods, prune, register_method, rounds_of
+from pruneresearch.shipping.surgery import remove
+from pruneresearch.data.tasks import load_task
 
 NAMES = list(ARCHITECTURES)
 GROUPED = ("llama", "mistral", "qwen2")

@@ -6,23 +6,27 @@ import pytest
 import torch
 import transformers
 
-from pruneresearch import choosing, cli, ranks, recovery
-from pruneresearch.basics import RunError, UsageError, fingerprint
-from pruneresearch.choosing import weights_hash
-from pruneresearch.cli import main
-from pruneresearch.gates import train_gates
-from pruneresearch.masks import Masks, packed
-from pruneresearch.measure import evaluate_model
-from pruneresearch.models import load_model
-from pruneresearch.pruning import prune
-from pruneresearch.recovery import last_whole_checkpoint, own_part, recover, require_same_weights
-from pruneresearch.tasks import first_examples, load_task
+from pruneresearch.pruning import choosing
+from pruneresearch.cli import main as cli
+from pruneresearch.training import distributed as ranks
+from pruneresearch.training import recovery
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.basics.fingerprints import fingerprint
+from pruneresearch.pruning.choosing import weights_hash
+from pruneresearch.cli.main import main
+from pruneresearch.training.gates import train_gates
+from pruneresearch.pruning.masks import Masks, pack_mask
+from pruneresearch.measure.quality import evaluate_model
+from pruneresearch.model.loading import load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.training.recovery import last_whole_checkpoint, own_part, recover, require_same_weights
+from pruneresearch.data.tasks import first_examples, load_task
 
 METHODS = ("random", "wanda", "sparsegpt", "taylor")
 CLI = "prune --model mlp --task digits --sparsity 0.8 --recovery fine-tune --json --output"
 
 
-def hashed(tensors): return fingerprint({name: packed(tensor)[0].tobytes().hex() if tensor.dtype == torch.bool else tensor.numpy().tobytes().hex() for name, tensor in tensors.items()})
+def hashed(tensors): return fingerprint({name: pack_mask(tensor)[0].tobytes().hex() if tensor.dtype == torch.bool else tensor.numpy().tobytes().hex() for name, tensor in tensors.items()})
 
 
 def pruned(name, task, method, **options):
@@ -77,7 +81,7 @@ def said(function, *args, **options):
 
 def work(folder):
     "What each process does, and what it leaves for the tests to look at: a command, which stays joined here, then calls of the library."
-    cli.part = lambda: None
+    cli.leave_process_group = lambda: None
     assert main([*CLI.split(), str(folder/"out")]) == 0
     digits, found = load_task("digits"), {"pruned": all_pruned(), "kept": pruned("tiny-llama", load_task("pydocs"), "wanda", walk={"resume": folder/"blocks"})}
     for name, run in (("trained", trained), ("distilled", distilled)):
@@ -92,7 +96,7 @@ def work(folder):
     masks.keep = {name: keep ^ (ranks.rank() == 1) for name, keep in masks.keep.items()}
     found["other masks"] = said(recover, resumed, digits, masks=masks, batch_size=16)
     (folder/f"rank{ranks.rank()}.json").write_text(json.dumps(found))
-    ranks.part()
+    ranks.leave_process_group()
 
 
 def failing(folder):
@@ -227,7 +231,7 @@ def test_a_command_for_one_process_is_refused_once():
 
 
 def test_what_needs_one_process_says_so(monkeypatch):
-    from pruneresearch.experiment import Config, check
+    from pruneresearch.lab.experiment import Config, check
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")): monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="an experiment runs in one process"): check(Config("mlp", "digits", "magnitude", 0.5))
     with pytest.raises(UsageError, match="training gates runs in one process"): train_gates(None, None, None, None)

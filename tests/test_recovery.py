@@ -4,11 +4,11 @@ import math, signal, subprocess, sys
 import pytest
 import torch
 
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.models import load_model
-from pruneresearch.pruning import prune
-from pruneresearch.recovery import distillation_loss, last_whole_checkpoint, recover, recovery_loss
-from pruneresearch.tasks import load_task
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.model.loading import load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.training.recovery import distillation_loss, last_whole_checkpoint, recover, recovery_loss
+from pruneresearch.data.tasks import load_task
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +93,10 @@ def test_nan_ends_the_run_with_a_sentence(digits):
 
 KILLED = """
 import os, signal, sys, transformers
-from pruneresearch.models import load_model
-from pruneresearch.pruning import prune
-from pruneresearch.recovery import RecoveryTrainer, recover
-from pruneresearch.tasks import load_task
+from pruneresearch.model.loading import load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.training.recovery import RecoveryTrainer, recover
+from pruneresearch.data.tasks import load_task
 digits = load_task("digits")
 model = load_model("mlp", digits)
 masks = prune(model, method="magnitude", sparsity=0.8).masks
@@ -130,7 +130,7 @@ def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
 
 def test_after_mixed_precision_the_model_computes_in_its_own(tmp_path):
     "The trainer's half-precision forward must not stay: a model read back from its file says exactly the same."
-    from pruneresearch.models import save_model
+    from pruneresearch.model.loading import save_model
     task = load_task("sentiment")
     model = load_model("tiny-bert", task)
     recover(model, task, epochs=0.02, bf16=True)

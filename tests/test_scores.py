@@ -4,9 +4,8 @@ from types import SimpleNamespace
 import numpy as np, pytest, torch
 
 from architectures import ARCHITECTURES
-from pruneresearch.anatomy import anatomy
-from pruneresearch.scores import (
-    fisher_score, fisher_weighted_score, gradient_score, magnitude_score, random_score, taylor_score, unit_score, wanda_score)
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.pruning.scores import fisher_score, fisher_weighted_score, gradient_score, magnitude_score, random_score, taylor_score, unit_score, wanda_score
 
 
 @pytest.fixture(scope="module")

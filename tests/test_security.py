@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file, save_file
 
-from pruneresearch.basics import RunError, UsageError, read_json, write_json
-from pruneresearch.checkpoints import load_pruned, open_model, save_pruned
-from pruneresearch.choosing import finished, store_part, take_up
-from pruneresearch.cli import main
-from pruneresearch.experiment import load_rows
-from pruneresearch.models import SimpleMLP, load_model, save_model
-from pruneresearch.recovery import last_whole_checkpoint, recover
-from pruneresearch.tasks import load_task
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.basics.files import read_json, write_json
+from pruneresearch.shipping.checkpoints import load_pruned, open_model, save_pruned
+from pruneresearch.pruning.choosing import finished_blocks, store_block, restore_block
+from pruneresearch.cli.main import main
+from pruneresearch.lab.experiment import load_rows
+from pruneresearch.model.loading import SimpleMLP, load_model, save_model
+from pruneresearch.training.recovery import last_whole_checkpoint, recover
+from pruneresearch.data.tasks import load_task
 from test_bad_input import told
 from test_checkpoints import made
 from test_fuzz import tokenized
@@ -197,7 +198,7 @@ def test_a_perceptron_cannot_ask_for_more_either(changes, tmp_path):
 
 @pytest.mark.parametrize("shapes", [{"w": [10**9, 10**9]}, {"w": [-2, -3]}, {"w": "2"}, ["w"], {"w": [2, True]}, {"x": [2, 3]}])
 def test_sparse_shapes_must_fit_their_bits(shapes, tmp_path):
-    from pruneresearch.checkpoints import read_tensors
+    from pruneresearch.shipping.checkpoints import read_tensors
     parts = {"w.bits": torch.tensor([0b10100000], dtype=torch.uint8), "w.values": torch.tensor([1.0, 2.0])}
     write = lambda shapes: save_file(parts, tmp_path/"w.sparse.safetensors", metadata={"shapes": json.dumps(shapes)})
     write({"w": [2, 3]})
@@ -211,13 +212,13 @@ def test_sparse_shapes_must_fit_their_bits(shapes, tmp_path):
 def test_a_finished_block_that_is_damaged_changes_nothing(tmp_path):
     model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
     keep = {"0.weight": torch.ones(3, 4, dtype=torch.bool)}
-    store_part(tmp_path, "this", model, 0, keep, torch.Generator())
+    store_block(tmp_path, "this", model, 0, keep, torch.Generator())
     before = [p.clone() for p in model.parameters()]
-    assert take_up(finished(tmp_path, "this", model, 1)[0], model).keys() == keep.keys()
+    assert restore_block(finished_blocks(tmp_path, "this", model, 1)[0], model).keys() == keep.keys()
     for tensors in ({"keep:0.weight": keep["0.weight"]}, {"keep:0.weight": keep["0.weight"], "weight:0.weight": torch.ones(3, 5)}, {"keep:9.weight": keep["0.weight"], "weight:9.weight": torch.ones(3, 4)},
                     {"keep:0.weight": torch.ones(3, 4), "weight:0.weight": torch.ones(3, 4)}):
         save_file(tensors | {"generator": torch.Generator().get_state()}, tmp_path/"block-0000.safetensors", metadata={"request": "this"})
-        with pytest.raises(RunError, match="is damaged: delete it"): finished(tmp_path, "this", model, 1)
+        with pytest.raises(RunError, match="is damaged: delete it"): finished_blocks(tmp_path, "this", model, 1)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
 
 

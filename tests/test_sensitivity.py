@@ -6,11 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from architectures import ARCHITECTURES, DECODERS, batch
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.models import SimpleMLP, load_model
-from pruneresearch.pruning import prune
-from pruneresearch.sensitivity import loss_batches, losses, require_apart, sensitivity, sensitivity_map, shares_from, weighted_mean
-from pruneresearch.tasks import load_task
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.lab.sensitivity import loss_batches, losses, require_apart, sensitivity, sensitivity_map, shares_from, weighted_mean
+from pruneresearch.data.tasks import load_task
 
 NAMES = list(ARCHITECTURES)
 GROUPED = ("llama", "mistral", "qwen2")

@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from architectures import ARCHITECTURES, DECODERS, batch
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.statistics import as_batches, calibrate, calibration_hash
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.pruning.statistics import as_batches, calibrate, calibration_hash
 
 NAMES = list(ARCHITECTURES)
 FIELDS = ("norm", "mean", "gradient", "squared_gradient")  # the grouped gradient has its own oracle in test_hebbian.py

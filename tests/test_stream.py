@@ -6,15 +6,15 @@ from safetensors.torch import load_file, save_file
 
 from architectures import ARCHITECTURES, VOCAB, batch
 from hub import cache_model
-from pruneresearch import stream as room
-from pruneresearch.anatomy import anatomy
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.checkpoints import open_model
-from pruneresearch.cli import main
-from pruneresearch.masks import Masks
-from pruneresearch.models import load_model
-from pruneresearch.pruning import prune
-from pruneresearch.stream import prune_stream
+from pruneresearch.shipping import stream as room
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.shipping.checkpoints import open_model
+from pruneresearch.cli.main import main
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.model.loading import load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.shipping.stream import prune_stream
 
 NAMES = ("llama", "opt", "gpt_neo", "qwen2")
 TOKENIZER = load_model("tiny-llama").tokenizer
@@ -107,7 +107,7 @@ def test_in_another_dtype(name, stored, dtype, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_folder_is_an_ordinary_checkpoint(name, folders, tmp_path):
     "One file for each block; what belongs to no block as it was; the rest as `save_pruned` writes it."
-    from pruneresearch.checkpoints import save_pruned
+    from pruneresearch.shipping.checkpoints import save_pruned
     ask = dict(calibration=data(name), method="wanda", sparsity=0.5)
     model, _ = in_memory(folders[name, True], **ask)
     save_pruned(model, tmp_path/"memory", certificate=False)
@@ -140,7 +140,7 @@ def test_an_encoder_with_its_head_saved_goes_the_same_way(tmp_path):
 
 
 def test_with_a_task_and_what_was_streamed_is_streamed_again(tmp_path):
-    from pruneresearch.tasks import load_task
+    from pruneresearch.data.tasks import load_task
     task, ask = load_task("pydocs"), dict(method="sparsegpt", sparsity=0.5, n_calibration=8, length=32, seed=2)
     model, expected = in_memory("tiny-llama", task=task, **ask)
     assert prune_stream("tiny-llama", tmp_path/"out", task, **ask).calibration == expected.calibration and same_bits(open_model(tmp_path/"out").state_dict(), model.state_dict())
@@ -185,9 +185,9 @@ def test_only_the_rows_that_are_used_are_read(folders, monkeypatch, tmp_path):
 
 PEAK = """
 import sys, torch
-from pruneresearch.models import load_model
-from pruneresearch.pruning import prune
-from pruneresearch.stream import prune_stream
+from pruneresearch.model.loading import load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.shipping.stream import prune_stream
 how, warm, folder, out = sys.argv[1:]
 def run(folder, out):
     ids = torch.randint(3, 99, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -242,11 +242,11 @@ def test_a_killed_stream_goes_on_to_the_same_bits(ask, folders, tmp_path, monkey
     assert done.returncode == -signal.SIGKILL, done.stderr[-500:]
     assert not (tmp_path/"out").exists() and sorted(path.name for path in (tmp_path/"kept").glob("block-*")) == [f"block-000{i}.safetensors" for i in range(3)]
     (tmp_path/"kept"/"block-0002.safetensors").unlink()
-    stored, real = [], room.store_part
+    stored, real = [], room.store_block
     def noted(folder, name, model, index, part, generator):
         stored.append(index)
         real(folder, name, model, index, part, generator)
-    monkeypatch.setattr(room, "store_part", noted)
+    monkeypatch.setattr(room, "store_block", noted)
     whole, expected = in_memory(folder, calibration=data("llama"), **ask)
     for out in ("out", "again"):  # the second run finds everything
         result = prune_stream(folder, tmp_path/out, calibration=data("llama"), walk=dict(resume=tmp_path/"kept"), **ask)
@@ -265,7 +265,7 @@ def test_blocks_of_another_request_or_model_are_refused(folders, tmp_path):
 
 def test_where_activations_wait_does_not_matter(folders, tmp_path):
     ask = dict(calibration=data("opt"), method="sparsegpt", sparsity=0.5)
-    for place, walk in (("a", None), ("b", dict(waiting=tmp_path/"activations", device="cpu"))): prune_stream(folders["opt", False], tmp_path/place, walk=walk, **ask)
+    for place, walk in (("a", None), ("b", dict(offload=tmp_path/"activations", device="cpu"))): prune_stream(folders["opt", False], tmp_path/place, walk=walk, **ask)
     assert same_bits(open_model(tmp_path/"a").state_dict(), open_model(tmp_path/"b").state_dict()) and not list((tmp_path/"activations").iterdir())
 
 

@@ -4,16 +4,16 @@ import numpy as np, pytest, torch
 from torch import nn
 
 from architectures import ARCHITECTURES, DECODERS, batch
-from pruneresearch.anatomy import anatomy
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.blocks import hands_on
-from pruneresearch.checkpoints import load_pruned, save_pruned
-from pruneresearch.masks import Masks
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.pruning.blocks import hands_on
+from pruneresearch.shipping.checkpoints import load_pruned, save_pruned
+from pruneresearch.pruning.masks import Masks
 from pruneresearch.methods.structured import activation_norm, block_influence, rounded_shares, weight_range
-from pruneresearch.pruning import prune
-from pruneresearch.repair import least_squares
-from pruneresearch.statistics import calibrate
-from pruneresearch.surgery import remove, widths_of
+from pruneresearch.pruning.engine import prune
+from pruneresearch.pruning.repair import least_squares
+from pruneresearch.pruning.statistics import calibrate
+from pruneresearch.shipping.surgery import remove, widths_of
 from test_one_shot import heard_tokens
 
 ENCODERS = ("bert", "roberta", "distilbert")

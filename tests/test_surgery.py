@@ -5,10 +5,10 @@ import pytest, torch
 from torch import nn
 
 from architectures import ARCHITECTURES, DECODERS, batch
-from pruneresearch.anatomy import anatomy, layout_of
-from pruneresearch.basics import UsageError
-from pruneresearch.masks import Masks
-from pruneresearch.surgery import reload_plan, remove, widths_after, widths_for, widths_of
+from pruneresearch.model.anatomy import anatomy, layout_of
+from pruneresearch.basics.errors import UsageError
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.shipping.surgery import reload_plan, remove, widths_after, widths_for, widths_of
 
 NAMES = list(ARCHITECTURES)
 PLAIN_HEADS = ("mistral", "qwen2")  # their configuration states the head size; Llama's asks for a number of heads that divides the hidden size

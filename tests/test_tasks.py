@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from hub import cache_data
-from pruneresearch import tasks
-from pruneresearch.basics import RunError, UsageError
-from pruneresearch.metrics import load_metric
-from pruneresearch.tasks import GLUE, Task, answers, best_span, carve, list_tasks, load_task, pad_rows, references, tokenizer_hash
+from pruneresearch.data import tasks
+from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.data.metrics import load_metric
+from pruneresearch.data.tasks import GLUE, Task, answers, best_span, carve, list_tasks, load_task, pad_rows, references, tokenizer_hash
 
 REAL = os.environ.get("PRUNERESEARCH_DATA")
 real = pytest.mark.skipif(not REAL, reason="PRUNERESEARCH_DATA names no folder with real data")

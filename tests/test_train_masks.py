@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pruneresearch.basics import read_json
-from pruneresearch.cli import main
+from pruneresearch.basics.files import read_json
+from pruneresearch.cli.main import main
 from pruneresearch.methods.gumbel import FILES
 
 STSB = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()

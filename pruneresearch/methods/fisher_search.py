@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn, Tensor
 from tqdm import tqdm
-from ..basics import UsageError
-from ..budget import cost_terms, kept_share, search, shares_of
-from ..gates import sites
-from ..masks import Masks
-from ..models import example_losses, forward, length_for, to_device, tokenizer_of
-from ..pruning import Method, register_method
-from ..statistics import by_example, frozen_except, real_tokens
+from ..basics.errors import UsageError
+from ..pruning.budget import cost_terms, kept_share, search, shares_of
+from ..training.gates import sites
+from ..pruning.masks import Masks
+from ..model.loading import example_losses, forward, length_for, to_device, tokenizer_of
+from ..pruning.engine import Method, register_method
+from ..pruning.statistics import by_example, frozen_except, real_tokens
 
 # %% ../../nbs/methods/fisher_search.ipynb #c005
 def mask_gradients(

@@ -6,8 +6,8 @@
 __all__ = ['GRADIENT', 'TAYLOR', 'FISHER', 'FISHER_WEIGHTED']
 
 # %% ../../nbs/methods/gradient.ipynb #c003
-from ..pruning import Method, register_method
-from ..scores import fisher_score, fisher_weighted_score, gradient_score, taylor_score
+from ..pruning.engine import Method, register_method
+from ..pruning.scores import fisher_score, fisher_weighted_score, gradient_score, taylor_score
 
 GRADIENT = register_method(Method("gradient", lambda weight, seen, generator: gradient_score(seen.gradient),
     needs=("gradient",), formula="|g|", source="Mozer and Smolensky 1989, by weight"))

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'GATHERED', 'COMPARISONS', 'MARGIN', 'CONVOLUTIONS', 'GRADPROBE', 'GRADPROBE_RATIO', 'GRADPROBE_LOSS',
-           'gradients', 'own_loss', 'loss_with', 'shrunk', 'Comparison', 'Place', 'places', 'evidence', 'second_look',
-           'prunable', 'PruningStrategy', 'MagnitudePruning', 'ScoreStrategy', 'WandaPruning', 'require_scores',
-           'proposed', 'GradProbe', 'to_named_device', 'check_probe', 'register_strategy', 'draw_looks']
+           'gradients', 'own_loss', 'loss_with', 'shrunk', 'Comparison', 'CandidateGroup', 'candidate_groups',
+           'evidence', 'second_look', 'prunable', 'PruningStrategy', 'MagnitudePruning', 'ScoreStrategy',
+           'WandaPruning', 'require_scores', 'proposed', 'GradProbe', 'to_named_device', 'check_probe',
+           'register_strategy', 'draw_looks']
 
 # %% ../../nbs/methods/gradprobe.ipynb #c003
 import math, weakref
@@ -19,14 +20,14 @@ from numbers import Integral, Real
 import torch
 from torch import nn, Tensor
 from tqdm import tqdm
-from ..anatomy import anatomy
-from ..basics import RunError, UsageError, lookup
-from ..choosing import Request, masks_at_once, weight_scores
-from ..masks import Masks, Pattern, check_allocation, check_sparsity, keep_all_but, lowest, parse_pattern
-from ..models import example_losses, forward, to_device
-from ..pruning import METHODS, Method, load_methods, register_method, rounds_of
-from ..scores import magnitude_score, unit_score
-from ..statistics import calibrate, frozen_except
+from ..model.anatomy import anatomy
+from ..basics.errors import RunError, UsageError, lookup
+from ..pruning.choosing import Request, masks_at_once, weight_scores
+from ..pruning.masks import Masks, Pattern, check_allocation, check_sparsity, keep_all_but, keep_highest, parse_pattern
+from ..model.loading import example_losses, forward, to_device
+from ..pruning.engine import METHODS, Method, load_methods, register_method, rounds_of
+from ..pruning.scores import magnitude_score, unit_score
+from ..pruning.statistics import calibrate, frozen_except
 
 # %% ../../nbs/methods/gradprobe.ipynb #c005
 SCALES = {torch.float16: 2.0**10}  # of the loss, by dtype of the weights
@@ -122,7 +123,7 @@ MARGIN = 0.2  # of the weights that would stay, so many are candidates too where
 
 # %% ../../nbs/methods/gradprobe.ipynb #c014
 @dataclass(frozen=True)
-class Place:
+class CandidateGroup:
     "Entries that are compared with each other."
     key: object      # parameter name, or (block, kind)
     weights: dict    # name → parameter
@@ -131,17 +132,17 @@ class Place:
     spread: Callable # bool per entry → {parameter name: bool}
 
 
-def _of_weights(name: str, parameter) -> Place:
-    return Place(name, {name: parameter}, lambda found: found[name], lambda masks: masks[name], lambda gone: {name: gone})
+def _of_weights(name: str, parameter) -> CandidateGroup:
+    return CandidateGroup(name, {name: parameter}, lambda found: found[name], lambda masks: masks[name], lambda gone: {name: gone})
 
 
-def _of_units(group) -> Place:
+def _of_units(group) -> CandidateGroup:
     weights, consumer = {f"{name}.weight": linear.weight for name, linear in group.linears.items()}, f"{group.consumer}.weight"
-    return Place((group.block, group.kind), weights, lambda found: unit_score(group, found), lambda masks: masks[consumer].all(0).view(group.count, group.columns).all(1),
+    return CandidateGroup((group.block, group.kind), weights, lambda found: unit_score(group, found), lambda masks: masks[consumer].all(0).view(group.count, group.columns).all(1),
                  lambda gone: {name: ~keep for name, keep in group.weight_masks(~gone).items()})
 
 
-def places(
+def candidate_groups(
     model: nn.Module,
     candidates: dict,  # parameter name → bool, True = candidate
     pattern: Pattern,
@@ -164,7 +165,7 @@ def evidence(
     progress: bool = False,
 ) -> Iterator[tuple]:           # (`Place`, the comparison's terms: tensors with one number per entry)
     "What two looks at the gradients see; the weights are what they were."
-    how, spots = lookup(COMPARISONS, comparison, "comparison"), places(model, candidates, pattern)
+    how, spots = lookup(COMPARISONS, comparison, "comparison"), candidate_groups(model, candidates, pattern)
     parts = [[spot] for spot in spots] if by_layer else [spots] * bool(spots)
     with tqdm(total=2 * len(parts) * len(batches), desc="probing", disable=not progress) as bar:
         for part in parts: yield from _two_looks(part, model, batches, loss, candidates, how, factor, bar.update)
@@ -216,7 +217,7 @@ def second_look(
 # %% ../../nbs/methods/gradprobe.ipynb #c019
 def _with_spares(model: nn.Module, asked: dict, candidates: dict, gone: dict, pattern: Pattern = None) -> dict:
     "A ranking of units needs more candidates than go: where there are none, as with two heads, all of the group are."
-    for place in places(model, asked, pattern) if pattern and pattern.kinds else ():
+    for place in candidate_groups(model, asked, pattern) if pattern and pattern.kinds else ():
         if int(place.chosen(candidates).sum()) + (int(place.chosen(gone).sum()) if gone else 0) > int(place.chosen(asked).sum()): continue
         every = place.spread(torch.ones_like(place.chosen(asked)))
         candidates = candidates | _left(every, gone)
@@ -263,7 +264,7 @@ class PruningStrategy(ABC):
 class MagnitudePruning(PruningStrategy):
     "The smallest |w| of each layer."
     def select_weights_to_prune(self, model, sparsity):
-        return {name: ~lowest(magnitude_score(weight.detach()), check_sparsity(sparsity)) for name, weight in prunable(model).items()}
+        return {name: ~keep_highest(magnitude_score(weight.detach()), check_sparsity(sparsity)) for name, weight in prunable(model).items()}
 
     def get_name(self): return "magnitude"
 

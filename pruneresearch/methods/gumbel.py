@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn, Tensor
-from ..basics import UsageError, lookup, read_record, require_empty, whole_file, write_json
-from ..checkpoints import save_pruned
-from ..budget import KINDS, kept_share, shares_of
-from ..gates import Distribution, Gates, attached, pull_for, settle, sites, train_gates, trained_masks, without_gates
-from ..masks import Masks
-from ..measure import evaluate_model, parameter_counts
-from ..models import length_for, save_model
-from ..pruning import Method, register_method
-from ..recovery import recover
+from ..basics.errors import UsageError, lookup
+from ..basics.files import read_record, require_empty, atomic_file, write_json
+from ..shipping.checkpoints import save_pruned
+from ..pruning.budget import UNIT_KINDS, kept_share, shares_of
+from ..training.gates import Distribution, Gates, attached, pull_for, meet_budget, sites, train_gates, trained_masks, without_gates
+from ..pruning.masks import Masks
+from ..measure.quality import evaluate_model, parameter_counts
+from ..model.loading import length_for, save_model
+from ..pruning.engine import Method, register_method
+from ..training.recovery import recover
 
 # %% ../../nbs/methods/gumbel.ipynb #c005
 def gumbel_sigmoid(
@@ -39,7 +40,7 @@ GUMBEL_MASKS = register_method(Method("gumbel", masks=lambda *request, **setting
     allocation="macs", source="gates with logistic noise (Maddison et al. 2017; Jang et al. 2017)"))
 
 # %% ../../nbs/methods/gumbel.ipynb #c011
-LEARN = {"head": ("heads",), "ffn_int": ("neurons",), "ffn_out": ("outputs",), "all": KINDS}  # word of a request → kinds of gates
+LEARN = {"head": ("heads",), "ffn_int": ("neurons",), "ffn_out": ("outputs",), "all": UNIT_KINDS}  # word of a request → kinds of gates
 FILES = {"heads": "head_mask.pt", "neurons": "ffn_intermediate_mask.pt", "outputs": "ffn_output_mask.pt"}  # kind of gate → file
 
 
@@ -58,7 +59,7 @@ def all_masks(
     gates: Gates,
 ) -> dict:             # (block, kind) → bool (gates,)
     "What was decided, and ones for the kinds that were not learned."
-    return {site.key: torch.ones(site.count, dtype=torch.bool) for site in sites(model, KINDS)} | {key: keep.cpu() for key, keep in gates.keep().items()}
+    return {site.key: torch.ones(site.count, dtype=torch.bool) for site in sites(model, UNIT_KINDS)} | {key: keep.cpu() for key, keep in gates.keep().items()}
 
 
 def save_masks(
@@ -68,7 +69,7 @@ def save_masks(
     "One file per kind: a bool tensor (blocks, gates), or a list of tensors where blocks have different numbers."
     for kind, name in FILES.items():
         masks = [kept for (_, own), kept in keep.items() if own == kind]
-        with whole_file(Path(folder)/name) as temporary:
+        with atomic_file(Path(folder)/name) as temporary:
             torch.save(torch.stack(masks) if len({len(mask) for mask in masks}) == 1 else masks, temporary)
 
 # %% ../../nbs/methods/gumbel.ipynb #c013
@@ -89,7 +90,7 @@ def _write_masks(model, gates: Gates, keep: dict, folder: Path) -> None:
     save_masks(keep, folder)
     shutil.rmtree(folder/"weights", ignore_errors=True)  # of a run that was killed right here
     save_model(model, folder/"weights")
-    with whole_file(folder/"mask_history.safetensors") as temporary:
+    with atomic_file(folder/"mask_history.safetensors") as temporary:
         save_file({name: getattr(gates, name).cpu().contiguous() for name in ("history", "moments", "logits")}, temporary, metadata={"sites": json.dumps(list(gates.counts.items()))})
 
 
@@ -117,7 +118,7 @@ def _check(kinds, target_macs, **positive) -> None:
 def _chosen(gates: Gates, pull, done: dict) -> dict:
     "Meet the target to one unit; what training left, and what that changed."
     return dict(decided=gates.decided_share(), kept_by_training=done["kept"], steps=done["steps"],
-                changed=settle(gates, pull) if pull.keep is not None else 0, target=pull.keep, kept=float(kept_share(pull.terms, shares_of(gates.keep()))))
+                changed=meet_budget(gates, pull) if pull.keep is not None else 0, target=pull.keep, kept=float(kept_share(pull.terms, shares_of(gates.keep()))))
 
 
 def _smaller(model, task, keep: dict, report: dict, epochs: float, length, **training) -> tuple:

@@ -9,8 +9,8 @@ __all__ = ['BETA', 'GAMMA', 'ZETA', 'HARD_CONCRETE', 'L0_MASKS', 'hard_concrete'
 import math
 import torch
 from torch import Tensor
-from ..gates import Distribution, trained_masks
-from ..pruning import Method, register_method
+from ..training.gates import Distribution, trained_masks
+from ..pruning.engine import Method, register_method
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # temperature, and how far a gate is stretched (Louizos et al. 2018, section 4.1)
 

@@ -9,10 +9,10 @@ __all__ = ['HEBBIAN', 'importance_masks']
 import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
-from ..basics import UsageError
-from ..masks import Masks, check_sparsity
-from ..pruning import Method, register_method
-from ..scores import hebbian_score
+from ..basics.errors import UsageError
+from ..pruning.masks import Masks, check_sparsity
+from ..pruning.engine import Method, register_method
+from ..pruning.scores import hebbian_score
 
 HEBBIAN = register_method(Method("hebbian", lambda weight, seen, generator: hebbian_score(seen.grouped_gradient),
     needs=("grouped_gradient",), formula="Σ|ḡ|", source="gradient magnitude over groups of 8 examples"))

@@ -6,8 +6,8 @@
 __all__ = ['MAGNITUDE']
 
 # %% ../../nbs/methods/magnitude.ipynb #c003
-from ..pruning import Method, register_method
-from ..scores import magnitude_score
+from ..pruning.engine import Method, register_method
+from ..pruning.scores import magnitude_score
 
 MAGNITUDE = register_method(Method("magnitude", lambda weight, seen, generator: magnitude_score(weight), allocation="layer",
                                    formula="|W|", source="Janowsky 1989; Han et al. 2015"))

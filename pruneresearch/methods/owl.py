@@ -7,10 +7,10 @@ __all__ = ['outlier_shares', 'owl_sparsities']
 
 # %% ../../nbs/methods/owl.ipynb #c003
 import torch
-from ..anatomy import Anatomy
-from ..basics import UsageError
-from ..pruning import register_allocation
-from ..scores import wanda_score
+from ..model.anatomy import Anatomy
+from ..basics.errors import UsageError
+from ..pruning.engine import register_allocation
+from ..pruning.scores import wanda_score
 
 # %% ../../nbs/methods/owl.ipynb #c004
 def outlier_shares(

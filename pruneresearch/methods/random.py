@@ -6,8 +6,8 @@
 __all__ = ['RANDOM']
 
 # %% ../../nbs/methods/random.ipynb #c003
-from ..pruning import Method, register_method
-from ..scores import random_score
+from ..pruning.engine import Method, register_method
+from ..pruning.scores import random_score
 
 RANDOM = register_method(Method("random", lambda weight, seen, generator: random_score(weight, generator), allocation="layer",
                                 formula="U(0, 1)", source="control"))

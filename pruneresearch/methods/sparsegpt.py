@@ -9,9 +9,9 @@ __all__ = ['DAMPING', 'BLOCK', 'SPARSEGPT', 'factor_of_inverse', 'sweep', 'spars
 import math
 import torch
 from torch import Tensor
-from ..basics import RunError, UsageError
-from ..masks import Pattern, lowest, lowest_n_m
-from ..pruning import Method, register_method
+from ..basics.errors import RunError, UsageError
+from ..pruning.masks import Pattern, keep_highest, keep_highest_n_m
+from ..pruning.engine import Method, register_method
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c005
 DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal
@@ -62,7 +62,7 @@ BLOCK = 128  # columns whose later updates wait for each other
 def _choose(w: Tensor, price: Tensor, rows: list, share, forced: Tensor) -> Tensor:
     "Which entries of some columns stay, (columns, rows): the dearest of each layer, whose rows lie side by side."
     score = ((w / price[:, None]) ** 2).masked_fill(forced, -1)
-    choose = (lambda s: lowest_n_m(s.T.contiguous(), share.n, share.m).T) if isinstance(share, Pattern) else (lambda s: lowest(s.T.contiguous(), share).T)
+    choose = (lambda s: keep_highest_n_m(s.T.contiguous(), share.n, share.m).T) if isinstance(share, Pattern) else (lambda s: keep_highest(s.T.contiguous(), share).T)
     return torch.cat([choose(part) for part in score.split(rows, 1)], 1)
 
 

@@ -9,12 +9,12 @@ __all__ = ['row_range', 'weight_range', 'activation_norm', 'block_influence', 'r
 import math
 import torch
 from torch import Tensor, nn
-from ..anatomy import Anatomy, Group, anatomy
-from ..basics import UsageError
-from ..masks import by_kind, count_pruned, parse_pattern, share_of, sparsity_by_block
-from ..models import forward, to_device
-from ..pruning import Method, register_method
-from ..statistics import frozen_except
+from ..model.anatomy import Anatomy, Group, anatomy
+from ..basics.errors import UsageError
+from ..pruning.masks import by_kind, count_pruned, parse_pattern, share_of, sparsity_by_block
+from ..model.loading import forward, to_device
+from ..pruning.engine import Method, register_method
+from ..pruning.statistics import frozen_except
 
 # %% ../../nbs/methods/structured.ipynb #c005
 def row_range(

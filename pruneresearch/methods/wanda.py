@@ -7,8 +7,8 @@ __all__ = ['WANDA', 'WANDA_ALPHA', 'cumulative_share']
 
 # %% ../../nbs/methods/wanda.ipynb #c003
 from torch import Tensor
-from ..pruning import Method, register_method
-from ..scores import wanda_score
+from ..pruning.engine import Method, register_method
+from ..pruning.scores import wanda_score
 
 WANDA = register_method(Method("wanda", lambda weight, seen, generator: wanda_score(weight, seen.norm), needs=("norm",), allocation="row", sequential=True,
                                formula="|W|·‖x‖₂", source="Sun et al. 2024"))
