@@ -1,5 +1,7 @@
 "Metadata and requirements come from `settings.ini`, which nbdev reads too."
+
 from configparser import ConfigParser
+
 from setuptools import setup
 
 ini = ConfigParser(delimiters=["="])
@@ -12,10 +14,12 @@ setup(
     description=cfg["description"],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    package_dir={"": "."},  # an editable install puts the checkout on the path: a folder named like the package, seen from beside it, does not hide the package then
+    package_dir={
+        "": "."
+    },  # an editable install puts the checkout on the path: a folder named like the package, seen from beside it, does not hide the package then
     package_data={cfg["lib_name"]: cfg["package_data"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
-        "nbdev": [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d'],
+        "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"],
     },
 )

@@ -1,18 +1,26 @@
 "What a page shows of a public function or class: heading, signature, docstring, parameters, methods, source link."
-import inspect, re
+
+import inspect
+import re
 from pathlib import Path
 
 from fastcore.docments import docments
 from nbdev.config import get_config
 
 MISSING = inspect.Parameter.empty
-OBJECT = re.compile(r"<(?:class|function|built-in function) '?(?:[\w.]+\.<locals>\.)*(?:[\w.]*<lambda>|([\w.]+))[^>]*>")  # <function f at 0x7f…>, <class 'int'>
-INFERRED = {"NoneType": "", "builtin_function_or_method": "Callable", "function": "Callable"}  # types of defaults that say less than a reader wants
+OBJECT = re.compile(
+    r"<(?:class|function|built-in function) '?(?:[\w.]+\.<locals>\.)*(?:[\w.]*<lambda>|([\w.]+))[^>]*>"
+)  # <function f at 0x7f…>, <class 'int'>
+INFERRED = {
+    "NoneType": "",
+    "builtin_function_or_method": "Callable",
+    "function": "Callable",
+}  # types of defaults that say less than a reader wants
 
 
 def api_card(
-    sym,      # a function or class of the library
-) -> str:     # markdown
+    sym,  # a function or class of the library
+) -> str:  # markdown
     "Documentation of `sym`, made of its signature, docstring and the comments behind its parameters."
     parts = [f"```python\n{signature(sym)}\n```", documentation(sym), parameters(sym), methods(sym), source(sym)]
     return f"### {sym.__qualname__}\n\n:::: {{.api}}\n" + "\n\n".join(filter(None, parts)) + "\n::::"
@@ -23,8 +31,10 @@ def signature(sym) -> str:
     name = sym.__qualname__
     if inspect.isclass(sym) and "__init__" not in vars(sym):
         return f"class {name}({', '.join(base.__name__ for base in sym.__bases__ if base is not object)})"
-    try: given = inspect.signature(sym).parameters.values()
-    except (TypeError, ValueError): return name
+    try:
+        given = inspect.signature(sym).parameters.values()
+    except (TypeError, ValueError):
+        return name
     shown = bare_parameters([p for p in given if p.name != "self" and p.name[0] != "_"])
     call = f"{name}({', '.join(shown)})"
     return call if len(call) <= 80 else f"{name}(\n    " + ",\n    ".join(shown) + ",\n)"
@@ -52,29 +62,41 @@ def documentation(sym) -> str:
 
 def parameters(sym) -> str:
     "A table made of the comments behind the parameters."
-    try: documented = docments(sym, full=True)
-    except (TypeError, ValueError, OSError): return ""
-    rows = [parameter_row(f"`{name}`", entry) for name, entry in documented.items()
-            if name not in ("self", "return") and name[0] != "_"]
+    try:
+        documented = docments(sym, full=True)
+    except (TypeError, ValueError, OSError):
+        return ""
+    rows = [
+        parameter_row(f"`{name}`", entry)
+        for name, entry in documented.items()
+        if name not in ("self", "return") and name[0] != "_"
+    ]
     result = documented.get("return")
-    if result and result.docment: rows.append(parameter_row("*returns*", result))
+    if result and result.docment:
+        rows.append(parameter_row("*returns*", result))
     return table(["", "type", "default", "meaning"], rows) if any(row[-1] for row in rows) else ""
 
 
 def methods(sym) -> str:
     "A table of a class's public methods that have a docstring."
-    if not inspect.isclass(sym): return ""
+    if not inspect.isclass(sym):
+        return ""
     found = [(name, getattr(sym, name)) for name in vars(sym) if name[0] != "_"]
-    rows = [[f"`.{name}`", inspect.getdoc(f).splitlines()[0]] for name, f in found if inspect.isroutine(f) and f.__doc__]
+    rows = [
+        [f"`.{name}`", inspect.getdoc(f).splitlines()[0]] for name, f in found if inspect.isroutine(f) and f.__doc__
+    ]
     return table(["method", "meaning"], rows) if rows else ""
 
 
 def source(sym) -> str:
     "A link to the definition in the exported module."
     cfg, sym = get_config(), inspect.unwrap(sym)
-    try: path, line = Path(inspect.getsourcefile(sym)), inspect.getsourcelines(sym)[1]
-    except (TypeError, OSError): return ""
-    if cfg.config_path not in path.parents: return ""
+    try:
+        path, line = Path(inspect.getsourcefile(sym)), inspect.getsourcelines(sym)[1]
+    except (TypeError, OSError):
+        return ""
+    if cfg.config_path not in path.parents:
+        return ""
     url = f"{cfg.git_url}/blob/{cfg.branch}/{path.relative_to(cfg.config_path).as_posix()}#L{line}"
     return f"[source]({url}){{.source-link}}"
 
@@ -88,13 +110,15 @@ def parameter_row(name: str, entry: dict) -> list[str]:
 
 def type_name(annotation) -> str:
     "An annotation without the modules its names come from."
-    if annotation in (MISSING, None): return ""
+    if annotation in (MISSING, None):
+        return ""
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     name = re.sub(r"(?:\w+\.)+(\w)", r"\1", text)
     return INFERRED.get(name, name)
 
 
-def code(text: str) -> str: return f"`{text}`" if text else ""
+def code(text: str) -> str:
+    return f"`{text}`" if text else ""
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

@@ -1,4 +1,5 @@
 "Sphinx's settings; name and version come from settings.ini."
+
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -7,7 +8,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 ini = ConfigParser()
-ini.read(HERE.parent/"settings.ini", encoding="utf-8")
+ini.read(HERE.parent / "settings.ini", encoding="utf-8")
 settings = ini["DEFAULT"]
 
 project = html_title = settings["title"]
@@ -23,7 +24,15 @@ nb_merge_streams = True
 nb_ipywidgets_js = {}
 nb_render_markdown_format = "myst"
 nb_code_prompt_show = nb_code_prompt_hide = "Code"
-myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath", "attrs_inline", "html_image", "deflist", "strikethrough"]
+myst_enable_extensions = [
+    "colon_fence",
+    "dollarmath",
+    "amsmath",
+    "attrs_inline",
+    "html_image",
+    "deflist",
+    "strikethrough",
+]
 myst_heading_anchors = 5
 myst_dmath_double_inline = True
 myst_heading_slug_func = "convert.slug"
@@ -35,7 +44,16 @@ mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "globa
 html_theme = "furo"
 html_static_path = ["theme"]
 templates_path = ["templates"]
-html_sidebars = {"**": ["sidebar/brand.html", "repository.html", "sidebar/search.html", "sidebar/scroll-start.html", "sidebar/navigation.html", "sidebar/scroll-end.html"]}
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "repository.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_css_files = ["site.css"]
 html_favicon = "theme/logo.svg"
 html_copy_source = html_show_sourcelink = html_show_sphinx = html_use_index = False

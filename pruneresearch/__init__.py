@@ -23,28 +23,44 @@ FOLDERS = {  # from left to right: a folder imports only from folders to its lef
     "cli": "the same functions from the shell",
 }
 PUBLIC = {  # public name → the room that defines it
-    "load_task": "data.tasks", "list_tasks": "data.tasks",
-    "load_model": "model.loading", "list_models": "model.loading", "save_model": "model.loading",
+    "load_task": "data.tasks",
+    "list_tasks": "data.tasks",
+    "load_model": "model.loading",
+    "list_models": "model.loading",
+    "save_model": "model.loading",
     "register_layout": "model.anatomy",
     "Masks": "pruning.masks",
-    "prune": "pruning.engine", "list_methods": "pruning.engine", "register_method": "pruning.engine", "Method": "pruning.engine",
-    "recover": "training.recovery", "fine_tune": "training.recovery",
-    "GradProbe": "methods.gradprobe", "PruningStrategy": "methods.gradprobe", "MagnitudePruning": "methods.gradprobe", "WandaPruning": "methods.gradprobe", "register_strategy": "methods.gradprobe", "SimpleMLP": "model.loading",
+    "prune": "pruning.engine",
+    "list_methods": "pruning.engine",
+    "register_method": "pruning.engine",
+    "Method": "pruning.engine",
+    "recover": "training.recovery",
+    "fine_tune": "training.recovery",
+    "GradProbe": "methods.gradprobe",
+    "PruningStrategy": "methods.gradprobe",
+    "MagnitudePruning": "methods.gradprobe",
+    "WandaPruning": "methods.gradprobe",
+    "register_strategy": "methods.gradprobe",
+    "SimpleMLP": "model.loading",
     "remove": "shipping.surgery",
-    "save_pruned": "shipping.checkpoints", "load_pruned": "shipping.checkpoints",
+    "save_pruned": "shipping.checkpoints",
+    "load_pruned": "shipping.checkpoints",
     "evaluate_model": "measure.quality",
     "export_onnx": "shipping.exports",
-    "UsageError": "basics.errors", "RunError": "basics.errors",
+    "UsageError": "basics.errors",
+    "RunError": "basics.errors",
 }
 
 
 def __getattr__(name):
     "Find a public name in its room (PEP 562)."
-    if name in PUBLIC: return getattr(import_module(f"pruneresearch.{PUBLIC[name]}"), name)
+    if name in PUBLIC:
+        return getattr(import_module(f"pruneresearch.{PUBLIC[name]}"), name)
     raise AttributeError(f"module 'pruneresearch' has no attribute {name!r}")
 
 
-def __dir__(): return sorted({*globals(), *PUBLIC})
+def __dir__():
+    return sorted({*globals(), *PUBLIC})
 
 
 __all__ = sorted(PUBLIC)

@@ -1,5 +1,8 @@
 "Every test runs without network, as a user on a train would."
-import os, shutil, subprocess
+
+import os
+import shutil
+import subprocess
 
 import pytest
 
@@ -10,9 +13,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture
 def small_disk(tmp_path):
     "A file system of one megabyte, where this process may mount one."
-    folder = tmp_path/"disk"
+    folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True).returncode == 0
-    if not mounted: pytest.skip("mounting a small file system needs root")
+    mounted = (
+        shutil.which("mount")
+        and subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True
+        ).returncode
+        == 0
+    )
+    if not mounted:
+        pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)

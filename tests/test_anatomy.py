@@ -1,15 +1,26 @@
 "Anatomy: every unit of every architecture, checked against a model that runs with the unit silenced."
-import copy, dataclasses
 
-import pytest, torch
+import copy
+import dataclasses
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, VOCAB, batch
 from torch import nn
 from transformers import (
-    BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel, LlamaForQuestionAnswering, PreTrainedConfig, PreTrainedModel)
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForQuestionAnswering,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutput
 
-from architectures import ARCHITECTURES, VOCAB, batch
-from pruneresearch.model.anatomy import LAYOUTS, Layout, anatomy, layout_of, register_layout
 from pruneresearch.basics.errors import UsageError
+from pruneresearch.model.anatomy import LAYOUTS, Layout, anatomy, layout_of, register_layout
 
 NAMES = list(ARCHITECTURES)
 GROUPED = ("llama", "mistral", "qwen2")
@@ -25,18 +36,23 @@ def layouts():
 
 
 @torch.no_grad()
-def logits(model, inputs): return model(**inputs).logits
+def logits(model, inputs):
+    return model(**inputs).logits
 
 
 def silenced(model, consumer, columns, inputs):
     "The oracle: the consumer receives zeros in these columns while the model runs."
+
     def zero(_, args):
         x = args[0].clone()
         x[..., columns] = 0
         return (x,)
+
     hook = model.get_submodule(consumer).register_forward_pre_hook(zero)
-    try: return logits(model, inputs)
-    finally: hook.remove()
+    try:
+        return logits(model, inputs)
+    finally:
+        hook.remove()
 
 
 def masked(model, masks):
@@ -66,6 +82,7 @@ def all_but(count, *units):
 
 # what a unit owns
 
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_masking_a_unit_silences_exactly_that_unit(name, padded):
@@ -74,8 +91,11 @@ def test_masking_a_unit_silences_exactly_that_unit(name, padded):
     for block, kind, unit, columns in units(name):
         group = getattr(blocks[block], kind)
         expected = silenced(model, group.consumer, columns, inputs)
-        torch.testing.assert_close(logits(masked(model, group.weight_masks(all_but(group.count, unit))), inputs), expected)
-        if kind == "heads": assert (expected - dense).abs().max() > 1e-4  # or the comparison would show nothing
+        torch.testing.assert_close(
+            logits(masked(model, group.weight_masks(all_but(group.count, unit))), inputs), expected
+        )
+        if kind == "heads":
+            assert (expected - dense).abs().max() > 1e-4  # or the comparison would show nothing
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,6 +145,7 @@ def test_masks_of_several_units_add_up(name):
 
 # counts
 
+
 @pytest.mark.parametrize("name", NAMES)
 def test_counts(name):
     found = anatomy(ARCHITECTURES[name]())
@@ -173,6 +194,7 @@ def test_head_size_of_its_own(name):
 
 # slicing: rows, cols and sizes are enough to make a block really smaller
 
+
 def slice_by_hand(model, group, keep):
     "Slice a group's layers and set the sizes that the layout names."
     block, layout = anatomy(model).blocks[group.block], layout_of(model)
@@ -180,7 +202,8 @@ def slice_by_hand(model, group, keep):
         for name in group.producers:
             linear, rows = group.linears[name], group.rows(name, keep)
             linear.weight = nn.Parameter(linear.weight[rows])
-            if linear.bias is not None: linear.bias = nn.Parameter(linear.bias[rows])
+            if linear.bias is not None:
+                linear.bias = nn.Parameter(linear.bias[rows])
         consumer = group.linears[group.consumer]
         consumer.weight = nn.Parameter(consumer.weight[:, group.cols(keep)])
     width = block.linears["q"].weight.shape[0]
@@ -197,36 +220,56 @@ def test_sliced_model_equals_masked_model_and_has_a_right_anatomy(name):
     groups = anatomy(model).groups[:3]  # block 0 loses heads and neurons, block 1 heads: widths differ per block
     keeps = [all_but(group.count, 1) if group.kind == "heads" else all_but(group.count, 0, 7, 50) for group in groups]
     masks = {}
-    for group, keep in zip(groups, keeps): masks |= group.weight_masks(keep)
+    for group, keep in zip(groups, keeps):
+        masks |= group.weight_masks(keep)
     expected = logits(masked(model, masks), inputs)
-    for group, keep in zip(groups, keeps): slice_by_hand(model, group, keep)
+    for group, keep in zip(groups, keeps):
+        slice_by_hand(model, group, keep)
     torch.testing.assert_close(logits(model, inputs), expected)
 
     first, second, *_ = anatomy(model).blocks
     left = 1 if name in GROUPED else 3
-    assert (first.heads.count, first.neurons.count) == (left, 61) and (second.heads.count, second.neurons.count) == (left, 64)
+    assert (first.heads.count, first.neurons.count) == (left, 61) and (second.heads.count, second.neurons.count) == (
+        left,
+        64,
+    )
     assert (first.heads.columns, first.heads.producers) == (groups[0].columns, groups[0].producers)
     keep = all_but(61, 5)
-    torch.testing.assert_close(logits(masked(model, first.neurons.weight_masks(keep)), inputs),
-                               silenced(model, first.neurons.consumer, [5], inputs))
+    torch.testing.assert_close(
+        logits(masked(model, first.neurons.weight_masks(keep)), inputs),
+        silenced(model, first.neurons.consumer, [5], inputs),
+    )
 
 
-@pytest.mark.parametrize("q, k, v, o", [
-    (24, 32, 32, 32), (32, 24, 32, 32), (32, 32, 24, 32), (32, 32, 32, 24),  # one layer forgot, or went alone
-    (20, 20, 20, 20), (80, 20, 16, 64), (32, 0, 0, 0), (24, 16, 16, 24)])    # half a head, twice; no keys; three queries for two keys
+@pytest.mark.parametrize(
+    "q, k, v, o",
+    [
+        (24, 32, 32, 32),
+        (32, 24, 32, 32),
+        (32, 32, 24, 32),
+        (32, 32, 32, 24),  # one layer forgot, or went alone
+        (20, 20, 20, 20),
+        (80, 20, 16, 64),
+        (32, 0, 0, 0),
+        (24, 16, 16, 24),
+    ],
+)  # half a head, twice; no keys; three queries for two keys
 def test_attention_widths_that_do_not_fit_are_refused(q, k, v, o):
     model = ARCHITECTURES["bert"]()
     linears = anatomy(model).blocks[1].linears
-    for role, width in zip("qkv", (q, k, v)): linears[role].weight = nn.Parameter(torch.zeros(width, 32))
+    for role, width in zip("qkv", (q, k, v)):
+        linears[role].weight = nn.Parameter(torch.zeros(width, 32))
     linears["o"].weight = nn.Parameter(torch.zeros(32, o))
-    with pytest.raises(UsageError, match=f"block 1.*q {q}, k {k}, v {v}, o {o}.*heads of 8"): anatomy(model)
+    with pytest.raises(UsageError, match=f"block 1.*q {q}, k {k}, v {v}, o {o}.*heads of 8"):
+        anatomy(model)
 
 
 def test_ffn_widths_that_do_not_fit_are_refused():
     model = ARCHITECTURES["llama"]()
     up = anatomy(model).blocks[0].linears["up"]
     up.weight = nn.Parameter(up.weight[:60])
-    with pytest.raises(UsageError, match="block 0.*gate 64, up 60, down 64"): anatomy(model)
+    with pytest.raises(UsageError, match="block 0.*gate 64, up 60, down 64"):
+        anatomy(model)
 
 
 def test_a_block_without_any_head_left():
@@ -237,19 +280,24 @@ def test_a_block_without_any_head_left():
     assert all(mask.numel() == 0 for mask in group.weight_masks(torch.zeros(0, dtype=torch.bool)).values())
 
 
-@pytest.mark.parametrize("keep", [torch.ones(3, dtype=torch.bool), torch.ones(4), [True] * 4, torch.ones(1, 4, dtype=torch.bool)])
+@pytest.mark.parametrize(
+    "keep", [torch.ones(3, dtype=torch.bool), torch.ones(4), [True] * 4, torch.ones(1, 4, dtype=torch.bool)]
+)
 def test_a_wrong_choice_of_units_is_refused(keep):
     group = anatomy(ARCHITECTURES["bert"]()).blocks[0].heads
     for call in (group.weight_masks, group.cols, lambda keep: group.rows(list(group.producers)[0], keep)):
-        with pytest.raises(UsageError, match=r"block 0 has 4 heads.*shape \(4,\)"): call(keep)
+        with pytest.raises(UsageError, match=r"block 0 has 4 heads.*shape \(4,\)"):
+            call(keep)
 
 
 def test_rows_of_something_that_is_no_producer():
     group = anatomy(ARCHITECTURES["bert"]()).blocks[0].heads
-    with pytest.raises(UsageError, match="unknown producer"): group.rows(group.consumer, torch.ones(4, dtype=torch.bool))
+    with pytest.raises(UsageError, match="unknown producer"):
+        group.rows(group.consumer, torch.ones(4, dtype=torch.bool))
 
 
 # scope
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bare_model_has_the_blocks_of_the_model_with_a_head(name):
@@ -270,17 +318,24 @@ def test_head_classes_that_call_their_base_differently():
 def test_all_linear_adds_the_rest_but_never_tied_weights(name):
     model = ARCHITECTURES[name]()
     narrow, wide = anatomy(model), anatomy(model, "all-linear")
-    assert list(wide.linears)[:len(narrow.linears)] == list(narrow.linears)
+    assert list(wide.linears)[: len(narrow.linears)] == list(narrow.linears)
     added = set(wide.linears) - set(narrow.linears)
-    assert added == {"bert": {"bert.pooler.dense", "classifier"}, "roberta": {"classifier.dense", "classifier.out_proj"},
-                     "distilbert": {"pre_classifier", "classifier"}, "llama": {"lm_head"}, "qwen2": {"lm_head"}}.get(name, set())
+    assert added == {
+        "bert": {"bert.pooler.dense", "classifier"},
+        "roberta": {"classifier.dense", "classifier.out_proj"},
+        "distilbert": {"pre_classifier", "classifier"},
+        "llama": {"lm_head"},
+        "qwen2": {"lm_head"},
+    }.get(name, set())
     assert all(wide.block_of(layer) is None for layer in added)
     embeddings = {module.weight.data_ptr() for module in model.modules() if isinstance(module, nn.Embedding)}
     assert not embeddings & {linear.weight.data_ptr() for linear in wide.linears.values()}
 
 
 def test_tied_weights_that_are_views_or_masked_language_models():
-    plain = nn.ModuleDict({"table": nn.Embedding(9, 4), "head": nn.Linear(4, 9), "part": nn.Linear(4, 5), "free": nn.Linear(4, 9)})
+    plain = nn.ModuleDict(
+        {"table": nn.Embedding(9, 4), "head": nn.Linear(4, 9), "part": nn.Linear(4, 5), "free": nn.Linear(4, 9)}
+    )
     plain["head"].weight = plain["table"].weight
     plain["part"].weight = nn.Parameter(plain["table"].weight.detach()[4:])
     assert list(anatomy(plain).linears) == ["free"]
@@ -299,11 +354,18 @@ def test_plain_module():
 
 
 def test_bert_base_arithmetic():
-    with torch.device("meta"): model = BertModel(BertConfig())
+    with torch.device("meta"):
+        model = BertModel(BertConfig())
     assert anatomy(model).weights == 84_934_656 and anatomy(model, "all-linear").weights == 85_524_480
     assert anatomy(model).parameters == 109_482_240
     text = str(anatomy(model, "all-linear"))
-    assert len(text.splitlines()) < 15 and "85,524,480" in text and "78.1%" in text and "0–11" in text and "pooler.dense" in text
+    assert (
+        len(text.splitlines()) < 15
+        and "85,524,480" in text
+        and "78.1%" in text
+        and "0–11" in text
+        and "pooler.dense" in text
+    )
 
 
 def test_summary_splits_where_blocks_differ_and_its_weights_add_up():
@@ -318,45 +380,69 @@ def test_summary_splits_where_blocks_differ_and_its_weights_add_up():
 
 # errors and layouts of one's own
 
+
 def test_unknown_names():
     model = ARCHITECTURES["bert"]()
-    with pytest.raises(UsageError, match="unknown scope 'block': did you mean 'blocks'"): anatomy(model, "block")
-    with pytest.raises(UsageError, match="unknown linear layer in scope"): anatomy(model).block_of("classifier")
-    with pytest.raises(UsageError, match="torch module, not a str"): anatomy("bert-base-uncased")
+    with pytest.raises(UsageError, match="unknown scope 'block': did you mean 'blocks'"):
+        anatomy(model, "block")
+    with pytest.raises(UsageError, match="unknown linear layer in scope"):
+        anatomy(model).block_of("classifier")
+    with pytest.raises(UsageError, match="torch module, not a str"):
+        anatomy("bert-base-uncased")
 
 
 def test_unknown_architecture_names_the_known_and_the_way():
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=9))
-    with pytest.raises(UsageError) as caught: anatomy(model)
+    with pytest.raises(UsageError) as caught:
+        anatomy(model)
     message = str(caught.value)
-    assert all(name in message for name in NAMES) and "register_layout('gpt2', Layout(" in message and "\n" not in message
+    assert (
+        all(name in message for name in NAMES) and "register_layout('gpt2', Layout(" in message and "\n" not in message
+    )
 
 
 def test_layers_that_are_not_linear(layouts):
     register_layout("gpt2", Layout("h", {"fc1": "mlp.c_fc", "fc2": "mlp.c_proj"}))
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=9))
-    with pytest.raises(UsageError, match="'mlp.c_fc'.*Conv1D.*only nn.Linear"): anatomy(model)
+    with pytest.raises(UsageError, match="'mlp.c_fc'.*Conv1D.*only nn.Linear"):
+        anatomy(model)
 
 
-@pytest.mark.parametrize("change, path", [
-    ({"blocks": "encoder.layers"}, "encoder.layers"), ({"head_dim": "self_attn.size"}, "self_attn.size"),
-    ({"roles": LAYOUTS["llama"].roles | {"up": "mlp.upper"}}, "mlp.upper")])
+@pytest.mark.parametrize(
+    "change, path",
+    [
+        ({"blocks": "encoder.layers"}, "encoder.layers"),
+        ({"head_dim": "self_attn.size"}, "self_attn.size"),
+        ({"roles": LAYOUTS["llama"].roles | {"up": "mlp.upper"}}, "mlp.upper"),
+    ],
+)
 def test_paths_that_do_not_exist(layouts, change, path):
     register_layout("llama", dataclasses.replace(LAYOUTS["llama"], **change))
-    with pytest.raises(UsageError, match=f"{path!r}.*does not exist"): anatomy(ARCHITECTURES["llama"]())
+    with pytest.raises(UsageError, match=f"{path!r}.*does not exist"):
+        anatomy(ARCHITECTURES["llama"]())
 
 
-@pytest.mark.parametrize("model_type, layout, message", [
-    ("", LAYOUTS["bert"], "model type"), (None, LAYOUTS["bert"], "model type"), ("mine", {"blocks": "layers"}, "not a dict"),
-    ("mine", Layout("", {"fc1": "a", "fc2": "b"}), "as text"), ("mine", Layout("layers", {"fc1": "a", "fc2": nn.Linear}), "as text"),
-    ("mine", Layout("layers", {}), "do not make a block"), ("mine", Layout("layers", {"q": "q"}, "d"), "do not make a block"),
-    ("mine", Layout("layers", {"fc1": "a", "gate": "b"}), "do not make a block"),
-    ("mine", Layout("layers", dict(q="q", k="k", v="v", o="o")), "needs head_dim"),
-    ("mine", Layout("layers", ["fc1", "fc2"]), "roles"), ("mine", Layout("layers", {"fc1": "a", "fc2": "b"}, sizes={"n": "rows"}), "sizes"),
-    ("mine", Layout("layers", {"fc1": "a", "fc2": "b"}, config={"rows": "n"}), "config")])
+@pytest.mark.parametrize(
+    "model_type, layout, message",
+    [
+        ("", LAYOUTS["bert"], "model type"),
+        (None, LAYOUTS["bert"], "model type"),
+        ("mine", {"blocks": "layers"}, "not a dict"),
+        ("mine", Layout("", {"fc1": "a", "fc2": "b"}), "as text"),
+        ("mine", Layout("layers", {"fc1": "a", "fc2": nn.Linear}), "as text"),
+        ("mine", Layout("layers", {}), "do not make a block"),
+        ("mine", Layout("layers", {"q": "q"}, "d"), "do not make a block"),
+        ("mine", Layout("layers", {"fc1": "a", "gate": "b"}), "do not make a block"),
+        ("mine", Layout("layers", dict(q="q", k="k", v="v", o="o")), "needs head_dim"),
+        ("mine", Layout("layers", ["fc1", "fc2"]), "roles"),
+        ("mine", Layout("layers", {"fc1": "a", "fc2": "b"}, sizes={"n": "rows"}), "sizes"),
+        ("mine", Layout("layers", {"fc1": "a", "fc2": "b"}, config={"rows": "n"}), "config"),
+    ],
+)
 def test_registering_something_wrong(layouts, model_type, layout, message):
     before = dict(layouts)
-    with pytest.raises(UsageError, match=message): register_layout(model_type, layout)
+    with pytest.raises(UsageError, match=message):
+        register_layout(model_type, layout)
     assert layouts == before
 
 
@@ -390,16 +476,23 @@ class OwnModel(PreTrainedModel):
 
     def forward(self, input_ids):
         x = self.words(input_ids)
-        for block in self.stack: x = block(x)
+        for block in self.stack:
+            x = block(x)
         return BaseModelOutput(last_hidden_state=x)
 
 
 def test_a_layout_of_ones_own(layouts):
     model = OwnModel(OwnConfig()).eval()
-    with pytest.raises(UsageError, match="own-mixer"): anatomy(model)
-    register_layout("own-mixer", Layout(
-        blocks="stack", head_dim="size",
-        roles={"q": "ask", "k": "find", "v": "say", "o": "join", "fc1": "wide", "fc2": "narrow"}))
+    with pytest.raises(UsageError, match="own-mixer"):
+        anatomy(model)
+    register_layout(
+        "own-mixer",
+        Layout(
+            blocks="stack",
+            head_dim="size",
+            roles={"q": "ask", "k": "find", "v": "say", "o": "join", "fc1": "wide", "fc2": "narrow"},
+        ),
+    )
     found, ids = anatomy(model), batch("own", 2, 7)["input_ids"]
     assert [(group.kind, group.count) for group in found.groups] == [("heads", 3), ("neurons", 10)] * 2
     forward = lambda model: model(ids).last_hidden_state

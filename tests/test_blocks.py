@@ -1,13 +1,16 @@
 "The walk block by block: against full passes through the model as it is at each moment, and what must not matter or must not remain."
-import errno, os
 
-import pytest, torch
+import errno
+import os
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, batch
 from torch import nn
 
-from architectures import ARCHITECTURES, batch
-from pruneresearch.pruning import blocks as room
-from pruneresearch.model.anatomy import anatomy
 from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.pruning import blocks as room
 from pruneresearch.pruning.blocks import block_by_block
 from pruneresearch.pruning.statistics import INPUT_STATISTICS, calibrate
 
@@ -16,7 +19,8 @@ NAMES = list(ARCHITECTURES)
 
 def zero_half(block):
     "Something that changes what a block puts out."
-    for linear in block.linears.values(): linear.weight[:, ::2] = 0
+    for linear in block.linears.values():
+        linear.weight[:, ::2] = 0
 
 
 def walked(model, batches, change=zero_half, needs=INPUT_STATISTICS, **how):
@@ -34,14 +38,18 @@ def by_full_passes(model, batches, change=zero_half):
     for block in structure.blocks:
         linears = {block.names[role]: linear for role, linear in block.linears.items()}
         found |= calibrate(model, batches, linears, INPUT_STATISTICS)
-        with torch.no_grad(): change(block)
+        with torch.no_grad():
+            change(block)
     return found
 
 
 def same(a, b, **how):
     assert a.keys() == b.keys()
     for name in a:
-        for need in INPUT_STATISTICS: torch.testing.assert_close(getattr(a[name], need), getattr(b[name], need), **how, msg=lambda text: f"{name}.{need}: {text}")
+        for need in INPUT_STATISTICS:
+            torch.testing.assert_close(
+                getattr(a[name], need), getattr(b[name], need), **how, msg=lambda text: f"{name}.{need}: {text}"
+            )
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
@@ -62,14 +70,14 @@ def test_the_dense_model_shows_later_blocks_something_else(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_batches_do_not_matter(name):
     data = batch(name, n=8, padded=True)
-    singles = [{key: value[i:i + 1] for key, value in data.items()} for i in range(8)]
+    singles = [{key: value[i : i + 1] for key, value in data.items()} for i in range(8)]
     same(walked(ARCHITECTURES[name](), [data]), walked(ARCHITECTURES[name](), singles), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_as_many_examples_as_tokens(name):
     data = batch(name, n=12, length=12, padded=True)
-    parts = [{key: value[i:i + 4] for key, value in data.items()} for i in (0, 4, 8)]
+    parts = [{key: value[i : i + 4] for key, value in data.items()} for i in (0, 4, 8)]
     same(walked(ARCHITECTURES[name](), [data]), walked(ARCHITECTURES[name](), parts), rtol=1e-4, atol=1e-5)
 
 
@@ -77,8 +85,9 @@ def test_as_many_examples_as_tokens(name):
 def test_where_activations_wait_does_not_matter(name, tmp_path):
     batches = [batch(name, n=3, padded=True, seed=s) for s in (0, 1)]
     here = walked(ARCHITECTURES[name](), batches)
-    for place in ("cpu", tmp_path/"offload"): same(here, walked(ARCHITECTURES[name](), batches, offload=place), rtol=0, atol=0)
-    assert not list((tmp_path/"offload").iterdir())
+    for place in ("cpu", tmp_path / "offload"):
+        same(here, walked(ARCHITECTURES[name](), batches, offload=place), rtol=0, atol=0)
+    assert not list((tmp_path / "offload").iterdir())
 
 
 def test_statistics_of_bfloat16_weights_are_float32():
@@ -99,14 +108,15 @@ def test_layers_with_one_input_share_one_matrix():
 def test_one_tensor_given_twice_counts_twice():
     line, x = nn.Linear(3, 2), torch.randn(4, 3)
     once, twice = (calibrate(line, [dict(inputs=x)] * n, {"line": line}, INPUT_STATISTICS)["line"] for n in (1, 2))
-    torch.testing.assert_close(twice.norm, once.norm * 2 ** 0.5)
+    torch.testing.assert_close(twice.norm, once.norm * 2**0.5)
     torch.testing.assert_close(twice.gram, once.gram)
 
 
 def test_nobody_waits_for_the_output_of_the_last_layer():
     model, ran = ARCHITECTURES["llama"](), []
     structure = anatomy(model)
-    for block in structure.blocks: block.linears["down"].register_forward_hook(lambda *_, i=block.index: ran.append(i))
+    for block in structure.blocks:
+        block.linears["down"].register_forward_hook(lambda *_, i=block.index: ran.append(i))
     walked(model, [batch("llama", seed=s) for s in range(4)])
     # one whole call shows what the first block returns; then each block: the first batch whole, to learn the order, three cut short; four to propagate, but for the last block
     assert [ran.count(block.index) for block in structure.blocks] == [1 + 1 + 4, 1 + 4, 1]
@@ -116,7 +126,8 @@ def test_finished_blocks_are_only_run_through():
     batches, kept = [batch("llama")], {}
     whole = walked(ARCHITECTURES["llama"](), batches)
     model = ARCHITECTURES["llama"]()
-    with torch.no_grad(): zero_half(anatomy(model).blocks[0])
+    with torch.no_grad():
+        zero_half(anatomy(model).blocks[0])
     for block, seen in block_by_block(model, batches, INPUT_STATISTICS, done=1):
         kept |= seen
         zero_half(block)
@@ -133,7 +144,8 @@ def test_nothing_remains(name):
     walk.close()  # the visitor gives up in the middle
     assert all(p.requires_grad and torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert all(module.training for module in model.modules()) and getattr(model.config, "use_cache", None) == cache
-    for module in model.modules(): assert not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module)
+    for module in model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks and "forward" not in vars(module)
     assert torch.is_grad_enabled()
 
 
@@ -143,29 +155,39 @@ def test_gradients_are_off_inside_only():
 
 
 def test_a_full_disk_is_said_before_the_work(tmp_path, monkeypatch):
-    def full(*_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(room.os, "posix_fallocate", full)
-    with pytest.raises(RunError, match="No space left on device.*free some space"): walked(ARCHITECTURES["llama"](), [batch("llama")], offload=tmp_path)
+    with pytest.raises(RunError, match="No space left on device.*free some space"):
+        walked(ARCHITECTURES["llama"](), [batch("llama")], offload=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_none(tmp_path):
-    (tmp_path/"file").touch()
-    with pytest.raises(RunError, match="name a folder that can be written"): walked(ARCHITECTURES["llama"](), [batch("llama")], offload=tmp_path/"file"/"x")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="name a folder that can be written"):
+        walked(ARCHITECTURES["llama"](), [batch("llama")], offload=tmp_path / "file" / "x")
 
 
-@pytest.mark.parametrize("how, message", [
-    (dict(needs={"gradient"}), "gradients need the whole model"), (dict(batches=[]), "the calibration set is empty"),
-    (dict(model=nn.Sequential(nn.Linear(2, 2))), "has no transformer blocks")])
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        (dict(needs={"gradient"}), "gradients need the whole model"),
+        (dict(batches=[]), "the calibration set is empty"),
+        (dict(model=nn.Sequential(nn.Linear(2, 2))), "has no transformer blocks"),
+    ],
+)
 def test_bad_calls(how, message):
     arguments = dict(model=ARCHITECTURES["llama"](), batches=[batch("llama")], needs=INPUT_STATISTICS) | how
-    with pytest.raises(UsageError, match=message): next(block_by_block(**arguments))
+    with pytest.raises(UsageError, match=message):
+        next(block_by_block(**arguments))
 
 
 def test_only_one_blocks_statistics_are_held():
     import weakref
+
     last = None
     for block, seen in block_by_block(ARCHITECTURES["llama"](), [batch("llama")], INPUT_STATISTICS):
         assert last is None or last() is None
         last = weakref.ref(seen[block.names["q"]].gram)
-

@@ -1,44 +1,73 @@
 "Oracles for the comparison of methods: everything is recomputed by hand, by enumeration or by a slow loop."
-import itertools, math
+
+import itertools
+import math
+
 import numpy as np
 import pytest
-from pruneresearch.lab import compare
+
 from pruneresearch.basics.errors import UsageError
+from pruneresearch.lab import compare
 
 
 def row(method="magnitude", seed=0, value=0.9, outcomes=None, weights=None, metric="accuracy", **changes):
-    base = dict(id=f"{method}-{seed}", protocol="p", model="m", task="t", method=method, pattern="unstructured", allocation="layer",
-                recovery="none", seed=seed, sparsity=0.5, achieved=0.5, metric=metric, value=value, dense_value=0.95,
-                outcomes=outcomes, outcome_weights=weights)
+    base = dict(
+        id=f"{method}-{seed}",
+        protocol="p",
+        model="m",
+        task="t",
+        method=method,
+        pattern="unstructured",
+        allocation="layer",
+        recovery="none",
+        seed=seed,
+        sparsity=0.5,
+        achieved=0.5,
+        metric=metric,
+        value=value,
+        dense_value=0.95,
+        outcomes=outcomes,
+        outcome_weights=weights,
+    )
     return base | changes
 
 
-def three(method, values, **changes): return [row(method, seed, value, **changes) for seed, value in enumerate(values)]
+def three(method, values, **changes):
+    return [row(method, seed, value, **changes) for seed, value in enumerate(values)]
 
 
 def from_outcomes(method, matrix, metric="accuracy", weights=None):
     means = [np.average(line, weights=weights) for line in matrix]
-    return [row(method, seed, math.exp(mean) if metric == "perplexity" else mean, list(line), weights, metric)
-            for seed, (line, mean) in enumerate(zip(matrix, means))]
+    return [
+        row(method, seed, math.exp(mean) if metric == "perplexity" else mean, list(line), weights, metric)
+        for seed, (line, mean) in enumerate(zip(matrix, means))
+    ]
 
 
-CONTEST = three("random", [0.5, 0.52, 0.49]) + three("magnitude", [0.80, 0.81, 0.79]) + three("wanda", [0.90, 0.912, 0.889])
+CONTEST = (
+    three("random", [0.5, 0.52, 0.49]) + three("magnitude", [0.80, 0.81, 0.79]) + three("wanda", [0.90, 0.912, 0.889])
+)
 
 
 # ---------------------------------------------------------------- intervals
 
+
 def test_mean_interval_is_the_textbook_formula():
     values = [1.0, 2.0, 4.0]
-    mean = 7/3
-    deviation = math.sqrt(sum((v - mean)**2 for v in values) / 2)
-    half = 4.302652729911275 * deviation / math.sqrt(3)           # t quantile for two degrees of freedom, from a table
+    mean = 7 / 3
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / 2)
+    half = 4.302652729911275 * deviation / math.sqrt(3)  # t quantile for two degrees of freedom, from a table
     assert compare.mean_interval(values) == pytest.approx((mean, mean - half, mean + half, 3))
 
 
 def test_mean_interval_on_a_log_scale_and_with_one_value():
     geometric = compare.mean_interval([10, 40, 20], log=True)
     plain = compare.mean_interval(np.log([10, 40, 20]))
-    assert geometric.mean == pytest.approx(20) and geometric.low == pytest.approx(math.exp(plain.low)) and geometric.low > 0
+    assert (
+        geometric.mean == pytest.approx(20)
+        and geometric.low == pytest.approx(math.exp(plain.low))
+        and geometric.low > 0
+    )
     assert math.isnan(compare.mean_interval([3.0]).low) and compare.mean_interval([3.0]).mean == 3.0
 
 
@@ -53,11 +82,16 @@ def test_bootstrap_has_the_distribution_that_enumeration_gives():
     exact = {}
     for seeds in itertools.product(range(2), repeat=2):
         for items in itertools.product(range(2), repeat=2):
-            value = sum(weights[i]*differences[s, i] for s in seeds for i in items) / (2*sum(weights[i] for i in items))
-            exact[round(value, 9)] = exact.get(round(value, 9), 0) + 1/16
-    drawn, counts = np.unique(np.round(compare.two_way_bootstrap(differences, weights, 40_000, seed=1), 9), return_counts=True)
+            value = sum(weights[i] * differences[s, i] for s in seeds for i in items) / (
+                2 * sum(weights[i] for i in items)
+            )
+            exact[round(value, 9)] = exact.get(round(value, 9), 0) + 1 / 16
+    drawn, counts = np.unique(
+        np.round(compare.two_way_bootstrap(differences, weights, 40_000, seed=1), 9), return_counts=True
+    )
     assert set(drawn) == set(exact)
-    for value, count in zip(drawn, counts): assert count/40_000 == pytest.approx(exact[value], abs=0.01)
+    for value, count in zip(drawn, counts):
+        assert count / 40_000 == pytest.approx(exact[value], abs=0.01)
 
 
 def test_bootstrap_matches_a_slow_loop_and_does_not_depend_on_chunks(monkeypatch):
@@ -75,10 +109,10 @@ def test_bootstrap_matches_a_slow_loop_and_does_not_depend_on_chunks(monkeypatch
 def test_null_differences_are_rarely_called_separable(sigma_seed, sigma_item):
     rng, trials, hits = np.random.default_rng(5), 250, 0
     for trial in range(trials):
-        d = sigma_seed*rng.normal(size=(3, 1)) + sigma_item*rng.normal(size=(1, 80)) + rng.normal(size=(3, 80))
+        d = sigma_seed * rng.normal(size=(3, 1)) + sigma_item * rng.normal(size=(1, 80)) + rng.normal(size=(3, 80))
         low, high = compare.hull_ends(d, np.ones(80), n_resamples=300, seed=trial)
         hits += low > 0 or high < 0
-    assert hits/trials <= 0.09          # 5 % and three standard errors
+    assert hits / trials <= 0.09  # 5 % and three standard errors
 
 
 def test_three_seeds_alone_fool_the_percentile_bootstrap_but_not_the_rule():
@@ -90,15 +124,19 @@ def test_three_seeds_alone_fool_the_percentile_bootstrap_but_not_the_rule():
         naive += low > 0 or high < 0
         low, high = compare.hull_ends(d, np.ones(1), n_resamples=300, seed=trial)
         ours += low > 0 or high < 0
-    assert naive/300 > 0.18 and ours/300 < 0.09
+    assert naive / 300 > 0.18 and ours / 300 < 0.09
 
 
 # ---------------------------------------------------------------- paired differences
 
+
 def test_paired_difference_knows_the_direction_of_the_metric():
     high, low = three("wanda", [0.90, 0.91, 0.905]), three("magnitude", [0.80, 0.81, 0.80])
-    assert compare.paired_difference(high, low).verdict == "better" and compare.paired_difference(low, high).verdict == "worse"
-    as_perplexity = lambda rows: [r | {"metric": "perplexity", "value": 100*r["value"]} for r in rows]
+    assert (
+        compare.paired_difference(high, low).verdict == "better"
+        and compare.paired_difference(low, high).verdict == "worse"
+    )
+    as_perplexity = lambda rows: [r | {"metric": "perplexity", "value": 100 * r["value"]} for r in rows]
     d = compare.paired_difference(as_perplexity(high), as_perplexity(low))
     assert d.verdict == "worse" and d.unit == "relative"
     expected = np.exp(np.mean(np.log([90, 91, 90.5]) - np.log([80, 81, 80]))) - 1
@@ -110,7 +148,9 @@ def test_paired_difference_is_antisymmetric_and_pairs_by_seed_not_by_order():
     a = from_outcomes("a", (rng.random((3, 200)) < 0.8).astype(int))
     b = from_outcomes("b", (rng.random((3, 200)) < 0.7).astype(int))
     forward, backward = compare.paired_difference(a, b, 500), compare.paired_difference(b, a, 500)
-    assert (forward.difference, forward.low, forward.high) == pytest.approx((-backward.difference, -backward.high, -backward.low))
+    assert (forward.difference, forward.low, forward.high) == pytest.approx(
+        (-backward.difference, -backward.high, -backward.low)
+    )
     assert compare.paired_difference(a[::-1], b, 500) == forward
     assert forward.n_seeds == 3 and forward.n_items == 200
     assert forward.difference == pytest.approx(np.mean([x["value"] - y["value"] for x, y in zip(a, b)]))
@@ -120,80 +160,99 @@ def test_pairing_over_items_is_what_makes_small_differences_visible():
     rng = np.random.default_rng(1)
     base = (rng.random((1, 500)) < 0.7).astype(int).repeat(3, 0)
     better = base.copy()
-    better[:, np.flatnonzero(base[0] == 0)[:20]] = 1                 # 20 more items right, none more wrong
+    better[:, np.flatnonzero(base[0] == 0)[:20]] = 1  # 20 more items right, none more wrong
     d = compare.paired_difference(from_outcomes("a", better), from_outcomes("b", base))
     assert d.difference == pytest.approx(0.04) and d.verdict == "better"
-    shuffled = better[:, rng.permutation(500)]                       # the same accuracy on unrelated items
+    shuffled = better[:, rng.permutation(500)]  # the same accuracy on unrelated items
     assert compare.paired_difference(from_outcomes("a", shuffled), from_outcomes("b", base)).verdict == "not separable"
 
 
 def test_weights_of_the_items_count():
     matrix, other = np.array([[1.0, 2.0], [1.1, 2.1], [0.9, 2.2]]), np.full((3, 2), 1.0)
     a, b = from_outcomes("a", matrix, "perplexity", [3, 1]), from_outcomes("b", other, "perplexity", [3, 1])
-    assert compare.paired_difference(a, b).difference == pytest.approx(math.exp(np.mean((matrix @ [3, 1])/4 - 1)) - 1)
+    assert compare.paired_difference(a, b).difference == pytest.approx(math.exp(np.mean((matrix @ [3, 1]) / 4 - 1)) - 1)
 
 
-@pytest.mark.parametrize("rows_a, rows_b", [
-    (three("a", [0.9]), three("b", [0.1])),                                       # one seed
-    (three("a", [0.9]*3), three("b", [0.8]*3)),                                   # seeds without spread and no items
-    (three("a", [0.90, 0.91, 0.92]), three("b", [0.80, 0.81, 0.82])),              # equal differences, up to rounding
-    (three("a", [0.9, 0.95, 0.99]), three("b", [0.80, 0.93, 0.98])),              # same sign three times, wide spread
-])
+@pytest.mark.parametrize(
+    "rows_a, rows_b",
+    [
+        (three("a", [0.9]), three("b", [0.1])),  # one seed
+        (three("a", [0.9] * 3), three("b", [0.8] * 3)),  # seeds without spread and no items
+        (three("a", [0.90, 0.91, 0.92]), three("b", [0.80, 0.81, 0.82])),  # equal differences, up to rounding
+        (three("a", [0.9, 0.95, 0.99]), three("b", [0.80, 0.93, 0.98])),  # same sign three times, wide spread
+    ],
+)
 def test_what_cannot_be_separated_is_said_so(rows_a, rows_b):
     assert compare.paired_difference(rows_a, rows_b).verdict == "not separable"
 
 
-@pytest.mark.parametrize("rows_a, rows_b, words", [
-    ([], three("b", [0.5]), "one side has none"),
-    ([row(seed=7)], three("b", [0.5, 0.6]), "no seed is common"),
-    (three("a", [0.5]) * 2, three("b", [0.5]), "repeat a seed"),
-    ([row("a", 0, 0.5, [1, 1])], [row("b", 0, 0.5, [0, 1])], "average to"),
-    ([row("a", 0, 0.5, [1, 0])], [row("b", 0, 0.5, [0, 1, 1, 0])], "different numbers of test items"),
-    ([row("a", protocol="p")], [row("b", protocol="q")], "2 protocols"),
-])
+@pytest.mark.parametrize(
+    "rows_a, rows_b, words",
+    [
+        ([], three("b", [0.5]), "one side has none"),
+        ([row(seed=7)], three("b", [0.5, 0.6]), "no seed is common"),
+        (three("a", [0.5]) * 2, three("b", [0.5]), "repeat a seed"),
+        ([row("a", 0, 0.5, [1, 1])], [row("b", 0, 0.5, [0, 1])], "average to"),
+        ([row("a", 0, 0.5, [1, 0])], [row("b", 0, 0.5, [0, 1, 1, 0])], "different numbers of test items"),
+        ([row("a", protocol="p")], [row("b", protocol="q")], "2 protocols"),
+    ],
+)
 def test_impossible_pairs_are_refused(rows_a, rows_b, words):
-    with pytest.raises(UsageError, match=words): compare.paired_difference(rows_a, rows_b)
+    with pytest.raises(UsageError, match=words):
+        compare.paired_difference(rows_a, rows_b)
 
 
 # ---------------------------------------------------------------- the rules of the contest
 
+
 def test_protocols_must_agree_and_the_message_names_the_part():
-    one, two = row(protocol_parts={"length": 128, "split": "test"}), row(protocol="q", protocol_parts={"length": 512, "split": "test"})
-    with pytest.raises(UsageError, match=r"length \(128 and 512\)") as error: compare.require_one_protocol([one, two])
+    one, two = (
+        row(protocol_parts={"length": 128, "split": "test"}),
+        row(protocol="q", protocol_parts={"length": 512, "split": "test"}),
+    )
+    with pytest.raises(UsageError, match=r"length \(128 and 512\)") as error:
+        compare.require_one_protocol([one, two])
     assert "split" not in str(error.value)
-    with pytest.raises(UsageError, match="fingerprints p and q"): compare.require_one_protocol([row(), row(protocol="q")])
+    with pytest.raises(UsageError, match="fingerprints p and q"):
+        compare.require_one_protocol([row(), row(protocol="q")])
     assert compare.require_one_protocol([row(), row(seed=1)]) == "p"
-    with pytest.raises(UsageError, match="no rows"): compare.require_one_protocol([])
+    with pytest.raises(UsageError, match="no rows"):
+        compare.require_one_protocol([])
 
 
 def test_gate_refuses_another_dense_model_but_not_another_seed():
     assert compare.gate(CONTEST) == CONTEST
     compare.gate([row(seed=0, dense_value=0.95), row(seed=1, dense_value=0.93)])
     for stranger in (0.94, float("nan")):
-        with pytest.raises(UsageError, match="wanda-0") as error: compare.gate([*CONTEST[:6], row("wanda", dense_value=stranger)])
+        with pytest.raises(UsageError, match="wanda-0") as error:
+            compare.gate([*CONTEST[:6], row("wanda", dense_value=stranger)])
         assert "magnitude" not in str(error.value)
 
 
 def test_controls_must_be_there():
     compare.require_controls(CONTEST)
     for missing in compare.CONTROLS:
-        with pytest.raises(UsageError, match=f"no {missing}"): compare.require_controls([r for r in CONTEST if r["method"] != missing])
-    with pytest.raises(UsageError, match="sparsity 0.7"): compare.require_controls(CONTEST + [row("wanda", sparsity=0.7)])
+        with pytest.raises(UsageError, match=f"no {missing}"):
+            compare.require_controls([r for r in CONTEST if r["method"] != missing])
+    with pytest.raises(UsageError, match="sparsity 0.7"):
+        compare.require_controls(CONTEST + [row("wanda", sparsity=0.7)])
 
 
-@pytest.mark.parametrize("achieved, ranked", [(0.5, True), (0.501, True), (0.499, True), (0.5011, False), (0.4989, False)])
+@pytest.mark.parametrize(
+    "achieved, ranked", [(0.5, True), (0.501, True), (0.499, True), (0.5011, False), (0.4989, False)]
+)
 def test_matched_budget_is_a_tenth_of_a_percent(achieved, ranked):
     marked = compare.matched(CONTEST + [row("gradprobe", achieved=achieved)])
     assert all(r["ranked"] and not r["reason"] for r in marked if r["method"] != "gradprobe")
     last = marked[-1]
     assert last["ranked"] is ranked and bool(last["reason"]) is not ranked
-    assert "ranked" not in CONTEST[0]                                   # copies, the caller's rows are untouched
+    assert "ranked" not in CONTEST[0]  # copies, the caller's rows are untouched
 
 
 def test_budget_of_whole_units_is_what_magnitude_achieved():
     coarse = [row(m, achieved=0.475) for m in ("random", "magnitude", "taylor")] + [row("exact", achieved=0.5)]
     assert [r["ranked"] for r in compare.matched(coarse)] == [True, True, True, False]
-    assert not compare.matched([row("taylor", achieved=0.475)])[0]["ranked"]      # without magnitude the request counts
+    assert not compare.matched([row("taylor", achieved=0.475)])[0]["ranked"]  # without magnitude the request counts
 
 
 def test_values_that_are_not_finite_are_not_ranked():
@@ -202,18 +261,26 @@ def test_values_that_are_not_finite_are_not_ranked():
 
 # ---------------------------------------------------------------- tables
 
+
 def test_leaderboard_ranks_and_judges():
-    board = compare.leaderboard(CONTEST + three("gradprobe", [0.94, 0.95, 0.94], achieved=0.2), n_resamples=500).set_index("method")
+    board = compare.leaderboard(
+        CONTEST + three("gradprobe", [0.94, 0.95, 0.94], achieved=0.2), n_resamples=500
+    ).set_index("method")
     assert board["rank"].dropna().to_dict() == {"wanda": 1, "magnitude": 2, "random": 3}
     assert board["rank"].isna()["gradprobe"] and "20.00 %" in board["reason"]["gradprobe"]
-    assert board["verdict"].to_dict() == {"wanda": "better", "random": "worse", "magnitude": "reference", "gradprobe": ""}
-    assert board["difference"]["wanda"] == pytest.approx(0.3003/3, abs=1e-3) and board["n_seeds"].eq(3).all()
+    assert board["verdict"].to_dict() == {
+        "wanda": "better",
+        "random": "worse",
+        "magnitude": "reference",
+        "gradprobe": "",
+    }
+    assert board["difference"]["wanda"] == pytest.approx(0.3003 / 3, abs=1e-3) and board["n_seeds"].eq(3).all()
     interval = compare.mean_interval([0.90, 0.912, 0.889])
     assert (board["value"]["wanda"], board["low"]["wanda"], board["high"]["wanda"]) == pytest.approx(interval[:3])
 
 
 def test_leaderboard_ranks_low_perplexity_first():
-    rows = [r | {"metric": "perplexity", "value": 100*r["value"]} for r in CONTEST]
+    rows = [r | {"metric": "perplexity", "value": 100 * r["value"]} for r in CONTEST]
     assert compare.leaderboard(rows, n_resamples=100)["method"].tolist() == ["random", "magnitude", "wanda"]
 
 
@@ -237,20 +304,34 @@ def test_leaderboard_averages_costs_in_its_units():
 def test_latency_is_compared_with_the_dense_model_beside_it():
     dense = {"macs": 100, "latency_median_s": 0.2}
     assert compare.latency_ratio({"macs": 50, "latency_median_s": 0.15, "dense_costs": dense}) == pytest.approx(0.75)
-    assert compare.latency_ratio({"macs": 100, "latency_median_s": 0.5, "dense_costs": dense}) == 1.0  # the same work: the rest is noise
+    assert (
+        compare.latency_ratio({"macs": 100, "latency_median_s": 0.5, "dense_costs": dense}) == 1.0
+    )  # the same work: the rest is noise
     for missing in ({"latency_median_s": None}, {"dense_costs": None}, {"dense_costs": {}}):
         assert compare.latency_ratio({"macs": 50, "latency_median_s": 0.15, "dense_costs": dense} | missing) is None
-    slow_and_quick = [r | {"macs": 50, "latency_median_s": t, "dense_costs": {"macs": 100, "latency_median_s": 2*t}} for r, t in zip(CONTEST, (1, 9, 4)*len(CONTEST))]
-    assert (compare.leaderboard(slow_and_quick, n_resamples=100)["latency_ratio"] == 0.5).all()  # the hour's load is in both
+    slow_and_quick = [
+        r | {"macs": 50, "latency_median_s": t, "dense_costs": {"macs": 100, "latency_median_s": 2 * t}}
+        for r, t in zip(CONTEST, (1, 9, 4) * len(CONTEST))
+    ]
+    assert (
+        compare.leaderboard(slow_and_quick, n_resamples=100)["latency_ratio"] == 0.5
+    ).all()  # the hour's load is in both
 
 
-@pytest.mark.parametrize("spoil, words", [
-    (lambda rows: rows[3:], "no random"), (lambda rows: rows + [row("wanda", 0)], "repeat a seed"),
-    (lambda rows: rows + [row("wanda", 5, protocol="q")], "2 protocols"), (lambda rows: rows + [row("taylor", 0, dense_value=0.5)], "another dense"),
-    (lambda rows: [], "no rows"), (lambda rows: [r | {"metric": "taste"} for r in rows], "unknown metric"),
-])
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda rows: rows[3:], "no random"),
+        (lambda rows: rows + [row("wanda", 0)], "repeat a seed"),
+        (lambda rows: rows + [row("wanda", 5, protocol="q")], "2 protocols"),
+        (lambda rows: rows + [row("taylor", 0, dense_value=0.5)], "another dense"),
+        (lambda rows: [], "no rows"),
+        (lambda rows: [r | {"metric": "taste"} for r in rows], "unknown metric"),
+    ],
+)
 def test_leaderboard_refuses_what_the_rules_forbid(spoil, words):
-    with pytest.raises(UsageError, match=words): compare.leaderboard(spoil(CONTEST), n_resamples=50)
+    with pytest.raises(UsageError, match=words):
+        compare.leaderboard(spoil(CONTEST), n_resamples=50)
 
 
 def test_one_board_may_hold_several_tasks_with_their_own_protocols():
@@ -261,8 +342,11 @@ def test_one_board_may_hold_several_tasks_with_their_own_protocols():
 def test_markdown_shows_verdicts_budgets_and_the_best():
     rows = CONTEST + three("taylor", [0.81, 0.80, 0.80]) + three("gradprobe", [0.94, 0.95, 0.94], achieved=0.2)
     rows += [r | {"sparsity": 0.7, "achieved": 0.7} for r in CONTEST]
-    lines = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
-             for line in compare.as_markdown(compare.leaderboard(rows, n_resamples=200)).splitlines() if line.startswith("| ")}
+    lines = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
+        for line in compare.as_markdown(compare.leaderboard(rows, n_resamples=200)).splitlines()
+        if line.startswith("| ")
+    }
     assert lines["method"] == ["50 %", "70 %"]
     assert lines["wanda"][0].startswith("**0.900 ±") and lines["wanda"][0].endswith("▲")
     assert lines["random"][0].endswith("▼") and lines["taylor"][0].endswith("≈") and lines["taylor"][1] == "–"
@@ -277,53 +361,97 @@ def test_frame_leaves_out_the_outcomes_and_opens_dictionaries():
 
 # ---------------------------------------------------------------- every pair, the shortlist, the front
 
+
 def test_every_pair_is_compared_once_with_the_better_mean_first():
     pairs = compare.pairwise(CONTEST + three("gradprobe", [0.94, 0.95, 0.94], achieved=0.2), n_resamples=200)
-    assert list(zip(pairs["method"], pairs["against"])) == [("wanda", "magnitude"), ("wanda", "random"), ("magnitude", "random")]  # gradprobe missed the budget
+    assert list(zip(pairs["method"], pairs["against"])) == [
+        ("wanda", "magnitude"),
+        ("wanda", "random"),
+        ("magnitude", "random"),
+    ]  # gradprobe missed the budget
     by_method = {name: [r for r in CONTEST if r["method"] == name] for name in ("wanda", "magnitude", "random")}
     for _, line in pairs.iterrows():
-        assert compare.paired_difference(by_method[line["method"]], by_method[line["against"]], n_resamples=200)[:4] == tuple(line[["difference", "low", "high", "verdict"]])
-        assert compare.paired_difference(by_method[line["against"]], by_method[line["method"]], n_resamples=200).difference == pytest.approx(-line["difference"])
+        assert compare.paired_difference(by_method[line["method"]], by_method[line["against"]], n_resamples=200)[
+            :4
+        ] == tuple(line[["difference", "low", "high", "verdict"]])
+        assert compare.paired_difference(
+            by_method[line["against"]], by_method[line["method"]], n_resamples=200
+        ).difference == pytest.approx(-line["difference"])
 
 
 def test_pairs_of_perplexities_put_the_lower_one_first():
-    rows = [r | {"metric": "perplexity", "value": 100*r["value"]} for r in CONTEST]
+    rows = [r | {"metric": "perplexity", "value": 100 * r["value"]} for r in CONTEST]
     assert compare.pairwise(rows, n_resamples=100)["method"].tolist() == ["random", "random", "magnitude"]
 
 
 def test_a_method_with_a_wide_interval_is_not_as_good_as_the_best():
     timed = lambda rows, seconds: [r | {"prune_seconds": seconds, "recovery_seconds": 1.0} for r in rows]
-    noisy = timed(three("lucky", [0.60, 0.98, 0.97]), 0.1)                     # not separable from wanda, and could lose much
-    close = timed(three("close", [0.895, 0.907, 0.884]), 0.5)                  # half a point below wanda with every seed
+    noisy = timed(three("lucky", [0.60, 0.98, 0.97]), 0.1)  # not separable from wanda, and could lose much
+    close = timed(three("close", [0.895, 0.907, 0.884]), 0.5)  # half a point below wanda with every seed
     slow = timed(three("slow", [0.896, 0.908, 0.885]), 9.0)
     rows = timed(CONTEST, 3.0) + noisy + close + slow
     assert compare.paired_difference(timed(CONTEST[6:], 3.0), noisy).verdict == "not separable"
     line = compare.shortlist(rows, margin=0.01).iloc[0]
-    assert line["best"] == "wanda" and line["as good"] == "slow, close" and line["cheapest"] == "close" and line["its seconds"] == 1.5
-    assert line["ids"] == "close-0 close-1 close-2" and line["best ids"] == "wanda-0 wanda-1 wanda-2" and line["dense"] == pytest.approx(0.95)
+    assert (
+        line["best"] == "wanda"
+        and line["as good"] == "slow, close"
+        and line["cheapest"] == "close"
+        and line["its seconds"] == 1.5
+    )
+    assert (
+        line["ids"] == "close-0 close-1 close-2"
+        and line["best ids"] == "wanda-0 wanda-1 wanda-2"
+        and line["dense"] == pytest.approx(0.95)
+    )
     assert compare.shortlist(rows, margin=0.001).iloc[0]["as good"] == ""
 
 
-@pytest.mark.parametrize("metric, worse, best, loss", [("accuracy", 0.80, 0.90, 0.10), ("perplexity", 33.0, 30.0, 0.10)])
+@pytest.mark.parametrize(
+    "metric, worse, best, loss", [("accuracy", 0.80, 0.90, 0.10), ("perplexity", 33.0, 30.0, 0.10)]
+)
 def test_could_lose_is_the_far_end_of_the_interval(metric, worse, best, loss):
-    a, b = (three(name, [value]*3, metric=metric) for name, value in (("a", worse), ("b", best)))
+    a, b = (three(name, [value] * 3, metric=metric) for name, value in (("a", worse), ("b", best)))
     assert compare.could_lose(a, b) == pytest.approx(loss) and compare.could_lose(b, a) == 0
-    spread = three("a", [worse*0.9, worse, worse*1.1], metric=metric)
+    spread = three("a", [worse * 0.9, worse, worse * 1.1], metric=metric)
     found = compare.paired_difference(spread, b)
-    assert compare.could_lose(spread, b) == pytest.approx(-found.low if metric == "accuracy" else found.high) and compare.could_lose(spread, b) > loss
+    assert (
+        compare.could_lose(spread, b) == pytest.approx(-found.low if metric == "accuracy" else found.high)
+        and compare.could_lose(spread, b) > loss
+    )
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
 def test_the_front_is_what_a_slow_loop_finds(metric):
     import pandas as pd
+
     rng = np.random.default_rng(4)
-    board = pd.DataFrame(dict(model="m", task=rng.choice(["t", "u"], 60), metric=metric, ranked=rng.random(60) > 0.2, value=rng.integers(1, 12, 60)/12, mmacs=rng.integers(1, 9, 60).astype(float)))
+    board = pd.DataFrame(
+        dict(
+            model="m",
+            task=rng.choice(["t", "u"], 60),
+            metric=metric,
+            ranked=rng.random(60) > 0.2,
+            value=rng.integers(1, 12, 60) / 12,
+            mmacs=rng.integers(1, 9, 60).astype(float),
+        )
+    )
     board.loc[3, "mmacs"] = np.nan
     sign = 1 if metric == "accuracy" else -1
+
     def beaten(a):
         others = board[board["ranked"] & (board["task"] == a["task"]) & board["mmacs"].notna()]
-        return any(sign*b["value"] >= sign*a["value"] and b["mmacs"] <= a["mmacs"] and (b["value"] != a["value"] or b["mmacs"] != a["mmacs"]) for _, b in others.iterrows())
-    wanted = {(a["task"], a["mmacs"], a["value"]) for _, a in board.iterrows() if a["ranked"] and np.isfinite(a["mmacs"]) and not beaten(a)}
+        return any(
+            sign * b["value"] >= sign * a["value"]
+            and b["mmacs"] <= a["mmacs"]
+            and (b["value"] != a["value"] or b["mmacs"] != a["mmacs"])
+            for _, b in others.iterrows()
+        )
+
+    wanted = {
+        (a["task"], a["mmacs"], a["value"])
+        for _, a in board.iterrows()
+        if a["ranked"] and np.isfinite(a["mmacs"]) and not beaten(a)
+    }
     front = compare.pareto(board, "mmacs")
     assert {(a["task"], a["mmacs"], a["value"]) for _, a in front.iterrows()} == wanted and len(front) == len(wanted)
 
@@ -332,17 +460,31 @@ def test_numbers_lead_to_their_rows():
     board = compare.leaderboard(CONTEST, n_resamples=50)
     assert board.set_index("method")["ids"]["wanda"] == "wanda-0 wanda-1 wanda-2"
     page = compare.as_markdown(board, page="rows.ipynb")
-    assert "](rows.ipynb#row-wanda-0)" in page and "](rows.ipynb#row-magnitude-0)" in page and "](" not in compare.as_markdown(board)
+    assert (
+        "](rows.ipynb#row-wanda-0)" in page
+        and "](rows.ipynb#row-magnitude-0)" in page
+        and "](" not in compare.as_markdown(board)
+    )
 
 
 def test_seconds_that_hardly_differ_do_not_choose():
     close = three("close", [0.899, 0.911, 0.888])
-    def choice(seconds): return compare.shortlist([r | {"prune_seconds": 10.0 if r["method"] == "wanda" else seconds, "recovery_seconds": 0.0} for r in CONTEST + close], n_resamples=100).iloc[0]["cheapest"]
+
+    def choice(seconds):
+        return compare.shortlist(
+            [
+                r | {"prune_seconds": 10.0 if r["method"] == "wanda" else seconds, "recovery_seconds": 0.0}
+                for r in CONTEST + close
+            ],
+            n_resamples=100,
+        ).iloc[0]["cheapest"]
+
     assert choice(8.1) == "wanda" and choice(7.9) == "close"
 
 
 def test_methods_that_are_good_everywhere_come_before_those_that_win_once():
     import pandas as pd
+
     short = pd.DataFrame({"best": ["a", "b", "b"], "as good": ["c", "c, a", ""]})
     assert compare.most_often_good(short) == ["b", "a", "c"]
     assert compare.most_often_good(pd.DataFrame({"best": ["a", "b"], "as good": ["c", "c"]}))[0] == "c"
@@ -350,17 +492,22 @@ def test_methods_that_are_good_everywhere_come_before_those_that_win_once():
 
 def test_a_tie_is_told_as_one():
     import pandas as pd
+
     leaders = lambda best, good: compare.leaders(pd.DataFrame({"best": best, "as good": good}))
-    assert leaders(["a", "b"], ["", ""]) == ["a", "b"]                 # one each
-    assert leaders(["a", "b"], ["b", ""]) == ["b"]                     # b is good twice
-    assert leaders(["a", "b", "b"], ["", "a", ""]) == ["b"]            # both are good twice, b is best twice
+    assert leaders(["a", "b"], ["", ""]) == ["a", "b"]  # one each
+    assert leaders(["a", "b"], ["b", ""]) == ["b"]  # b is good twice
+    assert leaders(["a", "b", "b"], ["", "a", ""]) == ["b"]  # both are good twice, b is best twice
     assert leaders(["a"], ["b"]) == ["a"]
 
 
 def test_a_shortlist_says_how_its_winner_stands_against_magnitude():
-    def line(rows): return compare.shortlist([r | {"prune_seconds": 1.0, "recovery_seconds": 0.0} for r in rows], n_resamples=100)
+    def line(rows):
+        return compare.shortlist([r | {"prune_seconds": 1.0, "recovery_seconds": 0.0} for r in rows], n_resamples=100)
+
     lucky = three("lucky", [0.60, 0.99, 0.98])
     assert line(CONTEST)["verdict"].item() == "better" and line(CONTEST[:6])["verdict"].item() == "reference"
     assert line(CONTEST[:6] + lucky)[["best", "verdict"]].iloc[0].tolist() == ["lucky", "not separable"]
-    assert line(CONTEST[:3] + lucky)["verdict"].item() == ""           # nothing to compare with
-    assert "lucky, accuracy 0.857\u00a0≈" in compare.shortlist_markdown(line(CONTEST[:6] + lucky)) and "accuracy 0.900\u00a0▲" in compare.shortlist_markdown(line(CONTEST))
+    assert line(CONTEST[:3] + lucky)["verdict"].item() == ""  # nothing to compare with
+    assert "lucky, accuracy 0.857\u00a0≈" in compare.shortlist_markdown(
+        line(CONTEST[:6] + lucky)
+    ) and "accuracy 0.900\u00a0▲" in compare.shortlist_markdown(line(CONTEST))

@@ -1,18 +1,24 @@
 "The bars of the embedded corpora and models: what the package promises to bring along."
-import math, random
+
+import math
+import random
 from pathlib import Path
-import pytest, torch
-from pruneresearch.data import corpora
+
+import pytest
+import torch
+
 from pruneresearch.basics.fingerprints import fingerprint
+from pruneresearch.data import corpora
+from pruneresearch.data.tasks import load_task
 from pruneresearch.model.loading import example_losses, forward, load_model
 from pruneresearch.training.recovery import fine_tune, settings_of
-from pruneresearch.data.tasks import load_task
 
-EMBEDDED = Path(corpora.__file__).parent/"embedded"
+EMBEDDED = Path(corpora.__file__).parent / "embedded"
 MAKERS = {"sentiment": (corpora.sentiment_examples, 0.65), "paraphrase": (corpora.paraphrase_examples, 0.75)}
 
 
-def texts(row): return tuple(value for name, value in row.items() if name != "label")
+def texts(row):
+    return tuple(value for name, value in row.items() if name != "label")
 
 
 def accuracy(model, task):
@@ -27,6 +33,7 @@ def accuracy(model, task):
 
 # ---- the grammars
 
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_no_duplicates_balanced_and_reproducible(name):
     make, _ = MAKERS[name]
@@ -36,8 +43,14 @@ def test_no_duplicates_balanced_and_reproducible(name):
     assert make(2000, seed=5) == rows and make(2000, seed=6) != rows
 
 
-@pytest.mark.parametrize("make, expected", [
-    (corpora.sentiment_examples, "79798a0b016076fe"), (corpora.paraphrase_examples, "2ea246502636ed15"), (corpora.pretraining_sentences, "021e024a2f7d38e6")])
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (corpora.sentiment_examples, "79798a0b016076fe"),
+        (corpora.paraphrase_examples, "2ea246502636ed15"),
+        (corpora.pretraining_sentences, "021e024a2f7d38e6"),
+    ],
+)
 def test_same_sentences_on_every_platform(make, expected):
     "A change of the grammar changes these; the embedded models must then be trained again."
     assert fingerprint(make(200, 1)) == expected
@@ -55,6 +68,7 @@ def test_words_alone_say_nothing(name):
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
+
     make, limit = MAKERS[name]
     train, test = make(8000, 1), make(2000, 2)
     counter = CountVectorizer(token_pattern=r"\w+").fit(text for row in train for text in texts(row))
@@ -71,7 +85,8 @@ GOOD, BAD = (tuple(word for pair in corpora.QUALITIES for word in pair[side]) fo
 def verdict(sentence):
     "A reader of its own for the reviews: decides by rule, from the surface of the sentence."
     text = sentence.rstrip(".")
-    for opening in corpora.OPENINGS: text = text.removeprefix(opening + " ")
+    for opening in corpora.OPENINGS:
+        text = text.removeprefix(opening + " ")
 
     def polarity(part):
         words = part.replace(",", "").split()
@@ -79,18 +94,34 @@ def verdict(sentence):
         praise = any(w in GOOD or w in likes or w in map(corpora.past, likes) for w in words)
         blame = any(w in BAD or w in dislikes or w in map(corpora.past, dislikes) for w in words)
         assert praise != blame, part
-        turns = [any(phrase in f" {part} " for phrase in map(" {} ".format, phrases)) for phrases in (corpora.NEGATIONS, corpora.DENIALS)]
+        turns = [
+            any(phrase in f" {part} " for phrase in map(" {} ".format, phrases))
+            for phrases in (corpora.NEGATIONS, corpora.DENIALS)
+        ]
         return praise ^ turns[0] ^ turns[1]
 
     for joint in ("; however, ", ", but ", ", yet "):
-        if joint in text: return polarity(text.split(joint)[1])
-    for concession in ("although ", "even though ", "despite ", "in spite of ", "notwithstanding ", "while admittedly "):
-        if text.startswith(concession): return polarity(text.split(", ", 1)[1])
-        if f", {concession}" in text: return polarity(text.split(f", {concession}")[0])
-    if text.startswith("while "): return polarity(text.split(", ", 1)[1])
+        if joint in text:
+            return polarity(text.split(joint)[1])
+    for concession in (
+        "although ",
+        "even though ",
+        "despite ",
+        "in spite of ",
+        "notwithstanding ",
+        "while admittedly ",
+    ):
+        if text.startswith(concession):
+            return polarity(text.split(", ", 1)[1])
+        if f", {concession}" in text:
+            return polarity(text.split(f", {concession}")[0])
+    if text.startswith("while "):
+        return polarity(text.split(", ", 1)[1])
     for joint in ("; ", ", while at the same time ", ", and ", " and "):
         if joint in text:
-            return polarity(next(part for part in text.split(joint) if any(f" {adverb} " in part for adverb in corpora.STRONG)))
+            return polarity(
+                next(part for part in text.split(joint) if any(f" {adverb} " in part for adverb in corpora.STRONG))
+            )
     raise AssertionError(f"no rule for {sentence!r}")
 
 
@@ -101,18 +132,32 @@ def test_labels_of_reviews_follow_from_the_text():
 
 def statement(sentence):
     "What a sentence of the paraphrase task states, read off its surface."
-    meaning = {word: (table, group, side) for table in (corpora.QUALITIES, corpora.DEEDS)
-               for group, pair in enumerate(table) for side in (0, 1) for word in pair[side]}
-    deeds = {form: meaning[verb] for pair in corpora.DEEDS for words in pair for verb in words for form in (verb, corpora.past(verb))}
+    meaning = {
+        word: (table, group, side)
+        for table in (corpora.QUALITIES, corpora.DEEDS)
+        for group, pair in enumerate(table)
+        for side in (0, 1)
+        for word in pair[side]
+    }
+    deeds = {
+        form: meaning[verb]
+        for pair in corpora.DEEDS
+        for words in pair
+        for verb in words
+        for form in (verb, corpora.past(verb))
+    }
     text, circumstance = sentence.rstrip("."), ""
     for phrase in corpora.CIRCUMSTANCES:
-        if phrase in text: circumstance, text = phrase, text.replace(phrase, "").strip()
+        if phrase in text:
+            circumstance, text = phrase, text.replace(phrase, "").strip()
     if not any(word in deeds for word in text.split()):
-        facts = frozenset((part.split(" was ")[0], meaning[part.split()[-1]][1:], " not " in part) for part in text.split(" and "))
+        facts = frozenset(
+            (part.split(" was ")[0], meaning[part.split()[-1]][1:], " not " in part) for part in text.split(" and ")
+        )
         return facts, circumstance
     words, negated = text.replace("did not ", "").replace("was not ", "was ").split(), " not " in text
     at = next(i for i, word in enumerate(words) if word in deeds)
-    left, right = words[:at], words[at + 1:]
+    left, right = words[:at], words[at + 1 :]
     agent, patient = (right[1:], left[:-1]) if left[-1] == "was" and right[0] == "by" else (left, right)
     return tuple(agent), deeds[words[at]][1:], tuple(patient), negated, circumstance
 
@@ -130,11 +175,15 @@ def test_pretraining_texts_differ_and_repeat():
 
 # ---- the documentation
 
+
 def test_documents_are_deduplicated_before_a_stable_split():
     documents = corpora.standard_library_documents()
     assert documents == corpora.standard_library_documents()
     assert len({" ".join(text.split()) for text in documents}) == len(documents)
-    parts = {name: {text for text in documents if corpora.stable_split(text) == name} for name in ("train", "selection", "test")}
+    parts = {
+        name: {text for text in documents if corpora.stable_split(text) == name}
+        for name in ("train", "selection", "test")
+    }
     assert sum(map(len, parts.values())) == len(documents)
     assert 0.77 < len(parts["train"]) / len(documents) < 0.83
     assert sum(map(len, documents)) > 1_500_000
@@ -146,30 +195,31 @@ def test_split_looks_at_nothing_but_the_words():
 
 
 def test_library_is_read_not_run(tmp_path):
-    (tmp_path/"tests").mkdir()
-    (tmp_path/"tests"/"inside.py").write_text('"Not wanted."')
-    (tmp_path/"b.py").write_text('"Wanted."\nraise SystemExit')
-    (tmp_path/"a.py").write_text("x = 1")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "inside.py").write_text('"Not wanted."')
+    (tmp_path / "b.py").write_text('"Wanted."\nraise SystemExit')
+    (tmp_path / "a.py").write_text("x = 1")
     assert [path.name for path in corpora.source_files(tmp_path)] == ["a.py", "b.py"]
-    assert corpora.documentation((tmp_path/"b.py").read_text()) == ["Wanted."]
+    assert corpora.documentation((tmp_path / "b.py").read_text()) == ["Wanted."]
 
 
 def test_missing_and_broken_source_files_are_skipped(tmp_path, monkeypatch):
     long = "A documentation string that is long enough to count as a document."
-    (tmp_path/"good.py").write_text(f'"{long}"')
-    (tmp_path/"template.py").write_text("def {name}(:")
-    (tmp_path/"old.py").write_bytes(b'"\xe9\xe8"')
-    found = [*corpora.source_files(tmp_path), tmp_path/"gone.py"]
+    (tmp_path / "good.py").write_text(f'"{long}"')
+    (tmp_path / "template.py").write_text("def {name}(:")
+    (tmp_path / "old.py").write_bytes(b'"\xe9\xe8"')
+    found = [*corpora.source_files(tmp_path), tmp_path / "gone.py"]
     monkeypatch.setattr(corpora, "source_files", lambda: found)
     assert corpora.read_library.__wrapped__() == (long,)
 
 
 # ---- the models
 
+
 @pytest.mark.parametrize("name, megabytes", [("tiny-bert", 4), ("tiny-llama", 6), ("mlp", 1)])
 def test_size_on_disk(name, megabytes):
-    assert sum(path.stat().st_size for path in (EMBEDDED/name).iterdir()) <= megabytes * 1e6
-    assert {path.suffix for path in (EMBEDDED/name).iterdir()} == {".json", ".safetensors"}
+    assert sum(path.stat().st_size for path in (EMBEDDED / name).iterdir()) <= megabytes * 1e6
+    assert {path.suffix for path in (EMBEDDED / name).iterdir()} == {".json", ".safetensors"}
 
 
 def test_tiny_llama_is_what_it_says():
@@ -180,13 +230,18 @@ def test_tiny_llama_is_what_it_says():
     assert config.tie_word_embeddings and model.lm_head.weight is model.model.embed_tokens.weight
     text = "def café(x):\n\treturn '≤ 40 \u2713'"
     assert model.tokenizer.decode(model.tokenizer(text).input_ids) == text  # byte level: nothing is lost
-    assert set(settings_of(model)) == {"learning_rate", "epochs", "batch_size"} and config.fine_tuning == settings_of(model)
+    assert set(settings_of(model)) == {"learning_rate", "epochs", "batch_size"} and config.fine_tuning == settings_of(
+        model
+    )
 
 
 def test_tiny_llama_perplexity():
     task, model = load_task("pydocs"), load_model("tiny-llama", device="cpu")
-    tokens = {split: model.tokenizer("\n\n".join(task.splits[split]["text"]), verbose=False, return_tensors="pt").input_ids[0] for split in ("train", "test")}
-    windows = tokens["test"][:len(tokens["test"]) // 128 * 128].view(-1, 128)
+    tokens = {
+        split: model.tokenizer("\n\n".join(task.splits[split]["text"]), verbose=False, return_tensors="pt").input_ids[0]
+        for split in ("train", "test")
+    }
+    windows = tokens["test"][: len(tokens["test"]) // 128 * 128].view(-1, 128)
     with torch.no_grad():
         losses = torch.cat([example_losses(model, dict(input_ids=ids, labels=ids)) for ids in windows.split(32)])
     counts = torch.bincount(tokens["train"], minlength=len(model.tokenizer)).double() + 1
@@ -220,8 +275,10 @@ def test_mlp_accuracy():
 
 def test_a_clone_beside_a_script_does_not_hide_the_package(tmp_path):
     "A clone is called pruneresearch too, and whoever works beside it has that folder first on the path."
-    import subprocess, sys
-    (tmp_path/"pruneresearch"/"pruneresearch").mkdir(parents=True)
-    (tmp_path/"script.py").write_text("from pruneresearch import load_model; print(load_model.__module__)")
+    import subprocess
+    import sys
+
+    (tmp_path / "pruneresearch" / "pruneresearch").mkdir(parents=True)
+    (tmp_path / "script.py").write_text("from pruneresearch import load_model; print(load_model.__module__)")
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "pruneresearch.model.loading\n", done.stderr

@@ -1,23 +1,38 @@
 "Masks: exact counts against plain sorting, and zeros that stay zero through everything that moves a weight."
+
 import copy
 from decimal import Decimal
 from itertools import product
 
-import pytest, torch
+import pytest
+import torch
+from architectures import ARCHITECTURES, batch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from architectures import ARCHITECTURES, batch
-from pruneresearch.model.anatomy import anatomy
 from pruneresearch.basics.errors import RunError, UsageError
-from pruneresearch.pruning.masks import Masks, check_allocation, check_sparsity, count_pruned, keep_highest, keep_highest_global, keep_highest_n_m, parse_pattern, select, selection_network
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.pruning.masks import (
+    Masks,
+    check_allocation,
+    check_sparsity,
+    count_pruned,
+    keep_highest,
+    keep_highest_global,
+    keep_highest_n_m,
+    parse_pattern,
+    select,
+    selection_network,
+)
 
 SPARSITIES = (0, 0.1, 0.29, 0.3, 0.5, 0.57, 0.7, 0.99)
 
 
 # Selection. The oracle is Python's own sort: by score, then by position; as many as the decimal number says.
 
-def floor_of(sparsity, n): return int(Decimal(str(sparsity)) * n)
+
+def floor_of(sparsity, n):
+    return int(Decimal(str(sparsity)) * n)
 
 
 def kept(values, k):
@@ -32,7 +47,9 @@ def score_tables():
         yield torch.randn(shape, generator=random)
         yield torch.randint(0, 3, shape, generator=random).float()
         yield torch.ones(shape)
-        yield torch.randint(0, 2, shape, generator=random).float() * torch.tensor([-0.0] * (shape[1] // 2) + [1.0] * (shape[1] - shape[1] // 2))
+        yield torch.randint(0, 2, shape, generator=random).float() * torch.tensor(
+            [-0.0] * (shape[1] // 2) + [1.0] * (shape[1] - shape[1] // 2)
+        )
         yield torch.randn(shape, generator=random).masked_fill(torch.rand(shape, generator=random) < 0.3, -torch.inf)
         yield torch.randn(shape, generator=random).bfloat16()
 
@@ -44,7 +61,9 @@ def test_lowest_is_a_plain_sort(sparsity):
         row = keep_highest(score, sparsity, per="row")
         assert row.dtype == torch.bool and row.shape == score.shape
         assert row.tolist() == [kept(values, floor_of(sparsity, width)) for values in score.tolist()]
-        assert keep_highest(score, sparsity, per="layer").flatten().tolist() == kept(score.flatten().tolist(), floor_of(sparsity, out * width))
+        assert keep_highest(score, sparsity, per="layer").flatten().tolist() == kept(
+            score.flatten().tolist(), floor_of(sparsity, out * width)
+        )
         assert torch.equal(keep_highest(score, sparsity), keep_highest(score, sparsity, per="layer"))
 
 
@@ -52,21 +71,32 @@ def test_lowest_is_a_plain_sort(sparsity):
 def test_one_ranking_over_all_tensors_is_a_plain_sort(sparsity):
     for equal in (False, True):
         random = torch.Generator().manual_seed(1)
-        scores = {name: torch.ones(shape) if equal else torch.randint(0, 9, shape, generator=random).float()
-                  for name, shape in (("b", (3, 5)), ("a", (7, 2)), ("c", (4, 4)))}
+        scores = {
+            name: torch.ones(shape) if equal else torch.randint(0, 9, shape, generator=random).float()
+            for name, shape in (("b", (3, 5)), ("a", (7, 2)), ("c", (4, 4)))
+        }
         flat = [value for score in scores.values() for value in score.flatten().tolist()]
         found = keep_highest_global(scores, sparsity)
         assert list(found) == list(scores) and all(found[name].shape == score.shape for name, score in scores.items())
-        assert [keep for mask in found.values() for keep in mask.flatten().tolist()] == kept(flat, floor_of(sparsity, 45))
+        assert [keep for mask in found.values() for keep in mask.flatten().tolist()] == kept(
+            flat, floor_of(sparsity, 45)
+        )
 
 
 @pytest.mark.parametrize("n, m", [(1, 4), (2, 4), (4, 8), (3, 4)])
 def test_n_m_is_a_plain_sort_of_each_group(n, m):
-    for score in (torch.randn(5, 24, generator=torch.Generator().manual_seed(0)), torch.ones(5, 24),
-                  torch.randint(0, 2, (5, 24), generator=torch.Generator().manual_seed(1)).float()):
+    for score in (
+        torch.randn(5, 24, generator=torch.Generator().manual_seed(0)),
+        torch.ones(5, 24),
+        torch.randint(0, 2, (5, 24), generator=torch.Generator().manual_seed(1)).float(),
+    ):
         found = keep_highest_n_m(score, n, m)
-        assert found.tolist() == [[keep for start in range(0, 24, m) for keep in kept(row[start:start + m], m - n)] for row in score.tolist()]
-    with pytest.raises(UsageError, match=f"{n}:{m}|multiple|divi"): keep_highest_n_m(torch.ones(24, m + 1), n, m)  # groups lie along the inputs
+        assert found.tolist() == [
+            [keep for start in range(0, 24, m) for keep in kept(row[start : start + m], m - n)]
+            for row in score.tolist()
+        ]
+    with pytest.raises(UsageError, match=f"{n}:{m}|multiple|divi"):
+        keep_highest_n_m(torch.ones(24, m + 1), n, m)  # groups lie along the inputs
 
 
 @pytest.mark.parametrize("m", range(2, 11))
@@ -77,42 +107,64 @@ def test_selection_network_sorts_what_it_must(m):
         wires = list(rows.unbind(1))
         for i, j, low, high in selection_network(m, rank):
             assert 0 <= i < j < m and (low or high)
-            wires[i], wires[j] = torch.minimum(wires[i], wires[j]) if low else None, torch.maximum(wires[i], wires[j]) if high else None
+            wires[i], wires[j] = (
+                torch.minimum(wires[i], wires[j]) if low else None,
+                torch.maximum(wires[i], wires[j]) if high else None,
+            )
         assert torch.equal(wires[rank], rows.sort(1).values[:, rank])
         for i in range(m):
-            score = torch.rand(2, 2*m)
+            score = torch.rand(2, 2 * m)
             score[1, m + i] = float("nan")
-            with pytest.raises(RunError, match="NaN"): keep_highest_n_m(score, m - rank, m)
+            with pytest.raises(RunError, match="NaN"):
+                keep_highest_n_m(score, m - rank, m)
 
 
 def test_counting():
     for n in (1, 3, 10, 100, 1000, 4096, 10**6 + 3):
-        for hundredth in range(100): assert count_pruned(hundredth / 100, n) == hundredth * n // 100, (hundredth, n)
-    for sparsity in (0, 0.0, 0.5, 0.999): assert check_sparsity(sparsity) == sparsity
+        for hundredth in range(100):
+            assert count_pruned(hundredth / 100, n) == hundredth * n // 100, (hundredth, n)
+    for sparsity in (0, 0.0, 0.5, 0.999):
+        assert check_sparsity(sparsity) == sparsity
     for wrong in (1, 1.0, 50, -0.1, float("nan"), float("inf"), "half", None):
-        with pytest.raises(UsageError): check_sparsity(wrong)
+        with pytest.raises(UsageError):
+            check_sparsity(wrong)
 
 
 def test_patterns_and_allocations():
-    for text, kind, n, m, structured in (("unstructured", "unstructured", 0, 0, False), ("heads", "heads", 0, 0, True),
-                                         ("neurons", "neurons", 0, 0, True), ("1:4", "n:m", 1, 4, False), ("4:8", "n:m", 4, 8, False)):
+    for text, kind, n, m, structured in (
+        ("unstructured", "unstructured", 0, 0, False),
+        ("heads", "heads", 0, 0, True),
+        ("neurons", "neurons", 0, 0, True),
+        ("1:4", "n:m", 1, 4, False),
+        ("4:8", "n:m", 4, 8, False),
+    ):
         pattern = parse_pattern(text)
         assert (pattern.kind, pattern.n, pattern.m, bool(pattern.structured)) == (kind, n, m, structured)
     for wrong in ("4:2", "4:4", "0:4", "-1:4", "2:", ":", "a:b", "rows", "", None, 4):
-        with pytest.raises(UsageError): parse_pattern(wrong)
-    for text, good, bad in (("unstructured", ("row", "layer", "global"), ("group", "fair")), ("2:4", ("group",), ("row", "layer", "global")),
-                            ("heads", ("layer", "global"), ("row", "group")), ("neurons", ("layer", "global"), ("row", "group"))):
-        for allocation in good: check_allocation(parse_pattern(text), allocation)
+        with pytest.raises(UsageError):
+            parse_pattern(wrong)
+    for text, good, bad in (
+        ("unstructured", ("row", "layer", "global"), ("group", "fair")),
+        ("2:4", ("group",), ("row", "layer", "global")),
+        ("heads", ("layer", "global"), ("row", "group")),
+        ("neurons", ("layer", "global"), ("row", "group")),
+    ):
+        for allocation in good:
+            check_allocation(parse_pattern(text), allocation)
         for allocation in bad:
-            with pytest.raises(UsageError): check_allocation(parse_pattern(text), allocation)
+            with pytest.raises(UsageError):
+                check_allocation(parse_pattern(text), allocation)
 
 
 def unit_oracle(means, sparsity, everywhere):
     "group → units that stay: the ⌊s·n⌋ lowest go, of each group or of all; in one ranking the best unit of a group is safe."
-    if not everywhere: return [kept(group, floor_of(sparsity, len(group))) for group in means]
+    if not everywhere:
+        return [kept(group, floor_of(sparsity, len(group))) for group in means]
     best = {(g, max(range(len(group)), key=lambda u: (group[u], u))) for g, group in enumerate(means)}
-    order = sorted((value, g, u) for g, group in enumerate(means) for u, value in enumerate(group) if (g, u) not in best)
-    gone = {(g, u) for _, g, u in order[:floor_of(sparsity, sum(map(len, means)))]}
+    order = sorted(
+        (value, g, u) for g, group in enumerate(means) for u, value in enumerate(group) if (g, u) not in best
+    )
+    gone = {(g, u) for _, g, u in order[: floor_of(sparsity, sum(map(len, means)))]}
     return [[(g, u) not in gone for u in range(len(group))] for g, group in enumerate(means)]
 
 
@@ -124,28 +176,45 @@ def test_units_are_selected_by_their_mean_score(name, kind, allocation, sparsity
     "Block 0 scores far below the others, so that one ranking would empty it if its best unit were not safe."
     structure = anatomy(ARCHITECTURES[name]())
     random = torch.Generator().manual_seed(0)
-    scores = {f"{n}.weight": torch.rand(m.weight.shape, generator=random) + structure.block_of(n) for n, m in structure.linears.items()}
+    scores = {
+        f"{n}.weight": torch.rand(m.weight.shape, generator=random) + structure.block_of(n)
+        for n, m in structure.linears.items()
+    }
     masks = select(scores, structure, sparsity, parse_pattern(kind), allocation)
     groups = [getattr(block, kind) for block in structure.blocks]
     means = []
     for group in groups:
-        owned = [torch.cat([scores[f"{p}.weight"][u * rows:(u + 1) * rows].flatten() for p, rows in group.producers.items()]
-                           + [scores[f"{group.consumer}.weight"][:, u * group.columns:(u + 1) * group.columns].flatten()]) for u in range(group.count)]
+        owned = [
+            torch.cat(
+                [scores[f"{p}.weight"][u * rows : (u + 1) * rows].flatten() for p, rows in group.producers.items()]
+                + [scores[f"{group.consumer}.weight"][:, u * group.columns : (u + 1) * group.columns].flatten()]
+            )
+            for u in range(group.count)
+        ]
         means.append([o.double().mean().item() for o in owned])
     for group, expected in zip(groups, unit_oracle(means, sparsity, allocation == "global")):
         columns = masks.keep[f"{group.consumer}.weight"]
         assert columns[0].reshape(group.count, -1)[:, 0].tolist() == expected and any(expected)
         assert (columns == columns[:1]).all()  # whole columns
         for producer, rows in group.producers.items():
-            assert torch.equal(masks.keep[f"{producer}.weight"], torch.tensor(expected).repeat_interleave(rows)[:, None].expand(group.count * rows, 32))
+            assert torch.equal(
+                masks.keep[f"{producer}.weight"],
+                torch.tensor(expected).repeat_interleave(rows)[:, None].expand(group.count * rows, 32),
+            )
 
 
 # Holding. One model is pruned and then trained in every way that could bring a weight back.
 
+
 def pruned_model(name="bert", sparsity=0.5):
     model = ARCHITECTURES[name]()
     random = torch.Generator().manual_seed(0)
-    masks = Masks({f"{n}.weight": keep_highest(torch.rand(m.weight.shape, generator=random), sparsity) for n, m in anatomy(model).linears.items()})
+    masks = Masks(
+        {
+            f"{n}.weight": keep_highest(torch.rand(m.weight.shape, generator=random), sparsity)
+            for n, m in anatomy(model).linears.items()
+        }
+    )
     masks.apply(model)
     return model, masks
 
@@ -167,15 +236,26 @@ OPTIMIZERS = {
 }
 
 
-def train(model, optimizer="adamw", steps=3, accumulate=1, clip=None, autocast=False, after_step=lambda: None, meddle=lambda: None):
+def train(
+    model,
+    optimizer="adamw",
+    steps=3,
+    accumulate=1,
+    clip=None,
+    autocast=False,
+    after_step=lambda: None,
+    meddle=lambda: None,
+):
     optimizer, model = OPTIMIZERS[optimizer](model.parameters()), model.train()
     for step in range(steps):
         optimizer.zero_grad()
         for part in range(accumulate):
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast): loss = model(**batch("bert", seed=10 * step + part)).loss
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = model(**batch("bert", seed=10 * step + part)).loss
             loss.backward()
         meddle()
-        if clip: torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         after_step()
     return model
@@ -200,9 +280,17 @@ def test_held_against_momentum_from_before(optimizer):
     "The optimizer was running before the pruning: its memory moves weights whose gradient is zero."
     model, data = ARCHITECTURES["bert"](), batch("bert")
     running = OPTIMIZERS[optimizer](model.parameters())
-    def step(): running.zero_grad(); model(**data).loss.backward(); running.step()
-    for _ in range(3): step()
-    masks = Masks({f"{n}.weight": keep_highest(m.weight.detach().abs(), 0.5) for n, m in anatomy(model).linears.items()})
+
+    def step():
+        running.zero_grad()
+        model(**data).loss.backward()
+        running.step()
+
+    for _ in range(3):
+        step()
+    masks = Masks(
+        {f"{n}.weight": keep_highest(m.weight.detach().abs(), 0.5) for n, m in anatomy(model).linears.items()}
+    )
     masks.apply(model)
     with masks.hold(model):
         for _ in range(3):
@@ -210,12 +298,17 @@ def test_held_against_momentum_from_before(optimizer):
             assert came_back(model, masks) == 0
 
 
-@pytest.mark.parametrize("how", [dict(clip=0.1), dict(accumulate=3), dict(autocast=True), dict(autocast=True, clip=0.1, accumulate=2)], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [dict(clip=0.1), dict(accumulate=3), dict(autocast=True), dict(autocast=True, clip=0.1, accumulate=2)],
+    ids=str,
+)
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_held_through_clipping_accumulation_and_mixed_precision(how, optimizer):
     model, masks = pruned_model()
     counts = []
-    with masks.hold(model): train(model, optimizer, after_step=lambda: counts.append(came_back(model, masks)), **how)
+    with masks.hold(model):
+        train(model, optimizer, after_step=lambda: counts.append(came_back(model, masks)), **how)
     assert counts == [0, 0, 0]
     masks.verify(model)
 
@@ -223,28 +316,39 @@ def test_held_through_clipping_accumulation_and_mixed_precision(how, optimizer):
 def test_gradients_of_pruned_weights_are_zero_and_do_not_count_in_clipping():
     model, masks = pruned_model()
     free = copy.deepcopy(model)
-    for m in (model, free): m.eval()
+    for m in (model, free):
+        m.eval()
     with masks.hold(model):
-        for seed in (0, 1): model(**batch("bert", seed=seed)).loss.backward()  # accumulated
-        for seed in (0, 1): free(**batch("bert", seed=seed)).loss.backward()
+        for seed in (0, 1):
+            model(**batch("bert", seed=seed)).loss.backward()  # accumulated
+        for seed in (0, 1):
+            free(**batch("bert", seed=seed)).loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9)
-    living, everything = 0., 0.
+    living, everything = 0.0, 0.0
     for name, parameter in free.named_parameters():
-        if parameter.grad is None: continue
+        if parameter.grad is None:
+            continue
         keep = masks.keep.get(name, torch.ones_like(parameter, dtype=torch.bool))
         assert torch.allclose(model.get_parameter(name).grad, parameter.grad.where(keep, 0), atol=1e-6)
-        living, everything = living + (parameter.grad[keep] ** 2).sum().item(), everything + (parameter.grad ** 2).sum().item()
-    assert norm.item() == pytest.approx(living ** 0.5, rel=1e-4) and everything > 1.05 * living
+        living, everything = (
+            living + (parameter.grad[keep] ** 2).sum().item(),
+            everything + (parameter.grad**2).sum().item(),
+        )
+    assert norm.item() == pytest.approx(living**0.5, rel=1e-4) and everything > 1.05 * living
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_nan_gradients_on_pruned_weights(optimizer):
     "Written into .grad between backward and step, where no backward hook sees them."
     model, masks = pruned_model()
+
     def poison():
-        for name, keep in masks.keep.items(): model.get_parameter(name).grad[~keep] = float("nan")
+        for name, keep in masks.keep.items():
+            model.get_parameter(name).grad[~keep] = float("nan")
+
     counts = []
-    with masks.hold(model): train(model, optimizer, meddle=poison, after_step=lambda: counts.append(came_back(model, masks)))
+    with masks.hold(model):
+        train(model, optimizer, meddle=poison, after_step=lambda: counts.append(came_back(model, masks)))
     assert counts == [0, 0, 0] and all(p.isfinite().all() for p in model.parameters())
     masks.verify(model)
 
@@ -256,8 +360,10 @@ def test_a_loss_with_infinite_slope_at_zero():
     with masks.hold(model):
         for _ in range(3):
             optimizer.zero_grad()
-            (model(**batch("bert")).loss + sum(model.get_parameter(name).abs().sqrt().sum() for name in masks.keep)).backward()
-            assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1.).isfinite()
+            (
+                model(**batch("bert")).loss + sum(model.get_parameter(name).abs().sqrt().sum() for name in masks.keep)
+            ).backward()
+            assert torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite()
             optimizer.step()
             assert came_back(model, masks) == 0 and all(p.isfinite().all() for p in model.parameters())
 
@@ -268,20 +374,22 @@ def test_hooks_are_gone_afterwards():
         try:
             with masks.hold(model):
                 train(model, steps=1)
-                if fails: raise KeyError("from inside")
-        except KeyError as error: assert fails and "from inside" in str(error)
+                if fails:
+                    raise KeyError("from inside")
+        except KeyError as error:
+            assert fails and "from inside" in str(error)
         assert came_back(model, masks) == 0
         model.zero_grad()
         model(**batch("bert")).loss.backward()
         assert all(model.get_parameter(name).grad[~keep].any() for name, keep in masks.keep.items())  # no gradient hook
-        assert came_back(train(model, steps=1), masks) > 0                                          # no optimizer hook
+        assert came_back(train(model, steps=1), masks) > 0  # no optimizer hook
 
 
 def test_an_error_inside_is_not_covered_by_verification():
     model, masks = pruned_model()
     with pytest.raises(KeyError):
         with masks.hold(model):
-            next(iter(dict(model.named_parameters())[name] for name in masks.keep)).data.fill_(1.)
+            next(iter(dict(model.named_parameters())[name] for name in masks.keep)).data.fill_(1.0)
             raise KeyError("the cause")
 
 
@@ -289,7 +397,8 @@ def test_leaving_the_block_verifies():
     model, masks = pruned_model()
     name = list(masks.keep)[-1]
     with pytest.raises(RunError, match=name.replace(".", r"\.")):
-        with masks.hold(model): model.get_parameter(name).data += 0.1
+        with masks.hold(model):
+            model.get_parameter(name).data += 0.1
 
 
 def test_holding_one_model_leaves_others_alone():
@@ -308,10 +417,12 @@ def test_holding_one_model_leaves_others_alone():
 def test_frozen_weights_can_be_held():
     for frozen in ("all", "some"):
         model, masks = pruned_model()
-        for i, parameter in enumerate(model.parameters()): parameter.requires_grad_(frozen == "some" and i % 2 == 0)
+        for i, parameter in enumerate(model.parameters()):
+            parameter.requires_grad_(frozen == "some" and i % 2 == 0)
         before = [p.requires_grad for p in model.parameters()]
         with masks.hold(model):
-            if frozen == "some": train(model)
+            if frozen == "some":
+                train(model)
             assert came_back(model, masks) == 0
             assert [p.requires_grad for p in model.parameters()] == before
             model.requires_grad_(True)  # unfrozen on the way, as gradual unfreezing does
@@ -322,27 +433,31 @@ def test_frozen_weights_can_be_held():
 
 def test_zeros_survive_casts_and_checkpoints(tmp_path):
     model, masks = pruned_model()
-    with masks.hold(model): train(model)
+    with masks.hold(model):
+        train(model)
     for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.float32):
         masks.verify(model.to(dtype))
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path/"model.safetensors")
-    masks.save(tmp_path/"masks.safetensors")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    masks.save(tmp_path / "masks.safetensors")
     other = ARCHITECTURES["bert"](seed=1)
-    other.load_state_dict(load_file(tmp_path/"model.safetensors"))
-    loaded = Masks.load(tmp_path/"masks.safetensors")
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    loaded = Masks.load(tmp_path / "masks.safetensors")
     loaded.verify(other)
-    with loaded.hold(other): train(other, "sgd")
+    with loaded.hold(other):
+        train(other, "sgd")
     assert came_back(other, masks) == 0
 
 
 def test_held_in_half_precision():
     model, masks = pruned_model()
     model.to(torch.bfloat16)
-    with masks.hold(model): train(model)
+    with masks.hold(model):
+        train(model)
     masks.verify(model)
 
 
 # Verifying, applying, saving.
+
 
 def test_apply_zeroes_exactly_the_pruned_weights():
     model = ARCHITECTURES["llama"]()
@@ -365,7 +480,8 @@ def test_verify_names_the_parameter(value):
         parameter = model.get_parameter(name)
         place = tuple((~masks.keep[name]).nonzero()[-1].tolist())
         parameter.data[place] = value
-        with pytest.raises(RunError, match=name.replace(".", r"\.")) as error: masks.verify(model)
+        with pytest.raises(RunError, match=name.replace(".", r"\.")) as error:
+            masks.verify(model)
         assert not any(other in str(error.value) for other in masks.keep if other != name)
         parameter.data[place] = -0.0  # a zero of either sign is a zero
         masks.verify(model)
@@ -375,58 +491,76 @@ def test_masks_of_another_model():
     model, masks = pruned_model()
     for stranger in (ARCHITECTURES["llama"](), ARCHITECTURES["bert"](intermediate_size=32)):
         before = copy.deepcopy(stranger.state_dict())
-        for use, kind in ((masks.apply, UsageError), (lambda m: masks.hold(m).__enter__(), UsageError), (masks.verify, (UsageError, RunError))):
-            with pytest.raises(kind) as error: use(stranger)
+        for use, kind in (
+            (masks.apply, UsageError),
+            (lambda m: masks.hold(m).__enter__(), UsageError),
+            (masks.verify, (UsageError, RunError)),
+        ):
+            with pytest.raises(kind) as error:
+                use(stranger)
             assert any(name in str(error.value) for name in masks.keep) and "\n" not in str(error.value)
         assert all(torch.equal(value, before[key]) for key, value in stranger.state_dict().items())  # nothing half done
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 8), (13, 29), (7,)])
 def test_saved_masks_come_back(tmp_path, shape):
-    masks = Masks({name: torch.rand(shape, generator=torch.Generator().manual_seed(i)) > 0.5 for i, name in enumerate(("a.weight", "b.c.weight"))})
-    masks.save(tmp_path/"m.safetensors")
-    again = Masks.load(tmp_path/"m.safetensors")
+    masks = Masks(
+        {
+            name: torch.rand(shape, generator=torch.Generator().manual_seed(i)) > 0.5
+            for i, name in enumerate(("a.weight", "b.c.weight"))
+        }
+    )
+    masks.save(tmp_path / "m.safetensors")
+    again = Masks.load(tmp_path / "m.safetensors")
     assert list(again.keep) == list(masks.keep)
     assert all(again.keep[k].dtype == torch.bool and torch.equal(again.keep[k], masks.keep[k]) for k in masks.keep)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
 
 def test_saved_masks_take_one_bit_a_weight(tmp_path):
-    Masks({"a": torch.ones(1000, 1000, dtype=torch.bool)}).save(tmp_path/"m.safetensors")
-    assert (tmp_path/"m.safetensors").stat().st_size < 1000 * 1000 / 8 + 1000
+    Masks({"a": torch.ones(1000, 1000, dtype=torch.bool)}).save(tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").stat().st_size < 1000 * 1000 / 8 + 1000
 
 
 def test_damaged_missing_and_foreign_files(tmp_path):
     _, masks = pruned_model()
-    masks.save(tmp_path/"m.safetensors")
-    whole = (tmp_path/"m.safetensors").read_bytes()
+    masks.save(tmp_path / "m.safetensors")
+    whole = (tmp_path / "m.safetensors").read_bytes()
     damaged = [whole[:length] for length in (0, 4, 20, len(whole) // 2, len(whole) - 1)]
     damaged += [b"no masks at all", bytes(len(whole)), whole[:8] + b"\xff" * 50 + whole[58:]]
     for i, content in enumerate(damaged):
-        file = tmp_path/f"damaged-{i}.safetensors"
+        file = tmp_path / f"damaged-{i}.safetensors"
         file.write_bytes(content)
-        with pytest.raises(RunError, match="damaged-") as error: Masks.load(file)
+        with pytest.raises(RunError, match="damaged-") as error:
+            Masks.load(file)
         assert "\n" not in str(error.value)
-    save_file({"weight": torch.ones(3)}, tmp_path/"foreign.safetensors")
+    save_file({"weight": torch.ones(3)}, tmp_path / "foreign.safetensors")
     for file in ("foreign.safetensors", "missing.safetensors"):
-        with pytest.raises(RunError, match=file): Masks.load(tmp_path/file)
+        with pytest.raises(RunError, match=file):
+            Masks.load(tmp_path / file)
 
 
 def test_a_changed_byte_is_noticed_or_harmless(tmp_path):
     "In the header or in the bits: never another mask, never an error that is not ours."
     masks = Masks({"a.weight": torch.rand(5, 7, generator=torch.Generator().manual_seed(0)) > 0.5})
-    masks.save(tmp_path/"m.safetensors")
-    whole, file, wrong = (tmp_path/"m.safetensors").read_bytes(), tmp_path/"changed.safetensors", []
+    masks.save(tmp_path / "m.safetensors")
+    whole, file, wrong = (tmp_path / "m.safetensors").read_bytes(), tmp_path / "changed.safetensors", []
     for place in range(len(whole)):
-        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1:])
-        try: found = Masks.load(file).keep
-        except RunError: continue
-        except Exception as error: wrong.append((place, type(error).__name__)); continue
-        if found.keys() != masks.keep.keys() or any(not torch.equal(found[k], masks.keep[k]) for k in found): wrong.append((place, "another mask"))
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            found = Masks.load(file).keep
+        except RunError:
+            continue
+        except Exception as error:
+            wrong.append((place, type(error).__name__))
+            continue
+        if found.keys() != masks.keep.keys() or any(not torch.equal(found[k], masks.keep[k]) for k in found):
+            wrong.append((place, "another mask"))
     assert not wrong
 
 
 # Units.
+
 
 def test_from_units_takes_rows_biases_and_columns():
     "Sizes from tests/architectures.py: 64 neurons and 4 heads of 8 in 32 dimensions."
@@ -435,22 +569,39 @@ def test_from_units_takes_rows_biases_and_columns():
     keep = Masks.from_units(model, {(0, "neurons"): neurons, (1, "heads"): heads}).keep
     first, second = "bert.encoder.layer.0.", "bert.encoder.layer.1."
     dims = heads.repeat_interleave(8)
-    expected = {first + "intermediate.dense.weight": neurons[:, None].expand(64, 32), first + "intermediate.dense.bias": neurons,
-                first + "output.dense.weight": neurons.expand(32, 64), second + "attention.output.dense.weight": dims.expand(32, 32)}
+    expected = {
+        first + "intermediate.dense.weight": neurons[:, None].expand(64, 32),
+        first + "intermediate.dense.bias": neurons,
+        first + "output.dense.weight": neurons.expand(32, 64),
+        second + "attention.output.dense.weight": dims.expand(32, 32),
+    }
     for role in ("query", "key", "value"):
-        expected |= {second + f"attention.self.{role}.weight": dims[:, None].expand(32, 32), second + f"attention.self.{role}.bias": dims}
+        expected |= {
+            second + f"attention.self.{role}.weight": dims[:, None].expand(32, 32),
+            second + f"attention.self.{role}.bias": dims,
+        }
     assert keep.keys() == expected.keys() and all(torch.equal(keep[name], expected[name]) for name in expected)
     weights = [mask for name, mask in keep.items() if name.endswith("weight")]
-    assert Masks(keep).sparsity() == pytest.approx(sum(int((~m).sum()) for m in weights) / sum(m.numel() for m in weights))
+    assert Masks(keep).sparsity() == pytest.approx(
+        sum(int((~m).sum()) for m in weights) / sum(m.numel() for m in weights)
+    )
     masks = Masks(keep)
     masks.apply(model)
-    with masks.hold(model): train(model)  # biases are held, too
+    with masks.hold(model):
+        train(model)  # biases are held, too
     assert came_back(model, masks) == 0
 
 
 def test_from_units_refuses_what_is_no_group():
     model = ARCHITECTURES["llama"]()
-    for units in ({(0, "layers"): torch.ones(64).bool()}, {(9, "heads"): torch.ones(2).bool()}, {(0, "heads"): torch.ones(4).bool()},
-                  {(0, "neurons"): torch.zeros(64).bool()}, {(0, "neurons"): torch.ones(64)}):
-        with pytest.raises(UsageError): Masks.from_units(model, units)
-    with pytest.raises(UsageError): Masks.from_units(nn.Sequential(nn.Linear(4, 4)), {(0, "heads"): torch.ones(2).bool()})
+    for units in (
+        {(0, "layers"): torch.ones(64).bool()},
+        {(9, "heads"): torch.ones(2).bool()},
+        {(0, "heads"): torch.ones(4).bool()},
+        {(0, "neurons"): torch.zeros(64).bool()},
+        {(0, "neurons"): torch.ones(64)},
+    ):
+        with pytest.raises(UsageError):
+            Masks.from_units(model, units)
+    with pytest.raises(UsageError):
+        Masks.from_units(nn.Sequential(nn.Linear(4, 4)), {(0, "heads"): torch.ones(2).bool()})

@@ -1,5 +1,7 @@
 "Metrics: values that can be checked by hand, and no trace on disk."
-import math, pickle
+
+import math
+import pickle
 
 import evaluate
 import numpy as np
@@ -14,16 +16,22 @@ def score(name, predictions, references, **options):
     return load_metric(name).compute(predictions=predictions, references=references, **options)
 
 
-CONFUSION = [1] * 6 + [0] * 4, [1, 1, 1, 1, 0, 0, 1, 0, 0, 0]  # 4 true positives, 2 false ones, 1 missed, 3 true negatives
+CONFUSION = (
+    [1] * 6 + [0] * 4,
+    [1, 1, 1, 1, 0, 0, 1, 0, 0, 0],
+)  # 4 true positives, 2 false ones, 1 missed, 3 true negatives
 
 
-@pytest.mark.parametrize("name, value", [
-    ("accuracy", 7 / 10),
-    ("precision", 4 / 6),
-    ("recall", 4 / 5),
-    ("f1", 2 * 4 / (2 * 4 + 2 + 1)),
-    ("matthews", (4 * 3 - 2 * 1) / math.sqrt(6 * 5 * 5 * 4)),
-])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("accuracy", 7 / 10),
+        ("precision", 4 / 6),
+        ("recall", 4 / 5),
+        ("f1", 2 * 4 / (2 * 4 + 2 + 1)),
+        ("matthews", (4 * 3 - 2 * 1) / math.sqrt(6 * 5 * 5 * 4)),
+    ],
+)
 def test_classification_by_hand(name, value):
     assert score(name, *CONFUSION)[name] == pytest.approx(value)
 
@@ -53,8 +61,10 @@ def test_correlations_by_hand():
 @pytest.mark.parametrize("name", ["pearson", "spearman"])
 def test_correlation_without_variation_and_with_divergence(name):
     assert score(name, [2.0, 2.0], [1.0, 2.0]) == {name: 0.0}
-    with pytest.raises(RunError, match="prediction 1"): score(name, [1.0, float("nan"), 2.0], [1.0, 2.0, 3.0])
-    with pytest.raises(RunError, match="reference 0"): score(name, [1.0, 2.0], [float("inf"), 2.0])
+    with pytest.raises(RunError, match="prediction 1"):
+        score(name, [1.0, float("nan"), 2.0], [1.0, 2.0, 3.0])
+    with pytest.raises(RunError, match="reference 0"):
+        score(name, [1.0, 2.0], [float("inf"), 2.0])
 
 
 def test_perplexity_is_over_all_tokens_not_over_batches():
@@ -66,52 +76,84 @@ def test_perplexity_is_over_all_tokens_not_over_batches():
     assert score("perplexity", [0.0], [5]) == {"perplexity": 1.0}
     assert score("perplexity", [1e9], [5])["perplexity"] == math.inf
     assert math.isnan(score("perplexity", [float("nan")], [5])["perplexity"])
-    with pytest.raises(UsageError, match="at least one"): score("perplexity", [0.0], [0])
+    with pytest.raises(UsageError, match="at least one"):
+        score("perplexity", [0.0], [0])
 
 
-@pytest.mark.parametrize("text, normal", [
-    ("The Cat!", "cat"), ("an  apple, a day", "apple day"), ("Theatre", "theatre"), ("U.S.", "us"), ("", ""), ("the", ""),
-])
+@pytest.mark.parametrize(
+    "text, normal",
+    [
+        ("The Cat!", "cat"),
+        ("an  apple, a day", "apple day"),
+        ("Theatre", "theatre"),
+        ("U.S.", "us"),
+        ("", ""),
+        ("the", ""),
+    ],
+)
 def test_normalisation(text, normal):
     assert normalise_answer(text) == normal
 
 
-@pytest.mark.parametrize("prediction, reference, value", [
-    ("a b c", "b c d", 2 * 2 / (2 + 3)),           # the article is no word: "b c" against "b c d"
-    ("red red blue", "red green", 2 * 1 / (3 + 2)),  # shared words count once per occurrence
-    ("x", "y", 0), ("", "", 1), ("the", "", 1), ("", "y", 0),
-])
+@pytest.mark.parametrize(
+    "prediction, reference, value",
+    [
+        ("a b c", "b c d", 2 * 2 / (2 + 3)),  # the article is no word: "b c" against "b c d"
+        ("red red blue", "red green", 2 * 1 / (3 + 2)),  # shared words count once per occurrence
+        ("x", "y", 0),
+        ("", "", 1),
+        ("the", "", 1),
+        ("", "y", 0),
+    ],
+)
 def test_answer_f1(prediction, reference, value):
     assert answer_f1(prediction, reference) == pytest.approx(value)
 
 
-def answer(key, *texts): return {"id": key, "answers": {"text": list(texts), "answer_start": [0] * len(texts)}}
-def said(key, text): return {"id": key, "prediction_text": text}
+def answer(key, *texts):
+    return {"id": key, "answers": {"text": list(texts), "answer_start": [0] * len(texts)}}
+
+
+def said(key, text):
+    return {"id": key, "prediction_text": text}
 
 
 def test_squad_takes_the_best_reference_and_ids_not_order():
-    result = score("squad", [said("q2", "nine lives"), said("q1", "the cat")], [answer("q1", "Dog", "Cat"), answer("q2", "nine")])
+    result = score(
+        "squad", [said("q2", "nine lives"), said("q1", "the cat")], [answer("q1", "Dog", "Cat"), answer("q2", "nine")]
+    )
     assert result == {"exact_match": 0.5, "f1": pytest.approx((1 + 2 / 3) / 2)}
 
 
 def test_squad_v2_separates_the_two_kinds_of_questions():
     references = [answer("q1", "cat"), answer("q2"), answer("q3")]
     result = score("squad_v2", [said("q1", ""), said("q2", ""), said("q3", "dog")], references)
-    assert result == {"f1": pytest.approx(1 / 3), "exact_match": pytest.approx(1 / 3), "has_answer_f1": 0, "has_answer_exact_match": 0, "no_answer_accuracy": 0.5}
+    assert result == {
+        "f1": pytest.approx(1 / 3),
+        "exact_match": pytest.approx(1 / 3),
+        "has_answer_f1": 0,
+        "has_answer_exact_match": 0,
+        "no_answer_accuracy": 0.5,
+    }
     assert "no_answer_accuracy" not in score("squad_v2", [said("q1", "cat")], references[:1])
 
 
 def test_missing_prediction_is_named():
-    with pytest.raises(UsageError, match="'q2'"): score("squad", [said("q1", "a"), said("q1", "b")], [answer("q1", "a"), answer("q2", "b")])
+    with pytest.raises(UsageError, match="'q2'"):
+        score("squad", [said("q1", "a"), said("q1", "b")], [answer("q1", "a"), answer("q2", "b")])
 
 
-@pytest.mark.parametrize("call, text", [
-    (lambda: load_metric("acc"), "accuracy"),
-    (lambda: score("accuracy", [1], [1, 0]), "1 predictions and 2 references"),
-    (lambda: score("accuracy", [], []), "nothing to measure"),
-])
+@pytest.mark.parametrize(
+    "call, text",
+    [
+        (lambda: load_metric("acc"), "accuracy"),
+        (lambda: score("accuracy", [1], [1, 0]), "1 predictions and 2 references"),
+        (lambda: score("accuracy", [], []), "nothing to measure"),
+    ],
+)
 def test_usage_errors(call, text):
-    with pytest.raises(UsageError, match=text): call()
+    with pytest.raises(UsageError, match=text):
+        call()
 
 
 def test_batches_tensors_and_reuse():
@@ -130,13 +172,17 @@ def test_metrics_do_not_share_state():
 
 
 def test_nothing_is_written_and_no_lock_is_shared_with_other_processes(tmp_path, monkeypatch):
-    blocked = tmp_path/"a file, so no folder can be made below it"
+    blocked = tmp_path / "a file, so no folder can be made below it"
     blocked.write_text("")
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(blocked/"metrics"))
-    def no_lock(*arguments, **named): raise AssertionError("a metric asked for a lock file")
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(blocked / "metrics"))
+
+    def no_lock(*arguments, **named):
+        raise AssertionError("a metric asked for a lock file")
+
     monkeypatch.setattr(evaluate.module, "FileLock", no_lock)
     monkeypatch.chdir(tmp_path)
-    for name in set(METRICS) - {"squad", "squad_v2"}: score(name, [1, 0, 1], [1, 1, 0])
+    for name in set(METRICS) - {"squad", "squad_v2"}:
+        score(name, [1, 0, 1], [1, 1, 0])
     score("squad", [said("q1", "a")], [answer("q1", "a")])
     assert list(tmp_path.iterdir()) == [blocked]
 

@@ -1,11 +1,13 @@
 "What the figures draw is compared with the numbers behind it; what they must not draw is refused."
+
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
-from pruneresearch.lab import plots
+
 from pruneresearch.basics.errors import UsageError
+from pruneresearch.lab import plots
 from pruneresearch.lab.compare import leaderboard, mean_interval, pairwise, pareto
 
 SKILL = {"random": -3.0, "magnitude": 0.0, "wanda": 0.3, "taylor": 0.001}
@@ -16,11 +18,32 @@ def rows_of(metric="accuracy", task="t", **changes):
     for method, skill in SKILL.items():
         for sparsity in (0.3, 0.5, 0.7):
             for seed in range(3):
-                jitter = 0.01*np.sin(7*seed + 3*len(method) + 10*sparsity)
-                value = 0.9 + 0.1*(skill*sparsity) + jitter if metric == "accuracy" else float(30*np.exp(sparsity*(1 - skill) + jitter))
-                out.append(dict(id=f"{method}-{sparsity}-{seed}", protocol=f"p-{task}", model="m", task=task, method=method, pattern="unstructured",
-                                recovery="none", seed=seed, sparsity=sparsity, achieved=sparsity, metric=metric, value=value, outcomes=None,
-                                dense_value=0.95 if metric == "accuracy" else 28.0, prune_seconds=1.0 + sparsity) | changes)
+                jitter = 0.01 * np.sin(7 * seed + 3 * len(method) + 10 * sparsity)
+                value = (
+                    0.9 + 0.1 * (skill * sparsity) + jitter
+                    if metric == "accuracy"
+                    else float(30 * np.exp(sparsity * (1 - skill) + jitter))
+                )
+                out.append(
+                    dict(
+                        id=f"{method}-{sparsity}-{seed}",
+                        protocol=f"p-{task}",
+                        model="m",
+                        task=task,
+                        method=method,
+                        pattern="unstructured",
+                        recovery="none",
+                        seed=seed,
+                        sparsity=sparsity,
+                        achieved=sparsity,
+                        metric=metric,
+                        value=value,
+                        outcomes=None,
+                        dense_value=0.95 if metric == "accuracy" else 28.0,
+                        prune_seconds=1.0 + sparsity,
+                    )
+                    | changes
+                )
     return out
 
 
@@ -40,11 +63,12 @@ def points(axis):
 
 def contrast(colour):
     "Contrast ratio against white (WCAG)."
-    channel = [c/12.92 if c <= 0.03928 else ((c + 0.055)/1.055)**2.4 for c in to_rgb(colour)]
-    return 1.05/(np.dot(channel, [0.2126, 0.7152, 0.0722]) + 0.05)
+    channel = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return 1.05 / (np.dot(channel, [0.2126, 0.7152, 0.0722]) + 0.05)
 
 
 # ---------------------------------------------------------------- style
+
 
 def test_looks_are_distinct_stable_and_visible_on_white():
     names = ["random", *plots.METHOD_ORDER, "one of mine", "dense"]
@@ -59,21 +83,30 @@ def test_looks_are_distinct_stable_and_visible_on_white():
 def test_every_method_of_the_library_and_of_the_figures_has_a_fixed_look():
     import re
     from pathlib import Path
+
     from pruneresearch.lab.experiment import saved_rows
+
     root = Path(__file__).parent.parent
-    ours = {name for path in (root/"pruneresearch").rglob("*.py") for name in re.findall(r'register_method\(Method\(\s*"([^"]+)"', path.read_text(encoding="utf-8"))}
-    drawn = {row["method"] for path in (root/"figures").rglob("*.json.gz") for row in saved_rows(path)}
+    ours = {
+        name
+        for path in (root / "pruneresearch").rglob("*.py")
+        for name in re.findall(r'register_method\(Method\(\s*"([^"]+)"', path.read_text(encoding="utf-8"))
+    }
+    drawn = {row["method"] for path in (root / "figures").rglob("*.json.gz") for row in saved_rows(path)}
     assert len(ours) > 5 and not (ours | drawn) - {*plots.METHOD_ORDER, "random"}
 
 
 def test_style_ends_with_its_block():
     import matplotlib
+
     before = matplotlib.rcParams["axes.spines.top"]
-    with plots.style(): assert matplotlib.rcParams["axes.spines.top"] is False
+    with plots.style():
+        assert matplotlib.rcParams["axes.spines.top"] is False
     assert matplotlib.rcParams["axes.spines.top"] == before
 
 
 # ---------------------------------------------------------------- quality
+
 
 @pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
 def test_points_and_bars_are_means_and_intervals(metric):
@@ -83,9 +116,12 @@ def test_points_and_bars_are_means_and_intervals(metric):
     assert len(drawn) == 12 and axis.get_yscale() == ("log" if metric == "perplexity" else "linear")
     for method in SKILL:
         for sparsity in (0.3, 0.5, 0.7):
-            interval = mean_interval([r["value"] for r in rows if (r["method"], r["sparsity"]) == (method, sparsity)], log=metric == "perplexity")
-            near = drawn[np.argmin(abs(drawn[:, 1] - interval.mean) + abs(drawn[:, 0] - 100*sparsity)*1e-6)]
-            assert near[1:4] == pytest.approx(interval[:3], rel=1e-6) and abs(near[0] - 100*sparsity) < 10
+            interval = mean_interval(
+                [r["value"] for r in rows if (r["method"], r["sparsity"]) == (method, sparsity)],
+                log=metric == "perplexity",
+            )
+            near = drawn[np.argmin(abs(drawn[:, 1] - interval.mean) + abs(drawn[:, 0] - 100 * sparsity) * 1e-6)]
+            assert near[1:4] == pytest.approx(interval[:3], rel=1e-6) and abs(near[0] - 100 * sparsity) < 10
 
 
 def test_methods_stand_beside_each_other():
@@ -94,16 +130,18 @@ def test_methods_stand_beside_each_other():
 
 
 def test_dense_band_is_the_interval_of_its_seeds():
-    rows = [r | {"dense_value": 0.95 + 0.01*r["seed"]} for r in ROWS]
+    rows = [r | {"dense_value": 0.95 + 0.01 * r["seed"]} for r in ROWS]
     axis = plots.quality_against_sparsity(rows).axes[0]
     interval = mean_interval([0.95, 0.96, 0.97])
     band = axis.patches[0].get_extents().transformed(axis.transData.inverted())
     assert (band.y0, band.y1) == pytest.approx((interval.low, interval.high))
-    assert not plots.quality_against_sparsity(ROWS).axes[0].patches          # equal seeds have no band
+    assert not plots.quality_against_sparsity(ROWS).axes[0].patches  # equal seeds have no band
 
 
 def test_runs_outside_the_budget_are_hollow_and_stand_where_they_ended():
-    stray = [r | {"method": "gradprobe", "achieved": 0.1} for r in ROWS if r["method"] == "wanda" and r["sparsity"] == 0.5]
+    stray = [
+        r | {"method": "gradprobe", "achieved": 0.1} for r in ROWS if r["method"] == "wanda" and r["sparsity"] == 0.5
+    ]
     drawn = points(plots.quality_against_sparsity(ROWS + stray).axes[0])
     hollow = drawn[drawn[:, 4] == 0]
     assert len(hollow) == 1 and abs(hollow[0, 0] - 10) < 6
@@ -118,73 +156,118 @@ def test_random_does_not_decide_the_axis_unless_asked():
 def test_every_task_has_its_panel_and_axes_have_units():
     figure = plots.quality_against_sparsity(ROWS + rows_of("perplexity", "u"))
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["t, unstructured", "u, unstructured"]
-    assert [axis.get_ylabel() for axis in figure.axes] == ["accuracy (higher is better)", "perplexity (lower is better)"]
+    assert [axis.get_ylabel() for axis in figure.axes] == [
+        "accuracy (higher is better)",
+        "perplexity (lower is better)",
+    ]
     assert all("%" in axis.get_xlabel() for axis in figure.axes)
     assert all(words in " ".join(figure.get_supxlabel().split()) for words in ("95 % t-interval", "3 seeds"))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "magnitude", "wanda", "taylor", "dense"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "random",
+        "magnitude",
+        "wanda",
+        "taylor",
+        "dense",
+    ]
 
 
 def test_a_single_seed_and_an_infinite_value_can_be_drawn():
     assert np.isnan(points(plots.quality_against_sparsity([r for r in ROWS if r["seed"] == 0]).axes[0])[:, 2]).all()
-    diverged = [r | {"value": float("inf")} if r["method"] == "taylor" and r["sparsity"] == 0.7 else r for r in rows_of("perplexity")]
+    diverged = [
+        r | {"value": float("inf")} if r["method"] == "taylor" and r["sparsity"] == 0.7 else r
+        for r in rows_of("perplexity")
+    ]
     assert len(points(plots.quality_against_sparsity(diverged).axes[0])) == 11
 
 
 def test_with_one_sparsity_methods_stand_at_their_names():
-    stray = [r | {"method": "gradprobe", "achieved": 0.1} for r in ROWS if r["method"] == "wanda" and r["sparsity"] == 0.5]
+    stray = [
+        r | {"method": "gradprobe", "achieved": 0.1} for r in ROWS if r["method"] == "wanda" and r["sparsity"] == 0.5
+    ]
     [axis] = plots.quality_against_sparsity([r for r in ROWS if r["sparsity"] == 0.5] + stray, focus=False).axes
     names = [label.get_text() for label in axis.get_xticklabels()]
-    assert names == ["random", "magnitude", "wanda", "taylor", "gradprobe (10 %)"] and axis.get_xlabel().endswith(": 50 %")
+    assert names == ["random", "magnitude", "wanda", "taylor", "gradprobe (10 %)"] and axis.get_xlabel().endswith(
+        ": 50 %"
+    )
     drawn = {names[int(x)]: (y, filled) for x, y, _, _, filled in points(axis)}
-    for method in SKILL: assert drawn[method] == (pytest.approx(np.mean([r["value"] for r in ROWS if (r["method"], r["sparsity"]) == (method, 0.5)])), 1)
+    for method in SKILL:
+        assert drawn[method] == (
+            pytest.approx(np.mean([r["value"] for r in ROWS if (r["method"], r["sparsity"]) == (method, 0.5)])),
+            1,
+        )
     assert drawn["gradprobe (10 %)"][1] == 0
     none_asked = [r | {"sparsity": None} for r in ROWS if r["sparsity"] == 0.5]
     assert not plots.one_sparsity({("m",): none_asked}) and not plots.one_sparsity({("m",): ROWS})
 
 
-@pytest.mark.parametrize("metric, values, expected", [
-    ("accuracy", (0.8, 1.0, 1.0), (None, 1)), ("accuracy", (0.0, 0.3, 0.0), (0, None)), ("matthews", (-0.9, -0.5, -0.99), (-1, None)), ("loss", (0.0, 3.0, 1.0), (None, None)), ("perplexity", (2.0, 30.0, 4.0), (None, None)),
-])
+@pytest.mark.parametrize(
+    "metric, values, expected",
+    [
+        ("accuracy", (0.8, 1.0, 1.0), (None, 1)),
+        ("accuracy", (0.0, 0.3, 0.0), (0, None)),
+        ("matthews", (-0.9, -0.5, -0.99), (-1, None)),
+        ("loss", (0.0, 3.0, 1.0), (None, None)),
+        ("perplexity", (2.0, 30.0, 4.0), (None, None)),
+    ],
+)
 def test_no_interval_is_drawn_where_no_value_can_be(metric, values, expected):
-    rows = [dict(ROWS[0], id=str(seed), method="wanda", metric=metric, seed=seed, value=value, dense_value=value) for seed, value in enumerate(values)]
+    rows = [
+        dict(ROWS[0], id=str(seed), method="wanda", metric=metric, seed=seed, value=value, dense_value=value)
+        for seed, value in enumerate(values)
+    ]
     interval = mean_interval(values, log=metric == "perplexity")
     figure = plots.quality_against_sparsity(rows, focus=False)
     ends = [whole if end is None else end for whole, end in zip(interval[1:3], expected)]
-    assert points(figure.axes[0])[0, 2:4] == pytest.approx(ends) and plots.possible(interval, metric) == pytest.approx(ends)
+    assert points(figure.axes[0])[0, 2:4] == pytest.approx(ends) and plots.possible(interval, metric) == pytest.approx(
+        ends
+    )
     band = figure.axes[0].patches[0].get_extents().transformed(figure.axes[0].transData.inverted())
     assert (band.y0, band.y1) == pytest.approx(ends)
 
 
-@pytest.mark.parametrize("rows, words", [
-    ([], "no rows"), (ROWS + rows_of(protocol="q"), "2 protocols"), (ROWS + rows_of(dense_value=0.5)[:1], "another dense"),
-])
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ([], "no rows"),
+        (ROWS + rows_of(protocol="q"), "2 protocols"),
+        (ROWS + rows_of(dense_value=0.5)[:1], "another dense"),
+    ],
+)
 def test_what_cannot_be_compared_is_not_drawn(rows, words):
-    with pytest.raises(UsageError, match=words): plots.quality_against_sparsity(rows)
+    with pytest.raises(UsageError, match=words):
+        plots.quality_against_sparsity(rows)
 
 
 # ---------------------------------------------------------------- masks
 
+
 def test_mask_picture_shows_the_mask():
     import torch
+
     mask = torch.rand(6, 9) > 0.4
     axis = plots.mask_picture({"q": mask}).axes[0]
-    assert np.array_equal(axis.images[0].get_array(), mask.numpy()) and axis.get_title(loc="left") == f"q: {100*(~mask).float().mean():.1f} % removed"
+    assert (
+        np.array_equal(axis.images[0].get_array(), mask.numpy())
+        and axis.get_title(loc="left") == f"q: {100 * (~mask).float().mean():.1f} % removed"
+    )
     weight = torch.nn.Parameter(torch.randn(6, 9) * mask)
     assert np.array_equal(plots.mask_picture(weight).axes[0].images[0].get_array(), mask.numpy())
 
 
 def test_tiles_average_without_losing_a_row():
     keep = np.random.default_rng(0).random((10, 7)) < 0.5
-    slow = np.array([[keep[r:r + 3, c:c + 2].mean() for c in range(0, 7, 2)] for r in range(0, 10, 3)])
+    slow = np.array([[keep[r : r + 3, c : c + 2].mean() for c in range(0, 7, 2)] for r in range(0, 10, 3)])
     assert plots.tiles(keep, limit=4) == pytest.approx(slow)
 
 
 @pytest.mark.parametrize("bad, words", [(np.ones(3), "1 dimensions"), ({}, "no mask")])
 def test_mask_picture_refuses(bad, words):
-    with pytest.raises(UsageError, match=words): plots.mask_picture(bad)
+    with pytest.raises(UsageError, match=words):
+        plots.mask_picture(bad)
 
 
 # ---------------------------------------------------------------- differences and costs
+
 
 def test_difference_plot_draws_the_board_and_leaves_the_unseparable_hollow():
     board = leaderboard(ROWS, n_resamples=300)
@@ -194,21 +277,27 @@ def test_difference_plot_draws_the_board_and_leaves_the_unseparable_hollow():
     hollow = [to_rgb(c[0].get_markerfacecolor()) == (1, 1, 1) for c in axis.containers]
     assert sum(hollow) == (shown["verdict"] == "not separable").sum() and 0 < sum(hollow) < len(hollow)
     assert len(plots.difference_plot(board, without=()).axes[0].containers) == 9
-    with pytest.raises(UsageError, match="no difference"): plots.difference_plot(board[board["method"] == "magnitude"])
+    with pytest.raises(UsageError, match="no difference"):
+        plots.difference_plot(board[board["method"] == "magnitude"])
 
 
 def test_relative_differences_are_ratios_on_a_logarithmic_axis():
     board = leaderboard(rows_of("perplexity"), n_resamples=100)
     axis = plots.difference_plot(board).axes[0]
     assert axis.get_xlabel() == "perplexity ÷ magnitude's (lower is better)" and axis.get_xscale() == "log"
-    assert max(c[0].get_xdata()[0] for c in axis.containers) == pytest.approx(1 + board[board["method"] != "random"]["difference"].max())
+    assert max(c[0].get_xdata()[0] for c in axis.containers) == pytest.approx(
+        1 + board[board["method"] != "random"]["difference"].max()
+    )
 
 
 def test_each_difference_stands_at_its_method():
     board = leaderboard(ROWS, n_resamples=50)
     axis = plots.difference_plot(board).axes[0]
     names = {y: label.get_text() for y, label in zip(axis.get_yticks(), axis.get_yticklabels())}
-    shown = {(line["method"], round(line["difference"], 9)) for _, line in board[board["method"].isin(["wanda", "taylor"])].iterrows()}
+    shown = {
+        (line["method"], round(line["difference"], 9))
+        for _, line in board[board["method"].isin(["wanda", "taylor"])].iterrows()
+    }
     assert {(names[c[0].get_ydata()[0]], round(c[0].get_xdata()[0], 9)) for c in axis.containers} == shown
     assert len(names) == len(shown) + board["sparsity"].nunique()  # a heading per sparsity
 
@@ -217,43 +306,77 @@ def test_cost_plot_draws_cost_and_value():
     board = leaderboard(ROWS, n_resamples=50)
     axis = plots.cost_plot(board, 0.5).axes[0]
     assert {round(c[0].get_xdata()[0], 9) for c in axis.containers} == {1.5} and "(s)" in axis.get_xlabel()
-    for bad, words in ((dict(sparsity=0.9), "no ranked line"), (dict(sparsity=0.5, cost="macs"), "unknown cost"), (dict(sparsity=0.5, cost="mmacs"), "no ranked line")):
-        with pytest.raises(UsageError, match=words): plots.cost_plot(board, **bad)
+    for bad, words in (
+        (dict(sparsity=0.9), "no ranked line"),
+        (dict(sparsity=0.5, cost="macs"), "unknown cost"),
+        (dict(sparsity=0.5, cost="mmacs"), "no ranked line"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            plots.cost_plot(board, **bad)
 
 
 # ---------------------------------------------------------------- files
 
+
 def test_figures_are_saved_with_their_rows_the_same_each_time(tmp_path):
     rows = [r | {"outcomes": [1, 0]} for r in ROWS]
-    paths = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path/"deep"/"figure.png", rows)
-    assert sorted(p.name for p in (tmp_path/"deep").iterdir()) == ["figure.csv", "figure.png", "figure.svg"]
-    again = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path/"again", rows)
+    paths = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path / "deep" / "figure.png", rows)
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["figure.csv", "figure.png", "figure.svg"]
+    again = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path / "again", rows)
     assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
     table = pd.read_csv(paths[2])
-    assert len(table) == len(ROWS) and "outcomes" not in table and table["value"].to_numpy() == pytest.approx([r["value"] for r in ROWS])
+    assert (
+        len(table) == len(ROWS)
+        and "outcomes" not in table
+        and table["value"].to_numpy() == pytest.approx([r["value"] for r in ROWS])
+    )
 
 
 def test_the_background_is_solid_white(tmp_path):
-    png = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path/"figure", ROWS)[0]
+    png = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path / "figure", ROWS)[0]
     pixels = imread(png)
-    assert (pixels[0, 0] == 1).all() and (pixels[..., 3] == 1).all() if pixels.shape[-1] == 4 else (pixels[0, 0] == 1).all()
+    assert (
+        (pixels[0, 0] == 1).all() and (pixels[..., 3] == 1).all()
+        if pixels.shape[-1] == 4
+        else (pixels[0, 0] == 1).all()
+    )
 
 
 def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     figure = plots.quality_against_sparsity(ROWS)
     monkeypatch.setattr(figure, "savefig", lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError): plots.save_figure(figure, tmp_path/"figure", ROWS)
+    with pytest.raises(OSError):
+        plots.save_figure(figure, tmp_path / "figure", ROWS)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UsageError, match="'.pdf'"): plots.save_figure(figure, tmp_path/"figure.pdf", ROWS)
+    with pytest.raises(UsageError, match="'.pdf'"):
+        plots.save_figure(figure, tmp_path / "figure.pdf", ROWS)
 
 
 def test_no_axis_of_a_score_goes_beyond_one_and_a_budget_of_work_is_named():
     "A t-interval over three seeds may end where no accuracy can be; a share of MACs is not a sparsity of weights."
-    wide = [dict(row, value=row["value"] + (0.1 if row["seed"] else -0.2), pattern=pattern) for row in ROWS for pattern in ("heads+neurons", "heads+neurons by MACs")]
-    assert max(mean_interval([row["value"] for row in wide if row["method"] == "wanda" and row["sparsity"] == 0.3 and row["pattern"] == "heads+neurons"])) > 1.2
+    wide = [
+        dict(row, value=row["value"] + (0.1 if row["seed"] else -0.2), pattern=pattern)
+        for row in ROWS
+        for pattern in ("heads+neurons", "heads+neurons by MACs")
+    ]
+    assert (
+        max(
+            mean_interval(
+                [
+                    row["value"]
+                    for row in wide
+                    if row["method"] == "wanda" and row["sparsity"] == 0.3 and row["pattern"] == "heads+neurons"
+                ]
+            )
+        )
+        > 1.2
+    )
     figure = plots.quality_against_sparsity(wide, focus=False)
     assert len(figure.axes) == 2 and all(axis.get_ylim()[1] == 1.02 for axis in figure.axes)
-    assert [axis.get_xlabel() for axis in figure.axes] == ["sparsity of the weights in scope (%)", "share of MACs that went (%)"]
+    assert [axis.get_xlabel() for axis in figure.axes] == [
+        "sparsity of the weights in scope (%)",
+        "share of MACs that went (%)",
+    ]
 
 
 def test_the_matrix_shows_every_verdict_from_both_sides():
@@ -261,49 +384,88 @@ def test_the_matrix_shows_every_verdict_from_both_sides():
     [axis] = plots.separability_plot(pairs).axes
     order = [label.get_text() for label in axis.get_yticklabels()]
     assert order == [label.get_text() for label in axis.get_xticklabels()] and order[-1] == "random"
-    marks = {(order[round(text.get_position()[1])], order[round(text.get_position()[0])]): text.get_text() for text in axis.texts}
-    assert len(marks) == len(axis.patches) == len(SKILL)*(len(SKILL) - 1)
+    marks = {
+        (order[round(text.get_position()[1])], order[round(text.get_position()[0])]): text.get_text()
+        for text in axis.texts
+    }
+    assert len(marks) == len(axis.patches) == len(SKILL) * (len(SKILL) - 1)
     for _, line in pairs.iterrows():
-        assert marks[line["method"], line["against"]] == {"better": "▲", "worse": "▼", "not separable": "≈"}[line["verdict"]]
+        assert (
+            marks[line["method"], line["against"]]
+            == {"better": "▲", "worse": "▼", "not separable": "≈"}[line["verdict"]]
+        )
         assert {marks[line["method"], line["against"]], marks[line["against"], line["method"]]} in ({"▲", "▼"}, {"≈"})
     assert "▲" in marks.values()
-    with pytest.raises(UsageError, match="no pairs"): plots.separability_plot(pairs[:0])
+    with pytest.raises(UsageError, match="no pairs"):
+        plots.separability_plot(pairs[:0])
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
 def test_pareto_plot_names_the_front_and_labels_its_axes(metric):
-    board = leaderboard([r | {"macs": 1e6*(1 - r["sparsity"]) + 1e5*len(r["method"])} for r in rows_of(metric)], n_resamples=50)
+    board = leaderboard(
+        [r | {"macs": 1e6 * (1 - r["sparsity"]) + 1e5 * len(r["method"])} for r in rows_of(metric)], n_resamples=50
+    )
     figure = plots.pareto_plot(board, "mmacs")
     [axis] = figure.axes
     front = pareto(board, "mmacs")
     names, *numbers = [text.get_text() for text in axis.texts]
-    assert names.splitlines() == [f"{i}  {line['method']}, {100*line['achieved']:.0f} %" for i, (_, line) in enumerate(front.iterrows(), 1)] and len(front) > 1
+    assert (
+        names.splitlines()
+        == [f"{i}  {line['method']}, {100 * line['achieved']:.0f} %" for i, (_, line) in enumerate(front.iterrows(), 1)]
+        and len(front) > 1
+    )
     assert numbers == [str(i + 1) for i in range(len(front))]
     assert axis.get_xlabel() == plots.COST_LABELS["mmacs"] and axis.get_ylabel() == plots.arrow(metric)
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in axis.texts[1:]]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert any(label.get_text() for label in axis.get_yticklabels(which="both") if label.get_visible())  # a logarithmic axis keeps its numbers
-    with pytest.raises(UsageError, match="no ranked line"): plots.pareto_plot(board.assign(mmacs=np.nan), "mmacs")
-    with pytest.raises(UsageError, match="unknown cost"): plots.pareto_plot(board, "money")
+    assert any(
+        label.get_text() for label in axis.get_yticklabels(which="both") if label.get_visible()
+    )  # a logarithmic axis keeps its numbers
+    with pytest.raises(UsageError, match="no ranked line"):
+        plots.pareto_plot(board.assign(mmacs=np.nan), "mmacs")
+    with pytest.raises(UsageError, match="unknown cost"):
+        plots.pareto_plot(board, "money")
 
 
 def test_a_front_over_work_leaves_out_what_does_the_same_work():
-    same = [r | {"macs": 7e6, "latency_median_s": 0.01 + 0.001*i, "dense_costs": {"macs": 7e6, "latency_median_s": 0.01}} for i, r in enumerate(rows_of(task="same"))]
-    units = [r | {"macs": 1e6*(2 - r["sparsity"]), "latency_median_s": 0.01*(2 - r["sparsity"]) + 1e-5*i, "dense_costs": {"macs": 2e6, "latency_median_s": 0.02}} for i, r in enumerate(rows_of())]
+    same = [
+        r | {"macs": 7e6, "latency_median_s": 0.01 + 0.001 * i, "dense_costs": {"macs": 7e6, "latency_median_s": 0.01}}
+        for i, r in enumerate(rows_of(task="same"))
+    ]
+    units = [
+        r
+        | {
+            "macs": 1e6 * (2 - r["sparsity"]),
+            "latency_median_s": 0.01 * (2 - r["sparsity"]) + 1e-5 * i,
+            "dense_costs": {"macs": 2e6, "latency_median_s": 0.02},
+        }
+        for i, r in enumerate(rows_of())
+    ]
     board = leaderboard(same + units, n_resamples=50)
     for cost in plots.WORK:
         figure = plots.pareto_plot(board, cost)
-        assert [axis.get_title(loc="left") for axis in figure.axes] == ["t"] and "Not drawn: 1 of 2 tasks" in " ".join(figure.get_supxlabel().split())
+        assert [axis.get_title(loc="left") for axis in figure.axes] == ["t"] and "Not drawn: 1 of 2 tasks" in " ".join(
+            figure.get_supxlabel().split()
+        )
     assert len(plots.pareto_plot(board.assign(sparse_mb=1.0), "sparse_mb").axes) == 2
-    with pytest.raises(UsageError, match="same multiplications"): plots.pareto_plot(leaderboard(same, n_resamples=50), "latency_median_ms")
-    assert len(plots.pareto_plot(board.assign(mmacs=np.nan), "latency_median_ms").axes) == 2  # unknown work is not equal work
+    with pytest.raises(UsageError, match="same multiplications"):
+        plots.pareto_plot(leaderboard(same, n_resamples=50), "latency_median_ms")
+    assert (
+        len(plots.pareto_plot(board.assign(mmacs=np.nan), "latency_median_ms").axes) == 2
+    )  # unknown work is not equal work
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
 def test_latency_noise_puts_no_second_line_of_equal_work_on_the_front(metric):
-    rows = [r | {"macs": 1e6*(2 - r["sparsity"]), "latency_median_s": 0.01*(2 - r["sparsity"]) - 1e-4*i} for i, r in enumerate(rows_of(metric))]
+    rows = [
+        r | {"macs": 1e6 * (2 - r["sparsity"]), "latency_median_s": 0.01 * (2 - r["sparsity"]) - 1e-4 * i}
+        for i, r in enumerate(rows_of(metric))
+    ]
     lines = leaderboard(rows, n_resamples=50)
     best = plots.best_of_same_work(lines)
-    assert len(best) == 3 and all(line["value"] == (max if metric == "accuracy" else min)(lines[lines["sparsity"] == line["sparsity"]]["value"]) for _, line in best.iterrows())
+    assert len(best) == 3 and all(
+        line["value"] == (max if metric == "accuracy" else min)(lines[lines["sparsity"] == line["sparsity"]]["value"])
+        for _, line in best.iterrows()
+    )
     assert len(pareto(lines, "latency_median_ms")) > len(pareto(best, "latency_median_ms"))

@@ -15,13 +15,15 @@ class RunError(RuntimeError):
 
 # %% ../../nbs/basics/errors.ipynb #c007
 def lookup(
-    table,       # a mapping from names to values
-    name: str,   # the wanted name
-    what: str,   # what the table holds, in the singular, for the message
-):               # `table[name]`; raises `UsageError` naming the alternatives
+    table,  # a mapping from names to values
+    name: str,  # the wanted name
+    what: str,  # what the table holds, in the singular, for the message
+):  # `table[name]`; raises `UsageError` naming the alternatives
     "The entry `name` of `table`, or a `UsageError` that lists the names there are."
-    if name in table: return table[name]
+    if name in table:
+        return table[name]
     from difflib import get_close_matches
+
     near = get_close_matches(str(name), list(table), n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise UsageError(f"unknown {what} {name!r}: {hint}known are {', '.join(sorted(table))}.")
@@ -29,7 +31,7 @@ def lookup(
 # %% ../../nbs/basics/errors.ipynb #c010
 def short_error(
     error: BaseException,  # from another library
-) -> str:                  # its type and the beginning of its message, in one line
+) -> str:  # its type and the beginning of its message, in one line
     "What an error says."
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}".removesuffix(": ")

@@ -7,11 +7,15 @@ __all__ = ['atomic_file', 'require_empty', 'atomic_folder', 'write_json', 'parse
            'read_record', 'require_plain_names', 'path_inside']
 
 # %% ../../nbs/basics/files.ipynb #c004
-import json, os, shutil, tempfile
+import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as brief
+
 from .errors import RunError, UsageError
 
 # %% ../../nbs/basics/files.ipynb #c006
@@ -53,15 +57,17 @@ def atomic_folder(
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         yield temporary
-        for made in (temporary, *temporary.rglob("*")): made.chmod(0o755 if made.is_dir() else 0o644)
-        if path.is_dir(): path.rmdir()
+        for made in (temporary, *temporary.rglob("*")):
+            made.chmod(0o755 if made.is_dir() else 0o644)
+        if path.is_dir():
+            path.rmdir()
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 # %% ../../nbs/basics/files.ipynb #c011
 def write_json(
-    path,   # the file
+    path,  # the file
     value,  # anything the json module can write
 ) -> None:
     "Write `value` as JSON, whole or not at all, keys sorted so that equal values make equal files."
@@ -70,64 +76,82 @@ def write_json(
 
 
 def parse_json(
-    text: str,      # JSON
-    path,           # where it stands, for the message
+    text: str,  # JSON
+    path,  # where it stands, for the message
     line: int = 0,  # and in which line; 0: the one that the error names
-):                  # its value; raises `RunError` for anything else
+):  # its value; raises `RunError` for anything else
     "Read JSON, naming the place where it breaks."
-    try: return json.loads(text)
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{str(path)!r}, line {line or getattr(error, 'lineno', 1)}: not valid JSON; the file is damaged or cut short.") from None
+        raise RunError(
+            f"{str(path)!r}, line {line or getattr(error, 'lineno', 1)}: not valid JSON; the file is damaged or cut short."
+        ) from None
 
 
 def read_json(
     path,  # the file
-):         # its value; raises `RunError` for a missing or damaged file
+):  # its value; raises `RunError` for a missing or damaged file
     "Read a JSON file."
-    try: return parse_json(Path(path).read_text(encoding="utf-8"), path)
-    except FileNotFoundError: raise RunError(f"the file {str(path)!r} does not exist.") from None
-    except OSError as error: raise RunError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError: raise RunError(f"{str(path)!r}, line 1: not valid JSON; the file is damaged or cut short.") from None
+    try:
+        return parse_json(Path(path).read_text(encoding="utf-8"), path)
+    except FileNotFoundError:
+        raise RunError(f"the file {str(path)!r} does not exist.") from None
+    except OSError as error:
+        raise RunError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise RunError(f"{str(path)!r}, line 1: not valid JSON; the file is damaged or cut short.") from None
 
 # %% ../../nbs/basics/files.ipynb #c014
 def require_fields(
-    value,         # as JSON gives it
+    value,  # as JSON gives it
     fields: dict,  # name → type, or a tuple of types, such as {"loader": str}
-    place: str,    # what it is and where, for the message
-) -> dict:         # the same; raises `RunError` naming the first field that is missing or of another type
+    place: str,  # what it is and where, for the message
+) -> dict:  # the same; raises `RunError` naming the first field that is missing or of another type
     "An object that has these fields."
-    if not isinstance(value, dict): raise RunError(f"{place} is damaged: an object with fields was expected, it holds a value of type {type(value).__name__}.")
+    if not isinstance(value, dict):
+        raise RunError(
+            f"{place} is damaged: an object with fields was expected, it holds a value of type {type(value).__name__}."
+        )
     for name, kind in fields.items():
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        if name not in value: raise RunError(f"{place} is damaged: it has no field {name!r}.")
+        if name not in value:
+            raise RunError(f"{place} is damaged: it has no field {name!r}.")
         if not isinstance(value[name], kinds) or isinstance(value[name], bool) and bool not in kinds:
-            raise RunError(f"{place} is damaged: its field {name!r} is of type {type(value[name]).__name__}, not {' or '.join(one.__name__ for one in kinds)}.")
+            raise RunError(
+                f"{place} is damaged: its field {name!r} is of type {type(value[name]).__name__}, not {' or '.join(one.__name__ for one in kinds)}."
+            )
     return value
 
 
 def read_record(
-    path,         # a JSON file
-    fields={},    # as for `require_fields`
-) -> dict:        # raises `RunError` for a missing or damaged file, and for other fields
+    path,  # a JSON file
+    fields={},  # as for `require_fields`
+) -> dict:  # raises `RunError` for a missing or damaged file, and for other fields
     "Read a JSON file that holds one object."
     return require_fields(read_json(path), fields, repr(str(path)))
 
 # %% ../../nbs/basics/files.ipynb #c016
 def require_plain_names(
-    names,       # of files, as another file gives them
+    names,  # of files, as another file gives them
     place: str,  # which file that is, for the message
-) -> None:       # raises `RunError`
+) -> None:  # raises `RunError`
     "Refuse names that lead to another folder."
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):
-            raise RunError(f"{place} names a file {brief(name)}, which is not one beside it: the file is damaged or means no good.")
+            raise RunError(
+                f"{place} names a file {brief(name)}, which is not one beside it: the file is damaged or means no good."
+            )
 
 
 def path_inside(
     folder,  # a folder
     *parts,  # names or relative paths, put together
-) -> Path:   # raises `UsageError` where they lead out of the folder
+) -> Path:  # raises `UsageError` where they lead out of the folder
     "A place inside a folder."
     path = Path(*parts)
-    if path.is_absolute() or ".." in path.parts: raise UsageError(f"{str(path)!r} leads out of the folder {str(folder)!r}: give a name without '..' that does not begin with a slash.")
-    return Path(folder)/path
+    if path.is_absolute() or ".." in path.parts:
+        raise UsageError(
+            f"{str(path)!r} leads out of the folder {str(folder)!r}: give a name without '..' that does not begin with a slash."
+        )
+    return Path(folder) / path

@@ -6,13 +6,15 @@
 __all__ = ['LIBRARIES', 'fingerprint', 'versions']
 
 # %% ../../nbs/basics/fingerprints.ipynb #c002
-import hashlib, json, platform
+import hashlib
+import json
+import platform
 from importlib.metadata import version
 
 # %% ../../nbs/basics/fingerprints.ipynb #c004
 def fingerprint(
-    value,            # anything the json module can write
-    digits: int = 16, # how many hexadecimal digits to keep
+    value,  # anything the json module can write
+    digits: int = 16,  # how many hexadecimal digits to keep
 ) -> str:
     "A short, stable name for a plain value: the start of the SHA-256 of its canonical JSON."
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

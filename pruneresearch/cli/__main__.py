@@ -7,7 +7,9 @@ __all__ = []
 
 # %% ../../nbs/cli/module.ipynb #c003
 import sys
+
 from .main import main
 
 # %% ../../nbs/cli/module.ipynb #c004
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # a notebook is main too, but no file
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())  # a notebook is main too, but no file

@@ -8,22 +8,34 @@ __all__ = ['FORMATS', 'CHECKPOINTS', 'MASK_FLAGS', 'COMMANDS', 'KEEPERS', 'list_
            'main']
 
 # %% ../../nbs/cli/main.ipynb #c003
-import argparse, errno, json, os, re, sys, warnings
+import argparse
+import errno
+import json
+import os
+import re
+import sys
+import warnings
 
 from ..basics.errors import RunError, UsageError, short_error
-from ..basics.files import path_inside, require_empty, atomic_folder, write_json
+from ..basics.files import atomic_folder, path_inside, require_empty, write_json
 from ..training.distributed import join_process_group, leave_process_group, rank, require_one_process
 
 # %% ../../nbs/cli/main.ipynb #c005
 def _table(rows: list) -> str:
     "A plain table; where the terminal is too narrow, the widest columns are folded between words. A pipe has room for everything."
     from shutil import get_terminal_size
+
     from tabulate import tabulate
-    if not rows: return "(nothing)"
+
+    if not rows:
+        return "(nothing)"
     room = get_terminal_size((10**6, 24)).columns - 2 * (len(rows[0]) - 1)
     columns = {name: [str(row[name]) for row in rows] for name in rows[0]}
     widths = [max(len(name) + 2, *map(len, cells)) for name, cells in columns.items()]
-    words = [max(len(name) + 2, *(len(word) for cell in cells for word in re.split(r"\s|(?<=-)", cell))) for name, cells in columns.items()]
+    words = [
+        max(len(name) + 2, *(len(word) for cell in cells for word in re.split(r"\s|(?<=-)", cell)))
+        for name, cells in columns.items()
+    ]
     while sum(widths) > room and (spare := [i for i, (width, word) in enumerate(zip(widths, words)) if width > word]):
         widths[max(spare, key=widths.__getitem__)] -= 1
     return tabulate(rows, headers="keys", tablefmt="plain", maxcolwidths=widths)
@@ -31,40 +43,59 @@ def _table(rows: list) -> str:
 
 def list_command(args) -> str:
     "What can be asked for by name."
+    from pruneresearch.data.tasks import list_tasks
     from pruneresearch.model.loading import list_models
     from pruneresearch.pruning.engine import list_methods
-    from pruneresearch.data.tasks import list_tasks
+
     listings = {"methods": list_methods, "models": list_models, "tasks": list_tasks}
     chosen = [args.what] if args.what else list(listings)
-    if args.json: return json.dumps({name: listings[name]() for name in chosen}, indent=1)
+    if args.json:
+        return json.dumps({name: listings[name]() for name in chosen}, indent=1)
     return "\n\n".join(f"{name.upper()}\n{_table(listings[name]())}" for name in chosen)
 
 # %% ../../nbs/cli/main.ipynb #c006
 def _sparsity(text: str):
     "One fraction, or several with commas between: one per block."
-    try: values = [float(leave_process_group) for leave_process_group in text.split(",")]
-    except ValueError: raise UsageError(f"sparsity must be a fraction such as 0.5, or one per block such as 0.6,0.4, got {text!r}.") from None
+    try:
+        values = [float(leave_process_group) for leave_process_group in text.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"sparsity must be a fraction such as 0.5, or one per block such as 0.6,0.4, got {text!r}."
+        ) from None
     return values[0] if len(values) == 1 else values
 
 
 def _ready_model(args, task, request: dict):
     "The model, fine-tuned first where that is asked for, once the request is known to make sense."
-    from pruneresearch.shipping.checkpoints import open_model
     from pruneresearch.pruning.engine import check_request
+    from pruneresearch.shipping.checkpoints import open_model
     from pruneresearch.training.recovery import fine_tune
-    model = open_model(args.model, task, seed=args.seed, dtype=args.dtype, trust_remote_code=args.trust_remote_code, device="cpu" if args.device else None)  # blocks visit the device one by one
-    if args.multiple_of is not None: request["sparsity"] = _rounded(model, request, args.multiple_of)
+
+    model = open_model(
+        args.model,
+        task,
+        seed=args.seed,
+        dtype=args.dtype,
+        trust_remote_code=args.trust_remote_code,
+        device="cpu" if args.device else None,
+    )  # blocks visit the device one by one
+    if args.multiple_of is not None:
+        request["sparsity"] = _rounded(model, request, args.multiple_of)
     check_request(model, **request)
     _require_head(model, task, args)
-    if args.remove and rank() == 0: _announce(model, request)
-    if args.fine_tune: fine_tune(model, task, **_training(args))
+    if args.remove and rank() == 0:
+        _announce(model, request)
+    if args.fine_tune:
+        fine_tune(model, task, **_training(args))
     return model
 
 
 def _rounded(model, request: dict, multiple: int):
     "Shares with which the widths are multiples."
     from pruneresearch.methods.structured import rounded_shares
-    if request["allocation"] not in (None, "layer", "list") or request["sparsity"] is None: raise UsageError("--multiple-of rounds the width of every block: give --sparsity, and leave --allocation out.")
+
+    if request["allocation"] not in (None, "layer", "list") or request["sparsity"] is None:
+        raise UsageError("--multiple-of rounds the width of every block: give --sparsity, and leave --allocation out.")
     request["allocation"] = None
     return rounded_shares(model, request["sparsity"], request["pattern"], multiple)
 
@@ -72,147 +103,297 @@ def _rounded(model, request: dict, multiple: int):
 def _require_head(model, task, args) -> None:
     "A head drawn at random answers at random: nothing measured on it would mean anything."
     if getattr(model, "untrained", []) and not getattr(args, "fine_tune", False):
-        raise UsageError(f"{args.model!r} has no trained head for {task.name!r}: add --fine-tune to 'prune', or name a checkpoint that was trained on it.")
+        raise UsageError(
+            f"{args.model!r} has no trained head for {task.name!r}: add --fine-tune to 'prune', or name a checkpoint that was trained on it."
+        )
 
 
 def _announce(model, request: dict) -> None:
     "Say before the work starts which loader the smaller model will need."
     from pruneresearch.shipping.surgery import reload_plan, widths_for
+
     by_scores = request["allocation"] in ("global", "macs")
-    if request["pattern"] == "blocks": print("pruneresearch: the smaller model reloads with from_pretrained: the configuration states how many blocks there are.", file=sys.stderr); return
-    plan = "reloads as the scores decide: the blocks may end with different widths" if by_scores else reload_plan(model, widths_for(model, request["sparsity"], request["pattern"]))
+    if request["pattern"] == "blocks":
+        print(
+            "pruneresearch: the smaller model reloads with from_pretrained: the configuration states how many blocks there are.",
+            file=sys.stderr,
+        )
+        return
+    plan = (
+        "reloads as the scores decide: the blocks may end with different widths"
+        if by_scores
+        else reload_plan(model, widths_for(model, request["sparsity"], request["pattern"]))
+    )
     print(f"pruneresearch: the smaller model {plan}.", file=sys.stderr)
 
 # %% ../../nbs/cli/main.ipynb #c008
 def _recovered(model, task, masks, args, teacher) -> None:
     from pruneresearch.training.recovery import recover
-    recover(model, task, masks=masks, teacher=teacher, epochs=args.recovery_epochs / args.rounds, alpha=args.alpha, temperature=args.temperature, **_training(args))
+
+    recover(
+        model,
+        task,
+        masks=masks,
+        teacher=teacher,
+        epochs=args.recovery_epochs / args.rounds,
+        alpha=args.alpha,
+        temperature=args.temperature,
+        **_training(args),
+    )
 
 
 def _training(args) -> dict:
     "What all training of a command shares."
-    return dict(length=args.length, optimizer=args.optimizer, learning_rate=args.learning_rate, seed=args.seed, progress=args.progress)
+    return dict(
+        length=args.length,
+        optimizer=args.optimizer,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        progress=args.progress,
+    )
 
 # %% ../../nbs/cli/main.ipynb #c009
 def _walk_settings(args):
     "Where a walk block by block computes, lets activations wait and keeps finished blocks; None for the defaults."
-    return {name: value for name, value in dict(offload=args.offload, device=args.device, resume=args.resume).items() if value} or None
+    return {
+        name: value
+        for name, value in dict(offload=args.offload, device=args.device, resume=args.resume).items()
+        if value
+    } or None
 
 
 def prune_command(args) -> str:
     "Load, (fine-tune,) prune, (recover, remove,) evaluate, save."
-    if args.stream: return _stream_command(args)
+    if args.stream:
+        return _stream_command(args)
     import copy
-    from pruneresearch.pruning.masks import STRUCTURES, parse_pattern
+
+    from pruneresearch.data.tasks import load_task
     from pruneresearch.measure.quality import evaluate_model, parameter_counts
     from pruneresearch.pruning.engine import prune
-    from pruneresearch.training.recovery import check_training
+    from pruneresearch.pruning.masks import STRUCTURES, parse_pattern
     from pruneresearch.shipping.surgery import reload_plan, remove
-    from pruneresearch.data.tasks import load_task
-    if args.output: require_empty(args.output)
+    from pruneresearch.training.recovery import check_training
+
+    if args.output:
+        require_empty(args.output)
     if args.remove and not parse_pattern(args.pattern).structured:
-        raise UsageError(f"--remove takes out whole units, and pattern {args.pattern!r} has none: add --pattern {', '.join(STRUCTURES)} or blocks, or leave --remove out.")
-    request = dict(method=args.method, sparsity=_sparsity(args.sparsity) if args.sparsity else None, pattern=args.pattern, allocation=args.allocation,
-                   scope=args.scope, schedule=args.schedule, rounds=args.rounds, options=_changes(args.set), sequential=args.sequential, walk=_walk_settings(args), repair=args.repair)
+        raise UsageError(
+            f"--remove takes out whole units, and pattern {args.pattern!r} has none: add --pattern {', '.join(STRUCTURES)} or blocks, or leave --remove out."
+        )
+    request = dict(
+        method=args.method,
+        sparsity=_sparsity(args.sparsity) if args.sparsity else None,
+        pattern=args.pattern,
+        allocation=args.allocation,
+        scope=args.scope,
+        schedule=args.schedule,
+        rounds=args.rounds,
+        options=_changes(args.set),
+        sequential=args.sequential,
+        walk=_walk_settings(args),
+        repair=args.repair,
+    )
     check_training(args.optimizer, args.alpha, args.temperature)
-    if args.rounds > 1 and args.recovery == "none": raise UsageError("several rounds need recovery between them: add --recovery fine-tune, or leave --rounds out.")
+    if args.rounds > 1 and args.recovery == "none":
+        raise UsageError("several rounds need recovery between them: add --recovery fine-tune, or leave --rounds out.")
     task = load_task(args.task, data_dir=args.data_dir)
     model = _ready_model(args, task, request)
     dense = evaluate_model(model, task, length=args.length)
     teacher = copy.deepcopy(model) if args.recovery == "distil" else None
-    result = prune(model, task, **request, n_calibration=args.n_calibration, length=args.length, seed=args.seed, progress=args.progress,
-                   between=lambda model, masks: _recovered(model, task, masks, args, teacher))
-    if args.recovery != "none": _recovered(model, task, result.masks, args, teacher)
+    result = prune(
+        model,
+        task,
+        **request,
+        n_calibration=args.n_calibration,
+        length=args.length,
+        seed=args.seed,
+        progress=args.progress,
+        between=lambda model, masks: _recovered(model, task, masks, args, teacher),
+    )
+    if args.recovery != "none":
+        _recovered(model, task, result.masks, args, teacher)
     size = parameter_counts(model)["total"]
-    if args.remove: model = remove(model, result.masks, inplace=True)
+    if args.remove:
+        model = remove(model, result.masks, inplace=True)
     report = _report(args, task, result, dense, evaluate_model(model, task, length=args.length))
-    if args.remove: report |= dict(parameters=dict(dense=size, pruned=parameter_counts(model)["total"]), reload=str(reload_plan(model)))
-    if args.output: _write(model, result.masks, report, args.output)
+    if args.remove:
+        report |= dict(
+            parameters=dict(dense=size, pruned=parameter_counts(model)["total"]), reload=str(reload_plan(model))
+        )
+    if args.output:
+        _write(model, result.masks, report, args.output)
     return json.dumps(report, indent=1) if args.json else _told(report, args.output)
 
 # %% ../../nbs/cli/main.ipynb #c011
 def _require_streamable(args) -> None:
     "What trains, measures or cuts holds the whole model."
     require_one_process("'pruneresearch prune --stream'")
-    asked = {"--recovery": args.recovery != "none", "--fine-tune": args.fine_tune, "--remove": args.remove, "--multiple-of": args.multiple_of is not None,
-             "--rounds": args.rounds > 1, "--schedule": args.schedule != "one-shot", "--scope": args.scope != "blocks"}
+    asked = {
+        "--recovery": args.recovery != "none",
+        "--fine-tune": args.fine_tune,
+        "--remove": args.remove,
+        "--multiple-of": args.multiple_of is not None,
+        "--rounds": args.rounds > 1,
+        "--schedule": args.schedule != "one-shot",
+        "--scope": args.scope != "blocks",
+    }
     flag = next((flag for flag, given in asked.items() if given), None)
-    if flag: raise UsageError(f"--stream holds one block at a time, and {flag} needs the whole model: leave one of them out.")
-    if not args.output: raise UsageError("--stream writes block after block: add --output FOLDER.")
+    if flag:
+        raise UsageError(
+            f"--stream holds one block at a time, and {flag} needs the whole model: leave one of them out."
+        )
+    if not args.output:
+        raise UsageError("--stream writes block after block: add --output FOLDER.")
 
 
 def _stream_command(args) -> str:
     "Prune from files to files."
+    from pruneresearch.data.tasks import load_task
     from pruneresearch.measure.quality import measured
     from pruneresearch.shipping.stream import prune_stream
-    from pruneresearch.data.tasks import load_task
+
     _require_streamable(args)
     task = load_task(args.task, data_dir=args.data_dir)
     with atomic_folder(args.output) as out:
         with measured("cpu") as phase:
-            result = prune_stream(args.model, out, task, method=args.method, sparsity=_sparsity(args.sparsity) if args.sparsity else None, pattern=args.pattern, allocation=args.allocation,
-                                  options=_changes(args.set), sequential=args.sequential, repair=args.repair, walk=_walk_settings(args), dtype=args.dtype, n_calibration=args.n_calibration,
-                                  length=args.length, seed=args.seed, progress=args.progress, trust_remote_code=args.trust_remote_code)
-        report = dict(model=args.model, task=task.name, method=result.method, pattern=result.pattern, allocation=result.allocation, seed=args.seed, achieved=result.achieved, sparsity_all=result.sparsity_all,
-                      calibration=result.calibration, dtype=args.dtype, bytes_written=sum(file.stat().st_size for file in out.glob("model-*.safetensors")), peak_bytes=phase.peak_total_bytes, seconds=phase.seconds)
-        write_json(out/"pruning.json", report)
+            result = prune_stream(
+                args.model,
+                out,
+                task,
+                method=args.method,
+                sparsity=_sparsity(args.sparsity) if args.sparsity else None,
+                pattern=args.pattern,
+                allocation=args.allocation,
+                options=_changes(args.set),
+                sequential=args.sequential,
+                repair=args.repair,
+                walk=_walk_settings(args),
+                dtype=args.dtype,
+                n_calibration=args.n_calibration,
+                length=args.length,
+                seed=args.seed,
+                progress=args.progress,
+                trust_remote_code=args.trust_remote_code,
+            )
+        report = dict(
+            model=args.model,
+            task=task.name,
+            method=result.method,
+            pattern=result.pattern,
+            allocation=result.allocation,
+            seed=args.seed,
+            achieved=result.achieved,
+            sparsity_all=result.sparsity_all,
+            calibration=result.calibration,
+            dtype=args.dtype,
+            bytes_written=sum(file.stat().st_size for file in out.glob("model-*.safetensors")),
+            peak_bytes=phase.peak_total_bytes,
+            seconds=phase.seconds,
+        )
+        write_json(out / "pruning.json", report)
     return json.dumps(report, indent=1) if args.json else _streamed(report, args)
 
 
 def _streamed(report: dict, args) -> str:
     "The report in a few lines."
-    return "\n".join([*_heading(report), f"weights          {report['bytes_written'] / 2**20:,.1f} MiB written", f"peak memory      {report['peak_bytes'] / 2**20:,.0f} MiB, libraries included",
-                      f"written to       {args.output}", f"to evaluate      pruneresearch evaluate --model {args.output} --task {args.task} (loads the whole model)"])
+    return "\n".join(
+        [
+            *_heading(report),
+            f"weights          {report['bytes_written'] / 2**20:,.1f} MiB written",
+            f"peak memory      {report['peak_bytes'] / 2**20:,.0f} MiB, libraries included",
+            f"written to       {args.output}",
+            f"to evaluate      pruneresearch evaluate --model {args.output} --task {args.task} (loads the whole model)",
+        ]
+    )
 
 # %% ../../nbs/cli/main.ipynb #c012
 def _report(args, task, result, dense: dict, pruned: dict) -> dict:
     "What happened, as a plain dictionary."
-    return dict(model=args.model, task=task.name, method=result.method, pattern=result.pattern, allocation=result.allocation, seed=args.seed, recovery=args.recovery,
-                achieved=result.achieved, sparsity_all=result.sparsity_all, calibration=result.calibration, dense=dense, pruned=pruned)
+    return dict(
+        model=args.model,
+        task=task.name,
+        method=result.method,
+        pattern=result.pattern,
+        allocation=result.allocation,
+        seed=args.seed,
+        recovery=args.recovery,
+        achieved=result.achieved,
+        sparsity_all=result.sparsity_all,
+        calibration=result.calibration,
+        dense=dense,
+        pruned=pruned,
+    )
 
 
 def _write(model, masks, report: dict, output) -> None:
     "Checkpoint, masks and report in one folder that appears whole or not at all."
-    from pruneresearch.shipping.checkpoints import save_pruned
     from pruneresearch.model.loading import save_model
+    from pruneresearch.shipping.checkpoints import save_pruned
+
     with atomic_folder(output) as out:
         (save_pruned if "reload" in report else save_model)(model, out)
-        masks.save(out/"masks.safetensors")
-        write_json(out/"pruning.json", report)
+        masks.save(out / "masks.safetensors")
+        write_json(out / "pruning.json", report)
 
 
 def _heading(report: dict) -> list:
-    return [f"{report['method']} · {report['pattern']} · allocation {report['allocation']}",
-            f"sparsity         {report['achieved']:.4%} of the weights in scope, {report['sparsity_all']:.2%} of all parameters"]
+    return [
+        f"{report['method']} · {report['pattern']} · allocation {report['allocation']}",
+        f"sparsity         {report['achieved']:.4%} of the weights in scope, {report['sparsity_all']:.2%} of all parameters",
+    ]
 
 
 def _told(report: dict, output) -> str:
     "The report in a few lines."
     lines = _heading(report)
-    lines += [f"{name:17}{value:.4f} dense → {report['pruned'][name]:.4f} pruned" for name, value in report["dense"].items() if isinstance(value, float)]
-    if "reload" in report: lines += ["parameters       {dense:,} → {pruned:,}".format(**report["parameters"]), f"checkpoint       {report['reload']}"]
+    lines += [
+        f"{name:17}{value:.4f} dense → {report['pruned'][name]:.4f} pruned"
+        for name, value in report["dense"].items()
+        if isinstance(value, float)
+    ]
+    if "reload" in report:
+        lines += [
+            "parameters       {dense:,} → {pruned:,}".format(**report["parameters"]),
+            f"checkpoint       {report['reload']}",
+        ]
     return "\n".join(lines + ([f"written to       {output}"] if output else []))
 
 # %% ../../nbs/cli/main.ipynb #c013
 def evaluate_command(args) -> str:
     "Metrics of a model on the reported split of a task."
-    from pruneresearch.shipping.checkpoints import open_model
-    from pruneresearch.measure.quality import evaluate_model, parameter_counts
     from pruneresearch.data.tasks import load_task
+    from pruneresearch.measure.quality import evaluate_model, parameter_counts
+    from pruneresearch.shipping.checkpoints import open_model
+
     task = load_task(args.task, data_dir=args.data_dir)
     model = open_model(args.model, task, seed=args.seed, trust_remote_code=args.trust_remote_code)
     _require_head(model, task, args)
     found = {**evaluate_model(model, task, length=args.length), **parameter_counts(model)}
     certificate = getattr(model, "certificate", None)
-    if args.json: return json.dumps({"model": args.model, "task": args.task, **found, **({"certificate": certificate} if certificate else {})}, indent=1)
-    if certificate: found["certificate"] = _certified(certificate)
-    return "\n".join(f"{name:20}{value:,.4f}" if isinstance(value, float) else f"{name:20}{value:,}" if isinstance(value, int) else f"{name:20}{value}" for name, value in found.items())
+    if args.json:
+        return json.dumps(
+            {"model": args.model, "task": args.task, **found, **({"certificate": certificate} if certificate else {})},
+            indent=1,
+        )
+    if certificate:
+        found["certificate"] = _certified(certificate)
+    return "\n".join(
+        f"{name:20}{value:,.4f}"
+        if isinstance(value, float)
+        else f"{name:20}{value:,}"
+        if isinstance(value, int)
+        else f"{name:20}{value}"
+        for name, value in found.items()
+    )
 
 
 def _certified(certificate: dict) -> str:
     "A certificate in one line."
-    return (f"reloaded with {certificate['loader']} in a fresh process: outputs differ by {certificate['largest_difference']:.1e} "
-            f"(at most {certificate['tolerance']:.1e} allowed; torch {certificate['torch']}, transformers {certificate['transformers']})")
+    return (
+        f"reloaded with {certificate['loader']} in a fresh process: outputs differ by {certificate['largest_difference']:.1e} "
+        f"(at most {certificate['tolerance']:.1e} allowed; torch {certificate['torch']}, transformers {certificate['transformers']})"
+    )
 
 # %% ../../nbs/cli/main.ipynb #c014
 FORMATS = ("dense", "sparse", "onnx")
@@ -221,68 +402,111 @@ FORMATS = ("dense", "sparse", "onnx")
 def export_command(args) -> str:
     "A model in another form, certified."
     from pathlib import Path
+
+    from pruneresearch.data.tasks import load_task
+    from pruneresearch.measure.quality import parameter_counts
     from pruneresearch.shipping.checkpoints import open_model, save_pruned
     from pruneresearch.shipping.exports import export_onnx
-    from pruneresearch.measure.quality import parameter_counts
-    from pruneresearch.data.tasks import load_task
+
     require_empty(args.output)
     task = load_task(args.task, data_dir=args.data_dir) if args.task else None
     model = open_model(args.model, task, trust_remote_code=args.trust_remote_code)
-    if task: _require_head(model, task, args)
+    if task:
+        _require_head(model, task, args)
     found = export_onnx(model, args.output) if args.format == "onnx" else save_pruned(model, args.output, args.format)
     dense = parameter_counts(model)["bytes_dense"]
-    written = sum(file.stat().st_size for file in Path(args.output).iterdir() if file.suffix in (".safetensors", ".onnx", ".data"))
-    if args.json: return json.dumps({"model": args.model, "format": args.format, "bytes_dense": dense, "bytes_written": written, **found}, indent=1)
-    told = _certified(found["certificate"]) if args.format != "onnx" else f"ONNX Runtime {found['onnxruntime']} and the model differ by {found['largest_difference']:.1e} (largest output {found['largest_output']:.3g})"
+    written = sum(
+        file.stat().st_size for file in Path(args.output).iterdir() if file.suffix in (".safetensors", ".onnx", ".data")
+    )
+    if args.json:
+        return json.dumps(
+            {"model": args.model, "format": args.format, "bytes_dense": dense, "bytes_written": written, **found},
+            indent=1,
+        )
+    told = (
+        _certified(found["certificate"])
+        if args.format != "onnx"
+        else f"ONNX Runtime {found['onnxruntime']} and the model differ by {found['largest_difference']:.1e} (largest output {found['largest_output']:.3g})"
+    )
     return f"{args.format:12}{written:,} bytes of weights (dense: {dense:,})\ncertificate {told}\nwritten to  {args.output}"
 
 # %% ../../nbs/cli/main.ipynb #c015
 def bench_command(args) -> str:
     "Run benchmark notebooks; exit code 1 where one failed."
     from pruneresearch.lab.bench import bench
+
     changes = _changes(args.set)
-    if args.dry_run: return _planned(args, changes)
-    outcome = bench(args.names, args.profile, args.jobs, args.results, args.resume, say=lambda line: print(line, flush=True), changes=changes,
-                    address=args.cluster, memory=args.memory, resources=_amounts(args.resources), progress=args.progress)
+    if args.dry_run:
+        return _planned(args, changes)
+    outcome = bench(
+        args.names,
+        args.profile,
+        args.jobs,
+        args.results,
+        args.resume,
+        say=lambda line: print(line, flush=True),
+        changes=changes,
+        address=args.cluster,
+        memory=args.memory,
+        resources=_amounts(args.resources),
+        progress=args.progress,
+    )
     failed = [r for r in outcome if r["status"] == "failed"]
     if failed:
-        listing = "\n".join(f"  {r['run']}: {r['reason']}\n    log: {os.path.relpath(r['folder'])}/log.txt" for r in failed)
+        listing = "\n".join(
+            f"  {r['run']}: {r['reason']}\n    log: {os.path.relpath(r['folder'])}/log.txt" for r in failed
+        )
         raise RunError(f"{len(failed)} of {len(outcome)} runs failed; run the same command again to resume:\n{listing}")
     most = max(r["peak_bytes"] for r in outcome)
-    return f"{len(outcome)} runs finished, {sum(r['status'] == 'skipped' for r in outcome)} of them before" + (f"; the largest held {most / 2**30:.2f} GiB." if most else ".")
+    return f"{len(outcome)} runs finished, {sum(r['status'] == 'skipped' for r in outcome)} of them before" + (
+        f"; the largest held {most / 2**30:.2f} GiB." if most else "."
+    )
 
 
 def _amounts(words):
     "NAME=AMOUNT words as a dictionary; None without any."
     amounts = _changes(words, "--resources", "GPU=1") if words else None
     for name, amount in (amounts or {}).items():
-        if not isinstance(amount, (int, float)) or not amount > 0: raise UsageError(f"--resources takes NAME=AMOUNT, such as GPU=1, got {name}={amount}.")
+        if not isinstance(amount, (int, float)) or not amount > 0:
+            raise UsageError(f"--resources takes NAME=AMOUNT, such as GPU=1, got {name}={amount}.")
     return amounts
 
 # %% ../../nbs/cli/main.ipynb #c016
 def _changes(words, flag: str = "--set", example: str = "seed=1") -> dict:
     "NAME=VALUE words as a dictionary; what Python does not read as a value is text."
     import ast
+
     changes = {}
     for word in words:
         name, equals, text = word.partition("=")
-        if not (name and equals): raise UsageError(f"{flag} takes NAME=VALUE, such as {flag} {example}, got {word!r}.")
-        try: changes[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError): changes[name] = text
+        if not (name and equals):
+            raise UsageError(f"{flag} takes NAME=VALUE, such as {flag} {example}, got {word!r}.")
+        try:
+            changes[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            changes[name] = text
     return changes
 
 
 def _planned(args, changes: dict) -> str:
     "Every run that would be made."
     from pathlib import Path
+
     from pruneresearch.lab.bench import plan, project_root
-    runs = plan(args.names, args.profile, Path(args.results or project_root()/"runs"), changes=changes)
-    return "\n".join([*(run.told() for run in runs), f"{len(runs)} runs, {sum(not run.done for run in runs)} to do; nothing was run."])
+
+    runs = plan(args.names, args.profile, Path(args.results or project_root() / "runs"), changes=changes)
+    return "\n".join(
+        [
+            *(run.told() for run in runs),
+            f"{len(runs)} runs, {sum(not run.done for run in runs)} to do; nothing was run.",
+        ]
+    )
 
 
 def report_command(args) -> str:
     "Rows → tables and figures."
     from pruneresearch.lab.bench import report
+
     return report(args.profile, args.results, args.output)
 
 # %% ../../nbs/cli/main.ipynb #c018
@@ -292,29 +516,39 @@ CHECKPOINTS = "checkpoints"  # where `download` puts models and `train-masks` lo
 def _task_of(name: str, data_dir):
     "A task by its own name, or by the name that it has inside GLUE."
     from pruneresearch.data.tasks import GLUE, load_task
+
     return load_task(f"glue/{name}" if name in GLUE else name, data_dir=data_dir)
 
 
 def download_command(args) -> str:
     "Models with heads for tasks, in folders."
     from pruneresearch.model.loading import load_model, save_model
+
     told = []
     for task_name in args.tasks:
         task = _task_of(task_name, args.data_dir)
         for name in args.models:
             folder = path_inside(args.root, name, task_name)
-            if (folder/"config.json").is_file(): told.append(f"{folder}  is there already"); continue
-            save_model(load_model(name, task, seed=args.seed, trust_remote_code=args.trust_remote_code), require_empty(folder))
+            if (folder / "config.json").is_file():
+                told.append(f"{folder}  is there already")
+                continue
+            save_model(
+                load_model(name, task, seed=args.seed, trust_remote_code=args.trust_remote_code), require_empty(folder)
+            )
             told.append(f"{folder}  {task.name}, {len(task.splits['train']):,} examples to train on")
     return "\n".join(told)
 
 # %% ../../nbs/cli/main.ipynb #c019
 def _tracking(args) -> dict:
     "Arguments of the trainer that send losses and gates to Weights & Biases."
-    if not args.wandb: return {}
+    if not args.wandb:
+        return {}
     from importlib.util import find_spec
-    if find_spec("wandb") is None: raise UsageError("--wandb needs Weights & Biases: pip install 'pruneresearch[wandb]', or leave --wandb out.")
+
+    if find_spec("wandb") is None:
+        raise UsageError("--wandb needs Weights & Biases: pip install 'pruneresearch[wandb]', or leave --wandb out.")
     import wandb
+
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
         wandb.teardown()  # settings are read once, and again after this
         os.environ["WANDB_MODE"] = "offline"
@@ -323,14 +557,33 @@ def _tracking(args) -> dict:
     return dict(report_to="wandb", run_name=args.name, logging_strategy="steps", logging_steps=args.log_loss_every)
 
 
-MASK_FLAGS = ("learn_masks", "target_sparsity", "target_macs", "num_epochs", "gumbel_temp_start", "gumbel_temp_end", "gumbel_temp_anneal", "sparsity_loss",
-              "quantization_loss", "masks_LR", "learning_rate", "freeze", "hard", "fine_tune_epochs", "output_dir", "length", "seed")
+MASK_FLAGS = (
+    "learn_masks",
+    "target_sparsity",
+    "target_macs",
+    "num_epochs",
+    "gumbel_temp_start",
+    "gumbel_temp_end",
+    "gumbel_temp_anneal",
+    "sparsity_loss",
+    "quantization_loss",
+    "masks_LR",
+    "learning_rate",
+    "freeze",
+    "hard",
+    "fine_tune_epochs",
+    "output_dir",
+    "length",
+    "seed",
+)
 
 # %% ../../nbs/cli/main.ipynb #c020
 def _downloaded(model: str, task: str):
     "The folder that `download` has put a model into, or None: also for names that lead elsewhere."
-    try: folder = path_inside(CHECKPOINTS, model, task)
-    except UsageError: return None
+    try:
+        folder = path_inside(CHECKPOINTS, model, task)
+    except UsageError:
+        return None
     return folder if folder.is_dir() else None
 
 
@@ -338,12 +591,24 @@ def train_masks_command(args) -> str:
     "Train masks, take out what they turn off, write masks, weights and the smaller model."
     from pruneresearch.methods.gumbel import train_masks
     from pruneresearch.model.loading import load_model
-    tracking, task, local = _tracking(args), _task_of(args.task_name, args.data_dir), _downloaded(args.model_name, args.task_name)
+
+    tracking, task, local = (
+        _tracking(args),
+        _task_of(args.task_name, args.data_dir),
+        _downloaded(args.model_name, args.task_name),
+    )
     model = load_model(local or args.model_name, task, seed=args.seed, trust_remote_code=args.trust_remote_code)
-    if not args.prune and args.freeze: raise UsageError("--freeze trains masks only: add --prune, or leave --freeze out.")
-    if not args.prune: return _tuned(model, task, args, tracking)
-    if args.freeze and getattr(model, "untrained", []): raise UsageError(f"{args.model_name!r} has no trained head for {task.name!r}: leave --freeze out, or name a checkpoint that was trained on it.")
-    report = train_masks(model, task, progress=args.progress, **{name: getattr(args, name) for name in MASK_FLAGS}, **tracking).report
+    if not args.prune and args.freeze:
+        raise UsageError("--freeze trains masks only: add --prune, or leave --freeze out.")
+    if not args.prune:
+        return _tuned(model, task, args, tracking)
+    if args.freeze and getattr(model, "untrained", []):
+        raise UsageError(
+            f"{args.model_name!r} has no trained head for {task.name!r}: leave --freeze out, or name a checkpoint that was trained on it."
+        )
+    report = train_masks(
+        model, task, progress=args.progress, **{name: getattr(args, name) for name in MASK_FLAGS}, **tracking
+    ).report
     return json.dumps(report, indent=1) if args.json else _masks_told(report, args)
 
 # %% ../../nbs/cli/main.ipynb #c021
@@ -352,22 +617,55 @@ def _tuned(model, task, args, tracking: dict) -> str:
     from pruneresearch.measure.quality import evaluate_model
     from pruneresearch.model.loading import save_model
     from pruneresearch.training.recovery import fine_tune
+
     require_empty(args.output_dir)
-    fine_tune(model, task, epochs=args.num_epochs, learning_rate=args.learning_rate, length=args.length, seed=args.seed, progress=args.progress, **tracking)
+    fine_tune(
+        model,
+        task,
+        epochs=args.num_epochs,
+        learning_rate=args.learning_rate,
+        length=args.length,
+        seed=args.seed,
+        progress=args.progress,
+        **tracking,
+    )
     found = evaluate_model(model, task, length=args.length)
-    with atomic_folder(args.output_dir) as out: save_model(model, out)
-    if args.json: return json.dumps({"task": task.name, **found}, indent=1)
-    return "\n".join([*(f"{name:17}{value:.4f}" for name, value in found.items() if isinstance(value, float)), f"written to       {args.output_dir}"])
+    with atomic_folder(args.output_dir) as out:
+        save_model(model, out)
+    if args.json:
+        return json.dumps({"task": task.name, **found}, indent=1)
+    return "\n".join(
+        [
+            *(f"{name:17}{value:.4f}" for name, value in found.items() if isinstance(value, float)),
+            f"written to       {args.output_dir}",
+        ]
+    )
 
 
 def _masks_told(report: dict, args) -> str:
     "The report in a few lines."
     stages = {"gated": "with masks", "removed": "taken out", "fine_tuned": "fine-tuned"}
-    lines = [f"masks {report['learn_masks']} · {report['decided']:.1%} of the gates within 0.05 of 0 or 1",
-             f"cost kept        {report['kept']:.4f}" + (f" (target {report['target']:g}; {report['kept_by_training']:.4f} before the last step)" if report["target"] else "")]
+    lines = [
+        f"masks {report['learn_masks']} · {report['decided']:.1%} of the gates within 0.05 of 0 or 1",
+        f"cost kept        {report['kept']:.4f}"
+        + (
+            f" (target {report['target']:g}; {report['kept_by_training']:.4f} before the last step)"
+            if report["target"]
+            else ""
+        ),
+    ]
     for name in (name for name, value in report["gated"].items() if isinstance(value, float)):
-        lines.append(f"{name:17}" + ", ".join(f"{report[stage][name]:.4f} {what}" for stage, what in stages.items() if stage in report))
-    return "\n".join([*lines, "parameters       {dense:,} → {pruned:,}".format(**report["parameters"]), f"written to       {args.output_dir}"])
+        lines.append(
+            f"{name:17}"
+            + ", ".join(f"{report[stage][name]:.4f} {what}" for stage, what in stages.items() if stage in report)
+        )
+    return "\n".join(
+        [
+            *lines,
+            "parameters       {dense:,} → {pruned:,}".format(**report["parameters"]),
+            f"written to       {args.output_dir}",
+        ]
+    )
 
 # %% ../../nbs/cli/main.ipynb #c023
 def _add_common(parser) -> None:
@@ -385,13 +683,27 @@ def _add_prune(parser) -> None:
     _add_common(parser)
     parser.add_argument("--method", default="magnitude", help="a name of 'pruneresearch list methods'")
     parser.add_argument("--sparsity", help="fraction in [0, 1), or one per block with commas")
-    parser.add_argument("--pattern", default="unstructured", help="unstructured, N:M such as 2:4, heads, neurons, heads+neurons or blocks")
-    parser.add_argument("--allocation", help="row, layer, global, owl, or macs for whole units (default: the method's own)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the method or the allocation, e.g. damping=0.1 for sparsegpt")
+    parser.add_argument(
+        "--pattern",
+        default="unstructured",
+        help="unstructured, N:M such as 2:4, heads, neurons, heads+neurons or blocks",
+    )
+    parser.add_argument(
+        "--allocation", help="row, layer, global, owl, or macs for whole units (default: the method's own)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the method or the allocation, e.g. damping=0.1 for sparsegpt",
+    )
     parser.add_argument("--scope", default="blocks", help="blocks or all-linear")
     parser.add_argument("--schedule", default="one-shot", help="one-shot, linear or cubic")
     parser.add_argument("--rounds", type=int, default=1, help="rounds of scoring and recovery")
-    parser.add_argument("--recovery", default="none", choices=("none", "fine-tune", "distil"), help="training after pruning, masks held")
+    parser.add_argument(
+        "--recovery", default="none", choices=("none", "fine-tune", "distil"), help="training after pruning, masks held"
+    )
     parser.add_argument("--recovery-epochs", type=float, default=1.0)
     parser.add_argument("--optimizer", default="adamw", help="of all training: adamw or sgd")
     parser.add_argument("--learning-rate", type=float, help="of all training (default: the model's own)")
@@ -399,22 +711,45 @@ def _add_prune(parser) -> None:
     parser.add_argument("--temperature", type=float, default=2.0, help="of distillation")
     parser.add_argument("--fine-tune", action="store_true", help="train the dense model on the task first")
     parser.add_argument("--n-calibration", type=int, default=128, help="calibration examples or sequences")
-    parser.add_argument("--sequential", action=argparse.BooleanOptionalAction, help="calibrate block by block, or in one pass (default: the method's own)")
+    parser.add_argument(
+        "--sequential",
+        action=argparse.BooleanOptionalAction,
+        help="calibrate block by block, or in one pass (default: the method's own)",
+    )
     parser.add_argument("--device", help="where blocks compute, such as cuda; the model waits in main memory")
     parser.add_argument("--offload", help="where activations wait between blocks: cpu, or a folder")
     parser.add_argument("--resume", metavar="FOLDER", help="keep finished blocks there, and go on from them")
-    parser.add_argument("--repair", action="store_true", help="let weights make up for pruned heads and neurons, by least squares")
+    parser.add_argument(
+        "--repair", action="store_true", help="let weights make up for pruned heads and neurons, by least squares"
+    )
     parser.add_argument("--multiple-of", type=int, help="keep a multiple of so many neurons in each block")
-    parser.add_argument("--remove", action="store_true", help="take pruned heads and neurons out: a really smaller model")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"), help="of computing and of the result; auto: the checkpoint's own")
-    parser.add_argument("--stream", action="store_true", help="one block in memory at a time: for models larger than memory")
+    parser.add_argument(
+        "--remove", action="store_true", help="take pruned heads and neurons out: a really smaller model"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16", "auto"),
+        help="of computing and of the result; auto: the checkpoint's own",
+    )
+    parser.add_argument(
+        "--stream", action="store_true", help="one block in memory at a time: for models larger than memory"
+    )
     parser.add_argument("--output", help="new or empty folder for checkpoint, masks and report")
 
 # %% ../../nbs/cli/main.ipynb #c024
 def _add_train_masks(parser) -> None:
     flag = parser.add_argument
-    flag("--model_name", required=True, help="embedded name, local folder or hub id; checkpoints/MODEL/TASK is looked at first")
-    flag("--task_name", required=True, help="mnli, qqp, qnli, sst2, mrpc, stsb, squad, squad_v2, or a name of 'pruneresearch list tasks'")
+    flag(
+        "--model_name",
+        required=True,
+        help="embedded name, local folder or hub id; checkpoints/MODEL/TASK is looked at first",
+    )
+    flag(
+        "--task_name",
+        required=True,
+        help="mnli, qqp, qnli, sst2, mrpc, stsb, squad, squad_v2, or a name of 'pruneresearch list tasks'",
+    )
     flag("--prune", action="store_true", help="train masks (without it: plain fine-tuning)")
     flag("--learn_masks", default="all", help="head, ffn_int, ffn_out or all")
     flag("--target_sparsity", type=float, help="share of the gated weights that shall go")
@@ -445,12 +780,27 @@ def _add_bench(parser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="benchmark notebooks (default: all)")
     parser.add_argument("--profile", default="tiny", help="smoke, tiny, small or paper")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler, tcp://HOST:8786: its workers do the runs")
-    parser.add_argument("--resources", action="append", metavar="NAME=AMOUNT", help="what each run takes of what workers offer (default: GPU=1 where they have it)")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="main memory that each run may hold (default: no limit)")
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS", help="of a Dask scheduler, tcp://HOST:8786: its workers do the runs"
+    )
+    parser.add_argument(
+        "--resources",
+        action="append",
+        metavar="NAME=AMOUNT",
+        help="what each run takes of what workers offer (default: GPU=1 where they have it)",
+    )
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="main memory that each run may hold (default: no limit)"
+    )
     parser.add_argument("--results", help="folder of all results (default: runs/)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="skip what is done")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a notebook's parameter in every run, e.g. task=glue/sst2")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a notebook's parameter in every run, e.g. task=glue/sst2",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print every run that would be made, and make none")
 
 
@@ -498,6 +848,7 @@ COMMANDS = {  # name → (function, adds its arguments, help)
 # %% ../../nbs/cli/main.ipynb #c027
 class _Parser(argparse.ArgumentParser):
     "One sentence instead of a usage block."
+
     def error(self, message):
         raise UsageError(f"{message}; see '{self.prog} --help'.")
 
@@ -510,40 +861,58 @@ def parser() -> argparse.ArgumentParser:
     for name, (function, add, text) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text)
         add(sub)
-        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error")
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
         sub.set_defaults(function=function)
     return top
 
 # %% ../../nbs/cli/main.ipynb #c029
-KEEPERS = ("bench", "train-masks", "--resume")  # commands, and the option, that keep what is finished when they are interrupted
+KEEPERS = (
+    "bench",
+    "train-masks",
+    "--resume",
+)  # commands, and the option, that keep what is finished when they are interrupted
 
 
 def _explain(error: BaseException, keeps: bool = False) -> tuple:  # (exit code, sentence)
     "What an exception means to the user."
-    if isinstance(error, UsageError): return 2, str(error)
-    if isinstance(error, RunError): return 1, str(error)
-    if isinstance(error, KeyboardInterrupt): return 1, f"interrupted; {'finished results are kept, run the same command again to go on' if keeps else 'nothing was written'}."
-    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error): return 1, "the disk is full: nothing was written; free some space and run again."
-    if isinstance(error, OSError): return 1, f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}"
+    if isinstance(error, UsageError):
+        return 2, str(error)
+    if isinstance(error, RunError):
+        return 1, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return (
+            1,
+            f"interrupted; {'finished results are kept, run the same command again to go on' if keeps else 'nothing was written'}.",
+        )
+    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        return 1, "the disk is full: nothing was written; free some space and run again."
+    if isinstance(error, OSError):
+        return 1, f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}"
     return 1, f"{short_error(error)} (run with --debug for the traceback)"
 
 
 def _share(args) -> None:
     "With several processes all of them prune, train and evaluate alike, and the first one writes and tells."
-    if args.command != "prune": require_one_process(f"'pruneresearch {args.command}'")
+    if args.command != "prune":
+        require_one_process(f"'pruneresearch {args.command}'")
     args.progress = rank() == 0 and sys.stderr.isatty()
-    if rank(): args.output = None
+    if rank():
+        args.output = None
 
 # %% ../../nbs/cli/main.ipynb #c030
 def _say(text: str) -> None:
     "Print. Whoever reads may stop early, as `head` does."
-    try: print(text, flush=True)
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(
     arguments=None,  # list of words; None: the command line's
-) -> int:            # exit code: 0, 1 failure, 2 usage
+) -> int:  # exit code: 0, 1 failure, 2 usage
     "Entry point of the `pruneresearch` command."
     warnings.filterwarnings("ignore")
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -553,11 +922,14 @@ def main(
         args = parser().parse_args(words)
         _share(args)
         told = args.function(args)
-        if rank() == 0: _say(told)
+        if rank() == 0:
+            _say(told)
         leave_process_group()
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        if "--debug" in words: raise
+        if "--debug" in words:
+            raise
         code, sentence = _explain(error, keeps=any(word in KEEPERS for word in words))
-        if tells(): print(f"pruneresearch: {sentence}", file=sys.stderr)
+        if tells():
+            print(f"pruneresearch: {sentence}", file=sys.stderr)
         return code

@@ -11,31 +11,47 @@ __all__ = ['WORLDS', 'QUALITIES', 'DEEDS', 'NEGATIONS', 'WEAK', 'STRONG', 'LIKES
            'normalised', 'read_library', 'standard_library_documents', 'stable_split']
 
 # %% ../../nbs/data/corpora.ipynb #c003
-import ast, hashlib, inspect, random, sysconfig
+import ast
+import hashlib
+import inspect
+import random
+import sysconfig
 from functools import lru_cache
 from pathlib import Path
 
 # %% ../../nbs/data/corpora.ipynb #c005
 WORLDS = {
-    "film": ("plot, acting, ending, soundtrack, dialogue, camera work, opening scene, pacing, costume design, humour",
-             "director, actress, critic, producer, stuntman, composer"),
-    "restaurant": ("soup, service, dessert, menu, wine list, dining room, bread, main course, coffee, music",
-                   "chef, waiter, guest, owner, sommelier, manager"),
-    "hotel": ("room, breakfast, view, bed, lobby, pool, shower, reception, location, garden",
-              "porter, receptionist, visitor, gardener, cleaner, concierge"),
-    "book": ("first chapter, prose, story, heroine, narrator, translation, cover, final chapter, villain, structure",
-             "author, editor, translator, publisher, reviewer, illustrator"),
-    "phone": ("screen, battery, camera, keyboard, design, speaker, software, packaging, charger, sound",
-              "designer, engineer, salesman, customer, technician, programmer"),
+    "film": (
+        "plot, acting, ending, soundtrack, dialogue, camera work, opening scene, pacing, costume design, humour",
+        "director, actress, critic, producer, stuntman, composer",
+    ),
+    "restaurant": (
+        "soup, service, dessert, menu, wine list, dining room, bread, main course, coffee, music",
+        "chef, waiter, guest, owner, sommelier, manager",
+    ),
+    "hotel": (
+        "room, breakfast, view, bed, lobby, pool, shower, reception, location, garden",
+        "porter, receptionist, visitor, gardener, cleaner, concierge",
+    ),
+    "book": (
+        "first chapter, prose, story, heroine, narrator, translation, cover, final chapter, villain, structure",
+        "author, editor, translator, publisher, reviewer, illustrator",
+    ),
+    "phone": (
+        "screen, battery, camera, keyboard, design, speaker, software, packaging, charger, sound",
+        "designer, engineer, salesman, customer, technician, programmer",
+    ),
 }
 WORLDS = {name: tuple(tuple(words.split(", ")) for words in pair) for name, pair in WORLDS.items()}
 
 # %% ../../nbs/data/corpora.ipynb #c006
 def synonym_groups(
     table: str,  # one line per pair: synonyms | their antonyms, separated by commas
-) -> tuple:      # pairs (group, opposite group), each a tuple of words
+) -> tuple:  # pairs (group, opposite group), each a tuple of words
     "Read a table of synonyms and antonyms."
-    return tuple(tuple(tuple(side.strip().split(", ")) for side in line.split("|")) for line in table.strip().splitlines())
+    return tuple(
+        tuple(tuple(side.strip().split(", ")) for side in line.split("|")) for line in table.strip().splitlines()
+    )
 
 
 QUALITIES = synonym_groups("""
@@ -65,9 +81,21 @@ reward, favour, honour | punish, penalise, scold
 NEGATIONS = ("not", "never", "hardly", "far from", "anything but", "by no means")
 WEAK = ("slightly", "somewhat", "a bit", "a little", "mildly", "faintly")
 STRONG = ("extremely", "incredibly", "utterly", "truly", "exceptionally", "thoroughly")
-LIKES = {"like": ("enjoy", "like", "admire", "appreciate", "love"), "dislike": ("dislike", "hate", "criticise", "regret", "detest")}
+LIKES = {
+    "like": ("enjoy", "like", "admire", "appreciate", "love"),
+    "dislike": ("dislike", "hate", "criticise", "regret", "detest"),
+}
 WITNESSES = ("i", "we", "my friends", "most people", "the critics", "my parents", "our neighbours", "everyone there")
-OPENINGS = ("overall,", "in my view,", "to be honest,", "this time,", "for us,", "all in all,", "as it happens,", "last week")
+OPENINGS = (
+    "overall,",
+    "in my view,",
+    "to be honest,",
+    "this time,",
+    "for us,",
+    "all in all,",
+    "as it happens,",
+    "last week",
+)
 
 # %% ../../nbs/data/corpora.ipynb #c010
 PAST = {"upset": "upset", "shun": "shunned", "regret": "regretted"}
@@ -75,17 +103,19 @@ PAST = {"upset": "upset", "shun": "shunned", "regret": "regretted"}
 
 def past(
     verb: str,  # base form
-) -> str:       # its past tense and participle
+) -> str:  # its past tense and participle
     "The past tense of the verbs of this grammar."
-    if verb in PAST: return PAST[verb]
-    if verb.endswith("y") and verb[-2] not in "aeo": return verb[:-1] + "ied"
+    if verb in PAST:
+        return PAST[verb]
+    if verb.endswith("y") and verb[-2] not in "aeo":
+        return verb[:-1] + "ied"
     return verb + ("d" if verb.endswith("e") else "ed")
 
 # %% ../../nbs/data/corpora.ipynb #c013
 def judgement(
     rng: random.Random,
-    aspect: str,    # the thing judged, "soup"
-    good: bool,     # effective polarity of the clause
+    aspect: str,  # the thing judged, "soup"
+    good: bool,  # effective polarity of the clause
     strength=None,  # None (random, may be negated), or a tuple of adverbs to take one from (then not negated)
     negation: float = 0.5,  # how probable a negation is
 ) -> str:
@@ -96,20 +126,36 @@ def judgement(
         done = (f"did not {verb}" if rng.random() < 0.5 else f"never {past(verb)}") if negated else past(verb)
         return f"{rng.choice(WITNESSES)} {done} the {aspect}"
     quality = rng.choice(rng.choice(QUALITIES)[0 if good != negated else 1])
-    if negated: quality = f"{rng.choice(NEGATIONS)} {quality}"
-    elif strength is not None: quality = f"{rng.choice(strength)} {quality}"
-    elif rng.random() < 0.4: quality = f"{rng.choice(WEAK + STRONG)} {quality}"
+    if negated:
+        quality = f"{rng.choice(NEGATIONS)} {quality}"
+    elif strength is not None:
+        quality = f"{rng.choice(strength)} {quality}"
+    elif rng.random() < 0.4:
+        quality = f"{rng.choice(WEAK + STRONG)} {quality}"
     return f"the {aspect} was {quality}"
 
 # %% ../../nbs/data/corpora.ipynb #c016
 DENIALS = ("nobody would say that", "it is untrue that", "it would be wrong to claim that")
 CONTRASTS = (  # pattern, which of its two clauses decides
-    ("although {0}, {1}", 1), ("even though {0}, {1}", 1), ("while {0}, {1}", 1), ("despite the fact that {0}, {1}", 1),
-    ("{0}, although {1}", 0), ("{0}, even though {1}", 0), ("{0}, while admittedly {1}", 0), ("{0}, despite the fact that {1}", 0),
-    ("{0}, but {1}", 1), ("{0}, yet {1}", 1), ("{0}; however, {1}", 1), ("granted, {0}, but {1}", 1),
+    ("although {0}, {1}", 1),
+    ("even though {0}, {1}", 1),
+    ("while {0}, {1}", 1),
+    ("despite the fact that {0}, {1}", 1),
+    ("{0}, although {1}", 0),
+    ("{0}, even though {1}", 0),
+    ("{0}, while admittedly {1}", 0),
+    ("{0}, despite the fact that {1}", 0),
+    ("{0}, but {1}", 1),
+    ("{0}, yet {1}", 1),
+    ("{0}; however, {1}", 1),
+    ("granted, {0}, but {1}", 1),
 )
 NOMINALS = (  # the concession is a noun phrase
-    ("despite {0}, {1}", 1), ("in spite of {0}, {1}", 1), ("{0}, despite {1}", 0), ("{0}, in spite of {1}", 0), ("{0}, notwithstanding {1}", 0),
+    ("despite {0}, {1}", 1),
+    ("in spite of {0}, {1}", 1),
+    ("{0}, despite {1}", 0),
+    ("{0}, in spite of {1}", 0),
+    ("{0}, notwithstanding {1}", 0),
 )
 BALANCES = ("{0} and {1}", "{0}; {1}", "{0}, and {1}", "{0}, while at the same time {1}")
 
@@ -128,7 +174,8 @@ def review(
     else:
         pattern, decides = rng.choice(CONTRASTS if kind == "contrast" else NOMINALS)
         clauses = [clause(rng, aspects[i], good == (i == decides), denial) for i in (0, 1)]
-        if kind == "nominal": clauses[1 - decides] = concession(rng, aspects[1 - decides], not good)
+        if kind == "nominal":
+            clauses[1 - decides] = concession(rng, aspects[1 - decides], not good)
     opening = f"{rng.choice(OPENINGS)} " if rng.random() < 0.3 else ""
     return f"{opening}{pattern.format(*clauses)}."
 
@@ -136,7 +183,7 @@ def review(
 def clause(
     rng: random.Random,
     aspect: str,
-    good: bool,     # effective polarity
+    good: bool,  # effective polarity
     denial: float,  # how probable it is that the clause is denied as a whole
 ) -> str:
     "A judgement, or the denial of its opposite: 'it is untrue that the soup was dull'."
@@ -157,10 +204,10 @@ def concession(
 
 # %% ../../nbs/data/corpora.ipynb #c020
 def distinct(
-    make,      # called with (rng, label), gives an example as a tuple of texts
-    n: int,    # how many examples
+    make,  # called with (rng, label), gives an example as a tuple of texts
+    n: int,  # how many examples
     seed: int,
-) -> list:     # n pairs (texts, label), no texts twice, labels alternating before the shuffle
+) -> list:  # n pairs (texts, label), no texts twice, labels alternating before the shuffle
     "Draw until there are `n` different examples, half of each label, in random order."
     rng, found = random.Random(seed), {}
     while len(found) < n:
@@ -172,29 +219,50 @@ def distinct(
 
 # %% ../../nbs/data/corpora.ipynb #c021
 def sentiment_examples(
-    n: int,     # how many examples
+    n: int,  # how many examples
     seed: int,  # another seed, other sentences
-) -> list:      # of {"sentence": str, "label": 0 (negative) or 1 (positive)}
+) -> list:  # of {"sentence": str, "label": 0 (negative) or 1 (positive)}
     "Reviews of one sentence from the grammar, no sentence twice, labels balanced."
-    return [{"sentence": text, "label": label} for (text,), label in distinct(lambda rng, label: (review(rng, label == 1),), n, seed)]
+    return [
+        {"sentence": text, "label": label}
+        for (text,), label in distinct(lambda rng, label: (review(rng, label == 1),), n, seed)
+    ]
 
 # %% ../../nbs/data/corpora.ipynb #c024
 ATTRIBUTES = ("young", "old", "tall", "new", "famous", "quiet", "tired", "cheerful", "wealthy", "busy")
-CIRCUMSTANCES = ("last week", "on monday", "after lunch", "this summer", "at the party", "this morning", "in march", "two years ago", "in the evening", "back then")
+CIRCUMSTANCES = (
+    "last week",
+    "on monday",
+    "after lunch",
+    "this summer",
+    "at the party",
+    "this morning",
+    "in march",
+    "two years ago",
+    "in the evening",
+    "back then",
+)
 
 
 def fact(
     rng: random.Random,
-    detail: float = 0.75,   # how probable attributes and a circumstance are
-    negation: float = 0.35, # how probable a negation is
-    typical: float = 0.0,   # how probable a typical fact is, see below
+    detail: float = 0.75,  # how probable attributes and a circumstance are
+    negation: float = 0.35,  # how probable a negation is
+    typical: float = 0.0,  # how probable a typical fact is, see below
 ) -> dict:
     "What a sentence of the paraphrase task states, before it is put into words."
     aspects, people = rng.choice(list(WORLDS.values()))
     deed, usual = rng.random() < 0.6, rng.random() < typical
     things = rng.sample(people if deed else aspects, 2)
-    if usual and deed: things.sort(key=people.index)
-    groups = [rng.randrange(len(DEEDS))] if deed else [aspects.index(t) for t in things] if usual else rng.sample(range(len(QUALITIES)), 2)
+    if usual and deed:
+        things.sort(key=people.index)
+    groups = (
+        [rng.randrange(len(DEEDS))]
+        if deed
+        else [aspects.index(t) for t in things]
+        if usual
+        else rng.sample(range(len(QUALITIES)), 2)
+    )
     return {
         "deed": deed,
         "things": tuple(things),
@@ -212,14 +280,18 @@ def say(
     "Put a fact into words; every random choice here keeps the meaning."
     flip = rng.random() < 0.5
     if fact["deed"]:
-        (group, side), = fact["meanings"]
+        ((group, side),) = fact["meanings"]
         verb, negated = rng.choice(DEEDS[group][side]), fact["negated"][0]
-        agent, patient = (" ".join(["the", *fact["attributes"][i:i + 1], fact["things"][i]]) for i in (0, 1))
-        if flip: core = f"{patient} was {'not ' if negated else ''}{past(verb)} by {agent}"
-        else: core = f"{agent} {'did not ' + verb if negated else past(verb)} {patient}"
+        agent, patient = (" ".join(["the", *fact["attributes"][i : i + 1], fact["things"][i]]) for i in (0, 1))
+        if flip:
+            core = f"{patient} was {'not ' if negated else ''}{past(verb)} by {agent}"
+        else:
+            core = f"{agent} {'did not ' + verb if negated else past(verb)} {patient}"
     else:
-        parts = [f"the {thing} was {'not ' if negated else ''}{rng.choice(QUALITIES[group][side])}"
-                 for thing, (group, side), negated in zip(fact["things"], fact["meanings"], fact["negated"])]
+        parts = [
+            f"the {thing} was {'not ' if negated else ''}{rng.choice(QUALITIES[group][side])}"
+            for thing, (group, side), negated in zip(fact["things"], fact["meanings"], fact["negated"])
+        ]
         core = " and ".join(parts[::-1] if flip else parts)
     parts = (fact["circumstance"], core) if rng.random() < 0.5 else (core, fact["circumstance"])
     return " ".join(filter(None, parts)) + "."
@@ -230,13 +302,17 @@ def altered(
     fact: dict,
 ) -> tuple:  # the other fact, and what was changed: "swap", "attributes", "negation" or "antonym"
     "A fact with another meaning that is said in nearly the same words."
-    change = rng.choices(("swap", "attributes" if fact["attributes"] else "swap", "negation", "antonym"), (1, 1, 9, 9))[0]
+    change = rng.choices(("swap", "attributes" if fact["attributes"] else "swap", "negation", "antonym"), (1, 1, 9, 9))[
+        0
+    ]
     place = rng.randrange(len(fact["negated"]))
     other = {
         "swap": {"things": fact["things"][::-1]},
         "attributes": {"attributes": fact["attributes"][::-1]},
         "negation": {"negated": tuple(old != (i == place) for i, old in enumerate(fact["negated"]))},
-        "antonym": {"meanings": tuple((group, side ^ (i == place)) for i, (group, side) in enumerate(fact["meanings"]))},
+        "antonym": {
+            "meanings": tuple((group, side ^ (i == place)) for i, (group, side) in enumerate(fact["meanings"]))
+        },
     }
     return fact | other[change], change
 
@@ -244,39 +320,50 @@ def altered(
 def sentence_pair(
     rng: random.Random,
     same: bool,  # whether the two mean the same
-    **odds,      # as for `fact`
-) -> tuple:      # two different sentences, and what was changed: "nothing" or as `altered` says
+    **odds,  # as for `fact`
+) -> tuple:  # two different sentences, and what was changed: "nothing" or as `altered` says
     "Two sentences that state the same fact, or nearly the same one."
     first = fact(rng, **odds)
     second, change = (first, "nothing") if same else altered(rng, first)
     left = right = say(rng, first)
-    while right == left: right = say(rng, second)
+    while right == left:
+        right = say(rng, second)
     return left, right, change
 
 # %% ../../nbs/data/corpora.ipynb #c031
 def paraphrase_examples(
-    n: int,     # how many examples
+    n: int,  # how many examples
     seed: int,  # another seed, other pairs
-) -> list:      # of {"sentence1": str, "sentence2": str, "label": 0 (another meaning) or 1 (paraphrase)}
+) -> list:  # of {"sentence1": str, "sentence2": str, "label": 0 (another meaning) or 1 (paraphrase)}
     "Sentence pairs from the grammar, no pair twice, labels balanced."
-    return [{"sentence1": left, "sentence2": right, "label": label}
-            for (left, right), label in distinct(lambda rng, label: sentence_pair(rng, label == 1)[:2], n, seed)]
+    return [
+        {"sentence1": left, "sentence2": right, "label": label}
+        for (left, right), label in distinct(lambda rng, label: sentence_pair(rng, label == 1)[:2], n, seed)
+    ]
 
 # %% ../../nbs/data/corpora.ipynb #c034
 VERDICTS = {True: "happy, pleased, glad, delighted, satisfied", False: "unhappy, cross, sad, dissatisfied, grumpy"}
 VERDICTS = {good: tuple(words.split(", ")) for good, words in VERDICTS.items()}
 VERDICT_PATTERNS = ("so i left {}.", "in short, i was {}.", "the verdict: {}.", "i came away {}.")
-RELATIONS = {"nothing": "likewise", "swap": "conversely", "attributes": "differently", "negation": "however", "antonym": "instead"}
+RELATIONS = {
+    "nothing": "likewise",
+    "swap": "conversely",
+    "attributes": "differently",
+    "negation": "however",
+    "antonym": "instead",
+}
 
 
 def pretraining_text(
     rng: random.Random,
     label: bool,  # the verdict, or whether the second sentence says the same
-):                # a sentence, or a pair of sentences
+):  # a sentence, or a pair of sentences
     "A review, a review with its verdict, or two statements with the word that relates them."
     kind = rng.choices(("sentence", "clause", "review", "bare", "relation"), (1, 4, 5, 7, 6))[0]
     if kind in ("bare", "relation"):
-        left, right, change = sentence_pair(rng, label, **(dict(detail=0, negation=0.1, typical=0.8) if kind == "bare" else {}))
+        left, right, change = sentence_pair(
+            rng, label, **(dict(detail=0, negation=0.1, typical=0.8) if kind == "bare" else {})
+        )
         return left, f"{RELATIONS[change]}, {right}"
     aspect = rng.choice(rng.choice(list(WORLDS.values()))[0])
     text = f"{judgement(rng, aspect, label, negation=0.2)}." if kind == "clause" else review(rng, label, denial=0.0)
@@ -284,9 +371,9 @@ def pretraining_text(
 
 
 def pretraining_sentences(
-    n: int,     # how many texts
+    n: int,  # how many texts
     seed: int,
-) -> list:      # str, or (str, str) for a pair; none twice
+) -> list:  # str, or (str, str) for a pair; none twice
     "Texts for masked-language-model pre-training from the worlds of both tasks."
     return [text for (text,), _ in distinct(lambda rng, label: (pretraining_text(rng, label == 1),), n, seed)]
 
@@ -296,7 +383,7 @@ OUTSIDE = {"test", "tests", "idle_test", "site-packages", "dist-packages", "_ven
 
 def source_files(
     root=None,  # a folder of Python source; None: the running Python's standard library
-) -> list:      # of Path, in an order that is the same on every machine
+) -> list:  # of Path, in an order that is the same on every machine
     "The source files of the standard library, without its tests."
     root = Path(root or sysconfig.get_path("stdlib"))
     paths = (path for path in root.rglob("*.py") if not OUTSIDE.intersection(path.relative_to(root).parts))
@@ -308,7 +395,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 def documentation(
     source: str,  # the text of a Python file
-) -> list:        # of str, cleaned of indentation
+) -> list:  # of str, cleaned of indentation
     "Every documentation string in a file; for the file of help topics, the topics."
     tree = ast.parse(source)
     found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, DOCUMENTED)]
@@ -319,17 +406,21 @@ def documentation(
     return [text.strip() for text in found if text]
 
 # %% ../../nbs/data/corpora.ipynb #c046
-def normalised(text: str) -> str: return " ".join(text.split())
+def normalised(text: str) -> str:
+    return " ".join(text.split())
 
 
 @lru_cache(maxsize=1)
 def read_library() -> tuple:
     documents = {}
     for path in source_files():
-        try: found = documentation(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, SyntaxError): continue
+        try:
+            found = documentation(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, SyntaxError):
+            continue
         for text in found:
-            if len(text) >= 40: documents.setdefault(normalised(text), text)
+            if len(text) >= 40:
+                documents.setdefault(normalised(text), text)
     return tuple(documents.values())
 
 
@@ -340,7 +431,7 @@ def standard_library_documents() -> list:  # of str
 # %% ../../nbs/data/corpora.ipynb #c049
 def stable_split(
     text: str,  # a document
-) -> str:       # "train" (80 %), "selection" (10 %) or "test" (10 %)
+) -> str:  # "train" (80 %), "selection" (10 %) or "test" (10 %)
     "The part a document belongs to, by the SHA-256 of its text after white-space normalisation."
     digest = hashlib.sha256(normalised(text).encode("utf-8", "surrogatepass")).hexdigest()
     return {0: "test", 1: "selection"}.get(int(digest[:8], 16) % 10, "train")

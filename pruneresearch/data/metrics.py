@@ -7,21 +7,28 @@ __all__ = ['METRICS', 'OfflineMetric', 'Accuracy', 'F1', 'Precision', 'Recall', 
            'normalise_answer', 'answer_f1', 'answer_match', 'Squad', 'SquadV2', 'load_metric']
 
 # %% ../../nbs/data/metrics.ipynb #c003
-import math, re, string
+import math
+import re
+import string
 from collections import Counter
-import datasets, evaluate
+
+import datasets
+import evaluate
 import numpy as np
+
 from ..basics.errors import RunError, UsageError, lookup
 
 # %% ../../nbs/data/metrics.ipynb #c005
 class OfflineMetric(evaluate.Metric):
     "A metric that lives in memory: no network, no cache folder, no lock shared with other processes."
+
     prediction = reference = datasets.Value("int64")  # the type of one prediction and of one reference
 
     def __init__(self, **arguments):
         super().__init__(**{"keep_in_memory": True, **arguments})
 
-    def _build_data_dir(self): return ""  # evaluate would make a folder here
+    def _build_data_dir(self):
+        return ""  # evaluate would make a folder here
 
     def _info(self):
         types = datasets.Features({"predictions": self.prediction, "references": self.reference})
@@ -30,7 +37,9 @@ class OfflineMetric(evaluate.Metric):
     def compute(self, *, predictions=None, references=None, **arguments):
         "Score these, or everything that `add_batch` has collected; equally many predictions and references."
         if predictions is not None and references is not None and len(predictions) != len(references):
-            raise UsageError(f"{len(predictions)} predictions and {len(references)} references: there must be as many of each.")
+            raise UsageError(
+                f"{len(predictions)} predictions and {len(references)} references: there must be as many of each."
+            )
         if len(self) == 0 and (predictions is None or len(predictions) == 0):
             raise UsageError("there is nothing to measure: give at least one prediction and its reference.")
         return super().compute(predictions=predictions, references=references, **arguments)
@@ -38,71 +47,89 @@ class OfflineMetric(evaluate.Metric):
 # %% ../../nbs/data/metrics.ipynb #c007
 class Accuracy(OfflineMetric):
     "The fraction of predictions that equal their reference."
+
     def _compute(self, predictions, references):
         return {"accuracy": float(np.mean(np.equal(predictions, references)))}
 
 
 class F1(OfflineMetric):
     "The harmonic mean of precision and recall."
+
     def _compute(self, predictions, references, average="binary"):
         from sklearn.metrics import f1_score
+
         return {"f1": float(f1_score(references, predictions, average=average, zero_division=0))}
 
 
 class Precision(OfflineMetric):
     "The fraction of the predictions of class 1 that are right."
+
     def _compute(self, predictions, references, average="binary"):
         from sklearn.metrics import precision_score
+
         return {"precision": float(precision_score(references, predictions, average=average, zero_division=0))}
 
 
 class Recall(OfflineMetric):
     "The fraction of the members of class 1 that were found."
+
     def _compute(self, predictions, references, average="binary"):
         from sklearn.metrics import recall_score
+
         return {"recall": float(recall_score(references, predictions, average=average, zero_division=0))}
 
 
 class Matthews(OfflineMetric):
     "Matthews' correlation of predicted and true classes."
+
     def _compute(self, predictions, references):
         from sklearn.metrics import matthews_corrcoef
+
         return {"matthews": float(matthews_corrcoef(references, predictions))}
 
 # %% ../../nbs/data/metrics.ipynb #c011
 def _finite(
     predictions,  # numbers
-    references,   # numbers
-) -> bool:        # whether both sides vary; raises `RunError` for NaN and infinity
+    references,  # numbers
+) -> bool:  # whether both sides vary; raises `RunError` for NaN and infinity
     "Check the two sides of a correlation."
     for what, values in (("prediction", predictions), ("reference", references)):
         bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad): raise RunError(f"{what} {bad[0]} is not a finite number: the model's output has diverged.")
+        if len(bad):
+            raise RunError(f"{what} {bad[0]} is not a finite number: the model's output has diverged.")
     return np.ptp(predictions) > 0 and np.ptp(references) > 0
 
 
 class Pearson(OfflineMetric):
     "Pearson's linear correlation; 0 where one side is constant."
+
     prediction = reference = datasets.Value("float64")
+
     def _compute(self, predictions, references):
         from scipy.stats import pearsonr
+
         return {"pearson": float(pearsonr(predictions, references)[0]) if _finite(predictions, references) else 0.0}
 
 
 class Spearman(OfflineMetric):
     "Spearman's rank correlation; 0 where one side is constant."
+
     prediction = reference = datasets.Value("float64")
+
     def _compute(self, predictions, references):
         from scipy.stats import spearmanr
+
         return {"spearman": float(spearmanr(predictions, references)[0]) if _finite(predictions, references) else 0.0}
 
 # %% ../../nbs/data/metrics.ipynb #c014
 class Perplexity(OfflineMetric):
     "exp(Σ negative log-likelihood / Σ tokens). Predictions: summed NLL in nats; references: number of predicted tokens."
+
     prediction = datasets.Value("float64")
 
     def _compute(self, predictions, references):
-        if sum(references) <= 0: raise UsageError("perplexity needs at least one predicted token.")
+        if sum(references) <= 0:
+            raise UsageError("perplexity needs at least one predicted token.")
         mean = math.fsum(predictions) / sum(references)
         return {"perplexity": math.exp(mean) if mean < 709 else math.inf if mean == mean else math.nan}
 
@@ -117,34 +144,44 @@ def normalise_answer(
 
 def answer_f1(
     prediction: str,  # predicted text
-    reference: str,   # one true answer
-) -> float:           # 0 … 1
+    reference: str,  # one true answer
+) -> float:  # 0 … 1
     "F1 over the words that prediction and reference share; two empty answers agree."
     words, truth = normalise_answer(prediction).split(), normalise_answer(reference).split()
-    if not words or not truth: return float(words == truth)
+    if not words or not truth:
+        return float(words == truth)
     shared = (Counter(words) & Counter(truth)).total()
     return 2 * shared / (len(words) + len(truth))
 
 
 def answer_match(
     prediction: str,  # predicted text
-    reference: str,   # one true answer
-) -> float:           # 0 or 1
+    reference: str,  # one true answer
+) -> float:  # 0 or 1
     "Whether the normalised texts are equal."
     return float(normalise_answer(prediction) == normalise_answer(reference))
 
 # %% ../../nbs/data/metrics.ipynb #c022
 class Squad(OfflineMetric):
     "Exact match and F1 of predicted answers, the best over the references of a question."
+
     prediction = {"id": datasets.Value("string"), "prediction_text": datasets.Value("string")}
-    reference = {"id": datasets.Value("string"), "answers": {
-        "text": datasets.Sequence(datasets.Value("string")), "answer_start": datasets.Sequence(datasets.Value("int32"))}}
+    reference = {
+        "id": datasets.Value("string"),
+        "answers": {
+            "text": datasets.Sequence(datasets.Value("string")),
+            "answer_start": datasets.Sequence(datasets.Value("int32")),
+        },
+    }
 
     def _scores(self, predictions, references):
         "Per question: is it answerable, exact match, F1."
         texts = {p["id"]: p["prediction_text"] for p in predictions}
         missing = [r["id"] for r in references if r["id"] not in texts]
-        if missing: raise UsageError(f"question {missing[0]!r} has no prediction: give one for every reference, empty for no answer.")
+        if missing:
+            raise UsageError(
+                f"question {missing[0]!r} has no prediction: give one for every reference, empty for no answer."
+            )
         for reference in references:
             text, truths = texts[reference["id"]], reference["answers"]["text"]
             truths = [t for t in truths if normalise_answer(t)] or [""]
@@ -157,17 +194,30 @@ class Squad(OfflineMetric):
 
 class SquadV2(Squad):
     "The same with unanswerable questions, overall and for the two kinds of questions."
+
     def _compute(self, predictions, references):
         answerable, match, f1 = np.array(list(self._scores(predictions, references)), dtype=float).T
         has, none = answerable == 1, answerable == 0
         result = {"f1": float(f1.mean()), "exact_match": float(match.mean())}
-        if has.any(): result |= {"has_answer_f1": float(f1[has].mean()), "has_answer_exact_match": float(match[has].mean())}
-        if none.any(): result |= {"no_answer_accuracy": float(match[none].mean())}
+        if has.any():
+            result |= {"has_answer_f1": float(f1[has].mean()), "has_answer_exact_match": float(match[has].mean())}
+        if none.any():
+            result |= {"no_answer_accuracy": float(match[none].mean())}
         return result
 
 # %% ../../nbs/data/metrics.ipynb #c026
-METRICS = {"accuracy": Accuracy, "f1": F1, "precision": Precision, "recall": Recall, "matthews": Matthews,
-           "pearson": Pearson, "spearman": Spearman, "perplexity": Perplexity, "squad": Squad, "squad_v2": SquadV2}
+METRICS = {
+    "accuracy": Accuracy,
+    "f1": F1,
+    "precision": Precision,
+    "recall": Recall,
+    "matthews": Matthews,
+    "pearson": Pearson,
+    "spearman": Spearman,
+    "perplexity": Perplexity,
+    "squad": Squad,
+    "squad_v2": SquadV2,
+}
 
 
 def load_metric(

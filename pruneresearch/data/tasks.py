@@ -16,7 +16,13 @@ __all__ = ['SELECTION_SHARE', 'SELECTION_LIMIT', 'SELECTION_SEED', 'SPLIT_SIZES'
            'task_fingerprint']
 
 # %% ../../nbs/data/tasks.ipynb #c004
-import gzip, hashlib, json, os, random, re, zlib
+import gzip
+import hashlib
+import json
+import os
+import random
+import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,50 +30,59 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from reprlib import repr as brief
+
 import numpy as np
 import torch
-from . import corpora
-from ..basics.errors import RunError, UsageError, short_error, lookup
+
+from ..basics.errors import RunError, UsageError, lookup, short_error
 from ..basics.files import parse_json, read_json
 from ..basics.fingerprints import fingerprint
+from . import corpora
 
 # %% ../../nbs/data/tasks.ipynb #c007
 @dataclass(eq=False)
 class Task:
     "Three splits of data, and what it takes to turn them into model inputs and one number."
-    name: str       # what to call it
-    kind: str       # "classification", "regression", "question-answering" or "language-modelling"
+
+    name: str  # what to call it
+    kind: str  # "classification", "regression", "question-answering" or "language-modelling"
     splits: "datasets.DatasetDict" = field(repr=False)  # "train", "selection", "test"
-    inputs: tuple   # the input columns, ("sentence1", "sentence2") or ("text",) or ("vector",) …
-    labels: tuple = ()    # names of the classes, in the order of their numbers
-    metrics: tuple = ()   # names for `load_metric`, the main one first
-    metric: str = ""      # the key of the main value in the metrics' results
-    join: str = ""        # what stands between two documents (language modelling)
-    notes: str = ""       # anything a reader of the numbers should know about the data
-    length: int = None    # tokens per example or window, instead of the default of its kind
+    inputs: tuple  # the input columns, ("sentence1", "sentence2") or ("text",) or ("vector",) …
+    labels: tuple = ()  # names of the classes, in the order of their numbers
+    metrics: tuple = ()  # names for `load_metric`, the main one first
+    metric: str = ""  # the key of the main value in the metrics' results
+    join: str = ""  # what stands between two documents (language modelling)
+    notes: str = ""  # anything a reader of the numbers should know about the data
+    length: int = None  # tokens per example or window, instead of the default of its kind
     _memo: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         self.inputs, self.labels, self.metrics = tuple(self.inputs), tuple(self.labels), tuple(self.metrics)
         self.metric = self.metric or self.metrics[0]
 
-    def __getstate__(self): return {**self.__dict__, "_memo": {}}
+    def __getstate__(self):
+        return {**self.__dict__, "_memo": {}}
 
     def default_length(self, tokenizer=None, context=None):
         "Tokens per example or window, see `default_length`."
         return default_length(self, tokenizer, context)
+
     def encode(self, split, tokenizer=None, length=None):
         "A split as a `datasets.Dataset` of model inputs, see `encode`."
         return encode(self, split, tokenizer, length)
+
     def collate(self, tokenizer=None):
         "A function from a list of encoded rows to a batch, see `pad_rows`."
         return partial(pad_rows, pad_token=pad_token(tokenizer))
+
     def batches(self, split, tokenizer=None, batch_size=32, length=None, limit=None):
         "A split as a list of batches in order; `limit`: at most so many rows of it."
         return batched(self.encode(split, tokenizer, length), self.collate(tokenizer), batch_size, limit)
+
     def calibration(self, tokenizer=None, n=128, length=None, seed=0, batch_size=8):
         "Batches of `n` seeded examples or windows of the training split, see `calibration_rows`."
         return batched(calibration_rows(self, tokenizer, n, length, seed), self.collate(tokenizer), batch_size)
+
     def fingerprint(self):
         "A hash of the data, see `task_fingerprint`."
         return task_fingerprint(self)
@@ -78,7 +93,7 @@ SELECTION_SHARE, SELECTION_LIMIT, SELECTION_SEED = 0.1, 2000, 0
 
 def carve(
     groups: list,  # per row, the group it belongs to
-) -> tuple:        # (indices that stay, indices of the selection split), both in row order
+) -> tuple:  # (indices that stay, indices of the selection split), both in row order
     "Set a tenth of the rows aside, at most 2,000 and whole groups only, with a fixed seed."
     budget = min(max(1, int(len(groups) * SELECTION_SHARE)), SELECTION_LIMIT)
     names, sizes, chosen = sorted(set(groups)), Counter(groups), set()
@@ -92,25 +107,28 @@ def carve(
 
 def pick(
     columns: dict,  # column name → list
-    indices,        # row numbers
-) -> dict:          # the columns of these rows
+    indices,  # row numbers
+) -> dict:  # the columns of these rows
     "Some rows of a table of columns."
     return {name: [values[i] for i in indices] for name, values in columns.items()}
 
 # %% ../../nbs/data/tasks.ipynb #c011
 def as_splits(
-    name: str,    # of the task, for messages
-    raw: dict,    # "train", "test" and perhaps "selection" → columns
-    group: tuple, # the columns whose values make two rows belong together
-):                # a `datasets.DatasetDict` with the three splits
+    name: str,  # of the task, for messages
+    raw: dict,  # "train", "test" and perhaps "selection" → columns
+    group: tuple,  # the columns whose values make two rows belong together
+):  # a `datasets.DatasetDict` with the three splits
     "Carve the selection split where there is none, and refuse an empty split."
     from datasets import Dataset, DatasetDict
+
     if "selection" not in raw:
         stay, aside = carve(list(zip(*[raw["train"][column] for column in group])))
         raw = {"train": pick(raw["train"], stay), "selection": pick(raw["train"], aside), "test": raw["test"]}
     for split, columns in raw.items():
         if not len(next(iter(columns.values()))):
-            raise RunError(f"the {split} split of {name!r} is empty: the data have too few rows to be split; give more of them.")
+            raise RunError(
+                f"the {split} split of {name!r} is empty: the data have too few rows to be split; give more of them."
+            )
     return DatasetDict({split: Dataset.from_dict(raw[split]) for split in ("train", "selection", "test")})
 
 # %% ../../nbs/data/tasks.ipynb #c013
@@ -119,7 +137,7 @@ SPLIT_SIZES = {"test": (2000, 3), "selection": (1000, 2), "train": (8000, 1)}  #
 
 def sentence_splits(
     make: Callable,  # (n, seed) → list of rows
-) -> dict:           # split → columns
+) -> dict:  # split → columns
     "Disjoint splits of exact sizes from a generator of examples."
     seen, splits = set(), {}
     for split, (size, seed) in SPLIT_SIZES.items():
@@ -137,6 +155,7 @@ def digit_splits() -> dict:  # split → columns "vector" (64 float32 in 0 … 1
     "Handwritten digits, split by class shares: a fifth for the test, a tenth of the rest for selection."
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
+
     x, y = load_digits(return_X_y=True)
     cut = partial(train_test_split, random_state=0)
     x, x_test, y, y_test = cut(x, y, test_size=0.2, stratify=y)
@@ -147,10 +166,11 @@ def digit_splits() -> dict:  # split → columns "vector" (64 float32 in 0 … 1
 
 def document_splits(
     documents,  # texts
-) -> dict:      # split → {"text": texts}
+) -> dict:  # split → {"text": texts}
     "Each document in the split its own hash names, so that equal documents never part."
     splits = {split: {"text": []} for split in ("train", "selection", "test")}
-    for document in documents: splits[corpora.stable_split(document)]["text"].append(document)
+    for document in documents:
+        splits[corpora.stable_split(document)]["text"].append(document)
     return splits
 
 # %% ../../nbs/data/tasks.ipynb #c018
@@ -159,12 +179,14 @@ LENGTHS = {"classification": 128, "regression": 128, "question-answering": 384, 
 
 def default_length(
     task: Task,
-    tokenizer=None,      # its `model_max_length` counts where `context` is not given
-    context: int = None, # the longest input of the model, in tokens
-) -> int:                # 0 for tasks without tokens
+    tokenizer=None,  # its `model_max_length` counts where `context` is not given
+    context: int = None,  # the longest input of the model, in tokens
+) -> int:  # 0 for tasks without tokens
     "128 tokens for sentences, 384 for questions, min(2048, context) for language modelling; never more than fits."
-    if task.inputs == ("vector",): return 0
-    if task.length: return task.length
+    if task.inputs == ("vector",):
+        return 0
+    if task.length:
+        return task.length
     return int(min(LENGTHS[task.kind], context or getattr(tokenizer, "model_max_length", None) or 2048))
 
 
@@ -180,7 +202,9 @@ def encode_vectors(task, rows, tokenizer, length):
 
 # %% ../../nbs/data/tasks.ipynb #c020
 def token_stream(
-    task: Task, rows, tokenizer,
+    task: Task,
+    rows,
+    tokenizer,
 ) -> torch.Tensor:  # all token ids of the joined documents
     "Join the documents and tokenise the text once, with the special tokens the tokenizer adds to any text."
     return torch.tensor(tokenizer(task.join.join(rows["text"]), verbose=False)["input_ids"])
@@ -199,130 +223,178 @@ def encode_windows(task, rows, tokenizer, length):
     tokens = token_stream(task, rows, tokenizer)
     count = len(tokens) // length
     if not count:
-        raise UsageError(f"the text has {len(tokens)} tokens, less than one window of {length}: ask for a length of at most {len(tokens)}.")
-    return window_columns(tokens[:count * length].view(count, length))
+        raise UsageError(
+            f"the text has {len(tokens)} tokens, less than one window of {length}: ask for a length of at most {len(tokens)}."
+        )
+    return window_columns(tokens[: count * length].view(count, length))
 
 # %% ../../nbs/data/tasks.ipynb #c022
 def answer_span(
     offsets: list,  # per token, (start, end) in the context; (-1, -1) outside it
     answers: dict,  # "text" and "answer_start", lists
-) -> tuple:         # first and last token of the answer, (0, 0) if it is not in this window
+) -> tuple:  # first and last token of the answer, (0, 0) if it is not in this window
     "The tokens that cover an answer."
-    if not answers["text"]: return 0, 0
+    if not answers["text"]:
+        return 0, 0
     text, start = answers["text"][0], answers["answer_start"][0]
     end = start + len(text.rstrip())
     start += len(text) - len(text.lstrip())  # tokens do not cover spaces at the ends of an answer
     inside = [i for i, (a, b) in enumerate(offsets) if 0 <= a < end and b > start]
-    if not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < end: return 0, 0
+    if not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < end:
+        return 0, 0
     return inside[0], inside[-1]
 
 
 def encode_questions(task, rows, tokenizer, length):
     "Questions with their contexts → windows with the answer's first and last token."
     questions, stride = [q.strip() for q in rows["question"]], length // 3
-    if not tokenizer.is_fast: raise UsageError("question answering needs a fast tokenizer, one that knows where its tokens stand in the text.")
+    if not tokenizer.is_fast:
+        raise UsageError(
+            "question answering needs a fast tokenizer, one that knows where its tokens stand in the text."
+        )
     longest = max(map(len, tokenizer(questions, add_special_tokens=False)["input_ids"]))
     fixed = longest + tokenizer.num_special_tokens_to_add(pair=True)
     if fixed + stride >= length:
-        raise UsageError(f"the longest question has {longest} tokens and does not fit a window of {length}: "
-                         f"ask for a length of at least {3 * fixed // 2 + 1}.")
-    encoded = tokenizer(questions, list(rows["context"]), truncation="only_second", max_length=length, stride=stride,
-                        return_overflowing_tokens=True, return_offsets_mapping=True)
+        raise UsageError(
+            f"the longest question has {longest} tokens and does not fit a window of {length}: "
+            f"ask for a length of at least {3 * fixed // 2 + 1}."
+        )
+    encoded = tokenizer(
+        questions,
+        list(rows["context"]),
+        truncation="only_second",
+        max_length=length,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
     example, ids, answers = encoded.pop("overflow_to_sample_mapping"), list(rows["id"]), list(rows["answers"])
-    places = [[o if part == 1 else (-1, -1) for o, part in zip(offsets, encoded.sequence_ids(i))]
-              for i, offsets in enumerate(encoded.pop("offset_mapping"))]
+    places = [
+        [o if part == 1 else (-1, -1) for o, part in zip(offsets, encoded.sequence_ids(i))]
+        for i, offsets in enumerate(encoded.pop("offset_mapping"))
+    ]
     spans = [answer_span(offsets, answers[e]) for offsets, e in zip(places, example)]
-    return {**encoded, "start_positions": [s for s, _ in spans], "end_positions": [e for _, e in spans],
-            "example": [ids[e] for e in example], "offsets": places}
+    return {
+        **encoded,
+        "start_positions": [s for s, _ in spans],
+        "end_positions": [e for _, e in spans],
+        "example": [ids[e] for e in example],
+        "offsets": places,
+    }
 
 # %% ../../nbs/data/tasks.ipynb #c024
 CHUNK = 10_000  # rows that are encoded at a time: Python lists of a whole large split would fill the memory
-ENCODERS = {"classification": encode_texts, "regression": encode_texts, "question-answering": encode_questions, "language-modelling": encode_windows}
+ENCODERS = {
+    "classification": encode_texts,
+    "regression": encode_texts,
+    "question-answering": encode_questions,
+    "language-modelling": encode_windows,
+}
 
 
 def encode_rows(
     task: Task,
-    rows,        # a `datasets.Dataset` of the task
-    tokenizer,   # the model's, None for vectors
-    length: int, # tokens per example or window
-):               # a `datasets.Dataset` of model inputs
+    rows,  # a `datasets.Dataset` of the task
+    tokenizer,  # the model's, None for vectors
+    length: int,  # tokens per example or window
+):  # a `datasets.Dataset` of model inputs
     "Encode some rows of a task."
     from datasets import Dataset, concatenate_datasets
-    if task.inputs == ("vector",): return Dataset.from_dict(encode_vectors(task, rows, tokenizer, length))
+
+    if task.inputs == ("vector",):
+        return Dataset.from_dict(encode_vectors(task, rows, tokenizer, length))
     require_text(task, tokenizer, length)
     chunk = len(rows) if task.kind == "language-modelling" else CHUNK
     parts = (rows.select(range(i, min(i + chunk, len(rows)))) for i in range(0, len(rows), chunk))
-    return concatenate_datasets([Dataset.from_dict(ENCODERS[task.kind](task, part, tokenizer, length)) for part in parts])
+    return concatenate_datasets(
+        [Dataset.from_dict(ENCODERS[task.kind](task, part, tokenizer, length)) for part in parts]
+    )
 
 
 def require_text(task, tokenizer, length):
     "Refuse to encode text without a tokenizer, or to almost nothing."
-    if tokenizer is None: raise UsageError(f"task {task.name!r} is text: give the model's tokenizer.")
-    if length < 2: raise UsageError(f"a length of {length} tokens leaves nothing to learn from: ask for at least 2.")
+    if tokenizer is None:
+        raise UsageError(f"task {task.name!r} is text: give the model's tokenizer.")
+    if length < 2:
+        raise UsageError(f"a length of {length} tokens leaves nothing to learn from: ask for at least 2.")
 
 
 def encode(
     task: Task,
-    split: str,         # "train", "selection" or "test"
-    tokenizer=None,     # the model's; None for vectors
-    length: int = None, # None: the task's default
-):                      # a `datasets.Dataset` of model inputs, one row per example or window
+    split: str,  # "train", "selection" or "test"
+    tokenizer=None,  # the model's; None for vectors
+    length: int = None,  # None: the task's default
+):  # a `datasets.Dataset` of model inputs, one row per example or window
     "Encode a split, once per tokenizer and length."
     rows = lookup(task.splits, split, "split")
     length = default_length(task, tokenizer) if length is None else length
     key = split, tokenizer_hash(tokenizer), length
-    if key not in task._memo: task._memo[key] = encode_rows(task, rows, tokenizer, length)
+    if key not in task._memo:
+        task._memo[key] = encode_rows(task, rows, tokenizer, length)
     return task._memo[key]
 
 # %% ../../nbs/data/tasks.ipynb #c026
 def tokenizer_hash(
     tokenizer,  # of transformers, or None
-) -> str:       # 16 hexadecimal digits, "none" without tokenizer
+) -> str:  # 16 hexadecimal digits, "none" without tokenizer
     "A stable hash of what a tokenizer does to a text."
-    if tokenizer is None: return "none"
+    if tokenizer is None:
+        return "none"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
     rules = {name: rule for name, rule in rules.items() if name not in ("truncation", "padding")}
     return fingerprint([rules, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}])
 
 # %% ../../nbs/data/tasks.ipynb #c028
-BATCH_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "inputs", "labels", "start_positions", "end_positions")
+BATCH_COLUMNS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "inputs",
+    "labels",
+    "start_positions",
+    "end_positions",
+)
 
 
 def pad_token(
     tokenizer,  # or None
-) -> int:       # the id to pad with
+) -> int:  # the id to pad with
     "The padding token; decoders that have none are padded with their end token, which attention never sees."
     ids = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
     return next((i for i in ids if i is not None), 0)
 
 
 def pad_rows(
-    rows: list,         # encoded rows, dicts
-    pad_token: int = 0, # for `input_ids`
-) -> dict:              # tensors, (rows, longest) or (rows,)
+    rows: list,  # encoded rows, dicts
+    pad_token: int = 0,  # for `input_ids`
+) -> dict:  # tensors, (rows, longest) or (rows,)
     "Make a batch of encoded rows."
     from torch.nn.utils.rnn import pad_sequence
+
     batch = {}
     for name in (column for column in BATCH_COLUMNS if column in rows[0]):
         values = [torch.as_tensor(row[name]) for row in rows]
         values = [v.float() if v.is_floating_point() else v.long() for v in values]
         padding = {"input_ids": pad_token, "labels": -100}.get(name, 0)
-        batch[name] = pad_sequence(values, batch_first=True, padding_value=padding) if values[0].ndim else torch.stack(values)
+        batch[name] = (
+            pad_sequence(values, batch_first=True, padding_value=padding) if values[0].ndim else torch.stack(values)
+        )
     return batch
 
 
 def batched(
-    encoded,            # a `datasets.Dataset` of model inputs
+    encoded,  # a `datasets.Dataset` of model inputs
     collate: Callable,  # list of rows → dict of tensors
     batch_size: int,
     limit: int = None,  # at most so many rows
-) -> list:              # of dicts of tensors, in order
+) -> list:  # of dicts of tensors, in order
     "Cut encoded rows into batches."
-    if batch_size < 1: raise UsageError(f"a batch of {batch_size} rows cannot be made: ask for at least 1.")
+    if batch_size < 1:
+        raise UsageError(f"a batch of {batch_size} rows cannot be made: ask for at least 1.")
     encoded = encoded.select_columns([c for c in encoded.column_names if c in BATCH_COLUMNS])
     count = len(encoded) if limit is None else min(limit, len(encoded))
-    chunks = (encoded[i:min(i + batch_size, count)] for i in range(0, count, batch_size))
+    chunks = (encoded[i : min(i + batch_size, count)] for i in range(0, count, batch_size))
     return [collate([dict(zip(chunk, values)) for values in zip(*chunk.values())]) for chunk in chunks]
 
 # %% ../../nbs/data/tasks.ipynb #c031
@@ -331,69 +403,83 @@ def random_windows(
     n: int,
     length: int,
     rng: random.Random,
-) -> torch.Tensor:         # (n, length)
+) -> torch.Tensor:  # (n, length)
     "Windows that begin at random places."
     if len(tokens) < length:
-        raise UsageError(f"the training text has {len(tokens)} tokens, less than one window of {length}: ask for a length of at most {len(tokens)}.")
-    return torch.stack([tokens[start:start + length] for start in (rng.randrange(len(tokens) - length + 1) for _ in range(n))])
+        raise UsageError(
+            f"the training text has {len(tokens)} tokens, less than one window of {length}: ask for a length of at most {len(tokens)}."
+        )
+    return torch.stack(
+        [tokens[start : start + length] for start in (rng.randrange(len(tokens) - length + 1) for _ in range(n))]
+    )
 
 # %% ../../nbs/data/tasks.ipynb #c033
 def calibration_rows(
     task: Task,
     tokenizer=None,
-    n: int = 128,       # examples or windows
-    length: int = None, # None: the task's default
+    n: int = 128,  # examples or windows
+    length: int = None,  # None: the task's default
     seed: int = 0,
-):                      # a `datasets.Dataset` of model inputs, from the training split
+):  # a `datasets.Dataset` of model inputs, from the training split
     "Draw calibration data."
     from datasets import Dataset
+
     rows, rng = task.splits["train"], random.Random(seed)
     length = default_length(task, tokenizer) if length is None else length
-    if n < 1: raise UsageError(f"calibration with {n} examples sees nothing: ask for at least 1.")
+    if n < 1:
+        raise UsageError(f"calibration with {n} examples sees nothing: ask for at least 1.")
     if task.kind == "language-modelling":
         require_text(task, tokenizer, length)
         key = "tokens", tokenizer_hash(tokenizer)
-        if key not in task._memo: task._memo[key] = token_stream(task, rows, tokenizer)
+        if key not in task._memo:
+            task._memo[key] = token_stream(task, rows, tokenizer)
         return Dataset.from_dict(window_columns(random_windows(task._memo[key], n, length, rng)))
-    if n > len(rows): raise UsageError(f"{n} calibration examples are more than the {len(rows)} training rows of {task.name!r}: ask for fewer.")
+    if n > len(rows):
+        raise UsageError(
+            f"{n} calibration examples are more than the {len(rows)} training rows of {task.name!r}: ask for fewer."
+        )
     encoded = encode_rows(task, rows.select(rng.sample(range(len(rows)), n)), tokenizer, length)
     return answer_windows(encoded) if task.kind == "question-answering" else encoded
 
 
 def answer_windows(
     features,  # encoded questions
-):             # one feature per question
+):  # one feature per question
     "Of each question the window that holds the answer, or its first."
     best = {}
     for i, (example, start) in enumerate(zip(features["example"], features["start_positions"])):
-        if example not in best or start and not features[best[example]]["start_positions"]: best[example] = i
+        if example not in best or start and not features[best[example]]["start_positions"]:
+            best[example] = i
     return features.select(list(best.values()))
 
 # %% ../../nbs/data/tasks.ipynb #c035
 def best_span(
     start: np.ndarray,  # (tokens,) start logits of one window
-    end: np.ndarray,    # (tokens,) end logits
-    offsets: list,      # per token, its place in the context, (-1, -1) outside
-    n_best: int,        # candidates on each side
-    longest: int,       # tokens of the longest answer
-) -> tuple:             # (score, begin, end in the context); score −∞ where no pair is allowed
+    end: np.ndarray,  # (tokens,) end logits
+    offsets: list,  # per token, its place in the context, (-1, -1) outside
+    n_best: int,  # candidates on each side
+    longest: int,  # tokens of the longest answer
+) -> tuple:  # (score, begin, end in the context); score −∞ where no pair is allowed
     "The best admissible answer within one window."
-    start, end = start[:len(offsets)], end[:len(offsets)]
-    pairs = [(float(start[i] + end[j]), offsets[i][0], offsets[j][1])
-             for i in np.argsort(-start, kind="stable")[:n_best] for j in np.argsort(-end, kind="stable")[:n_best]
-             if i <= j < i + longest and offsets[i][0] >= 0 and offsets[j][0] >= 0]
+    start, end = start[: len(offsets)], end[: len(offsets)]
+    pairs = [
+        (float(start[i] + end[j]), offsets[i][0], offsets[j][1])
+        for i in np.argsort(-start, kind="stable")[:n_best]
+        for j in np.argsort(-end, kind="stable")[:n_best]
+        if i <= j < i + longest and offsets[i][0] >= 0 and offsets[j][0] >= 0
+    ]
     return max(pairs, key=lambda pair: pair[0], default=(-np.inf, 0, 0))
 
 
 def answers(
     task: Task,
-    features,                     # `task.encode(split, …)`, or the first rows of it
-    start_logits,                 # per feature, one number per token (more are ignored: padding)
+    features,  # `task.encode(split, …)`, or the first rows of it
+    start_logits,  # per feature, one number per token (more are ignored: padding)
     end_logits,
-    n_best: int = 20,             # candidates for each end of the answer
+    n_best: int = 20,  # candidates for each end of the answer
     max_answer_length: int = 30,  # tokens
     null_threshold: float = 0.0,  # how much better than the best answer "no answer" has to be
-) -> list:                        # of {"id", "prediction_text"}, one per question, ready for the metric
+) -> list:  # of {"id", "prediction_text"}, one per question, ready for the metric
     "Turn logits into texts."
     best, null = {}, {}
     for feature, start, end in zip(features, start_logits, end_logits):
@@ -408,8 +494,8 @@ def answers(
 # %% ../../nbs/data/tasks.ipynb #c036
 def contexts(
     task: Task,
-    wanted,     # ids of questions
-) -> dict:      # id → context
+    wanted,  # ids of questions
+) -> dict:  # id → context
     "The texts that questions ask about."
     return {i: c for rows in task.splits.values() for i, c in zip(rows["id"], rows["context"]) if i in wanted}
 
@@ -417,7 +503,7 @@ def contexts(
 def references(
     task: Task,
     features,  # `task.encode(split, …)`
-) -> list:     # of {"id", "answers"}, in the order of `answers`
+) -> list:  # of {"id", "answers"}, in the order of `answers`
     "The true answers to the questions of some features, ready for the metric."
     wanted = dict.fromkeys(features["example"])
     truth = {i: a for rows in task.splits.values() for i, a in zip(rows["id"], rows["answers"]) if i in wanted}
@@ -433,107 +519,155 @@ def read_lines(
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except UnicodeDecodeError: raise RunError(f"{str(path)!r}, line {number}: not UTF-8 text; the file is damaged or in another encoding.") from None
+    except UnicodeDecodeError:
+        raise RunError(
+            f"{str(path)!r}, line {number}: not UTF-8 text; the file is damaged or in another encoding."
+        ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise RunError(f"{str(path)!r} cannot be read after line {number}: {error}.") from None
-    if not number: raise RunError(f"{str(path)!r} is empty: fetch the file again.")
+    if not number:
+        raise RunError(f"{str(path)!r} is empty: fetch the file again.")
 
 # %% ../../nbs/data/tasks.ipynb #c041
 def read_table(
-    path,               # a tab-separated file
-    wanted: tuple,      # the columns to keep
-    header=None,        # names of all columns, where the first line does not give them
-    tolerated: int = 0, # how many rows with a wrong number of fields may be skipped
-) -> tuple:             # (rows: tuples of line number and the wanted fields, number of rows skipped)
+    path,  # a tab-separated file
+    wanted: tuple,  # the columns to keep
+    header=None,  # names of all columns, where the first line does not give them
+    tolerated: int = 0,  # how many rows with a wrong number of fields may be skipped
+) -> tuple:  # (rows: tuples of line number and the wanted fields, number of rows skipped)
     "Read a table as GLUE writes it: one row per line, no quoting."
     lines, rows, skipped = read_lines(path), [], 0
     header = list(header or next(lines)[1].split("\t"))
     missing = [name for name in wanted if name not in header]
-    if missing: raise RunError(f"{str(path)!r}, line 1: no column {missing[0]!r} among {', '.join(map(brief, header[:20]))}.")
+    if missing:
+        raise RunError(f"{str(path)!r}, line 1: no column {missing[0]!r} among {', '.join(map(brief, header[:20]))}.")
     places = [header.index(name) for name in wanted]
     for number, fields in ((number, line.split("\t")) for number, line in lines if line):
-        if len(fields) == len(header): rows.append((number, *[fields[i] for i in places]))
-        elif skipped < tolerated: skipped += 1
-        else: raise RunError(f"{str(path)!r}, line {number}: {len(fields)} fields where {len(header)} are expected.")
-    if not rows: raise RunError(f"{str(path)!r} has no rows after its header.")
+        if len(fields) == len(header):
+            rows.append((number, *[fields[i] for i in places]))
+        elif skipped < tolerated:
+            skipped += 1
+        else:
+            raise RunError(f"{str(path)!r}, line {number}: {len(fields)} fields where {len(header)} are expected.")
+    if not rows:
+        raise RunError(f"{str(path)!r} has no rows after its header.")
     return rows, skipped
 
 # %% ../../nbs/data/tasks.ipynb #c042
 def as_text(
     value,  # as JSON gives it
-) -> str:   # the same; raises `TypeError` for anything but text, `ValueError` for text that cannot be written as UTF-8
+) -> str:  # the same; raises `TypeError` for anything but text, `ValueError` for text that cannot be written as UTF-8
     "Refuse what no tokenizer can read."
-    if not isinstance(value, str): raise TypeError(f"text expected, found {type(value).__name__}")
+    if not isinstance(value, str):
+        raise TypeError(f"text expected, found {type(value).__name__}")
     value.encode("utf-8")
     return value
 
 # %% ../../nbs/data/tasks.ipynb #c044
 def find(
-    root,    # a folder
+    root,  # a folder
     *names,  # paths below it, in order of preference; "." is the folder itself
-):           # the first that exists, or None
+):  # the first that exists, or None
     "Look for a file or folder, whatever the case of its letters."
     for name in names:
         found = Path(root)
         for part in Path(name).parts:
             inside = sorted(found.iterdir()) if found is not None and found.is_dir() else []
             found = next((child for child in inside if child.name.lower() == part.lower()), None)
-        if found is not None: return found
+        if found is not None:
+            return found
 
 # %% ../../nbs/data/tasks.ipynb #c046
 @dataclass(frozen=True)
 class Glue:
     "Where the parts of one GLUE task are."
-    folder: str              # in GLUE's download
-    inputs: tuple            # text columns, on the hub and in our splits
-    columns: tuple           # the same in the files, then the label's column
-    labels: tuple            # names of the classes; () for a score
+
+    folder: str  # in GLUE's download
+    inputs: tuple  # text columns, on the hub and in our splits
+    columns: tuple  # the same in the files, then the label's column
+    labels: tuple  # names of the classes; () for a score
     metrics: tuple = ("accuracy",)
     files: tuple = (("train.tsv", "dev.tsv"),)  # training and reported rows; alternatives in order of preference
-    header: tuple = None     # the columns of files without a header
-    tolerated: int = 0       # damaged rows known to be in the published file
-    config: str = None       # on the hub, where it is not the task's own name
+    header: tuple = None  # the columns of files without a header
+    tolerated: int = 0  # damaged rows known to be in the published file
+    config: str = None  # on the hub, where it is not the task's own name
     split: str = "validation"  # on the hub
 
 
 PAIR, NLI = ("sentence1", "sentence2"), ("entailment", "neutral", "contradiction")
 GLUE = {
     "sst2": Glue("SST-2", ("sentence",), ("sentence", "label"), ("negative", "positive")),
-    "mrpc": Glue("MRPC", PAIR, ("#1 String", "#2 String", "Quality"), ("not_equivalent", "equivalent"), ("accuracy", "f1"),
-                 (("train.tsv", "dev.tsv"), ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt"))),
-    "qqp": Glue("QQP", ("question1", "question2"), ("question1", "question2", "is_duplicate"), ("not_duplicate", "duplicate"),
-                ("accuracy", "f1"), tolerated=10),
-    "mnli": Glue("MNLI", ("premise", "hypothesis"), (*PAIR, "gold_label"), NLI, files=(("train.tsv", "dev_matched.tsv"),), split="validation_matched"),
-    "mnli_mismatched": Glue("MNLI", ("premise", "hypothesis"), (*PAIR, "gold_label"), NLI,
-                            files=(("train.tsv", "dev_mismatched.tsv"),), config="mnli", split="validation_mismatched"),
+    "mrpc": Glue(
+        "MRPC",
+        PAIR,
+        ("#1 String", "#2 String", "Quality"),
+        ("not_equivalent", "equivalent"),
+        ("accuracy", "f1"),
+        (("train.tsv", "dev.tsv"), ("msr_paraphrase_train.txt", "msr_paraphrase_test.txt")),
+    ),
+    "qqp": Glue(
+        "QQP",
+        ("question1", "question2"),
+        ("question1", "question2", "is_duplicate"),
+        ("not_duplicate", "duplicate"),
+        ("accuracy", "f1"),
+        tolerated=10,
+    ),
+    "mnli": Glue(
+        "MNLI",
+        ("premise", "hypothesis"),
+        (*PAIR, "gold_label"),
+        NLI,
+        files=(("train.tsv", "dev_matched.tsv"),),
+        split="validation_matched",
+    ),
+    "mnli_mismatched": Glue(
+        "MNLI",
+        ("premise", "hypothesis"),
+        (*PAIR, "gold_label"),
+        NLI,
+        files=(("train.tsv", "dev_mismatched.tsv"),),
+        config="mnli",
+        split="validation_mismatched",
+    ),
     "qnli": Glue("QNLI", ("question", "sentence"), ("question", "sentence", "label"), ("entailment", "not_entailment")),
     "stsb": Glue("STS-B", PAIR, (*PAIR, "score"), (), ("pearson", "spearman")),
-    "cola": Glue("CoLA", ("sentence",), ("sentence", "label"), ("unacceptable", "acceptable"), ("matthews",),
-                 header=("source", "label", "judgement", "sentence")),
+    "cola": Glue(
+        "CoLA",
+        ("sentence",),
+        ("sentence", "label"),
+        ("unacceptable", "acceptable"),
+        ("matthews",),
+        header=("source", "label", "judgement", "sentence"),
+    ),
     "rte": Glue("RTE", PAIR, (*PAIR, "label"), ("entailment", "not_entailment")),
 }
 
 # %% ../../nbs/data/tasks.ipynb #c047
 def label_value(
-    text: str,      # as it stands in the file
+    text: str,  # as it stands in the file
     labels: tuple,  # names of the classes; () for a score
-    place: str,     # file and line, for the message
-):                  # the number of the class, or the score
+    place: str,  # file and line, for the message
+):  # the number of the class, or the score
     "Read a label, by number or by name."
     if not labels:
-        try: value = float(text)
-        except ValueError: value = np.nan
-        if not np.isfinite(value): raise RunError(f"{place}: the score {brief(text)} is not a number.")
+        try:
+            value = float(text)
+        except ValueError:
+            value = np.nan
+        if not np.isfinite(value):
+            raise RunError(f"{place}: the score {brief(text)} is not a number.")
         return value
     known = {str(i): i for i in range(len(labels))} | {name: i for i, name in enumerate(labels)}
-    if text not in known: raise RunError(f"{place}: the label {brief(text)} is none of {', '.join(known)}.")
+    if text not in known:
+        raise RunError(f"{place}: the label {brief(text)} is none of {', '.join(known)}.")
     return known[text]
 
 # %% ../../nbs/data/tasks.ipynb #c049
 def read_glue(
     entry: Glue,
-    path,        # one file of the task
-) -> tuple:      # (columns as on the hub, number of rows skipped)
+    path,  # one file of the task
+) -> tuple:  # (columns as on the hub, number of rows skipped)
     "Read a file of a GLUE task."
     rows, skipped = read_table(path, entry.columns, entry.header, entry.tolerated)
     columns = {name: [row[i] for row in rows] for i, name in enumerate(entry.inputs, 1)}
@@ -543,8 +677,8 @@ def read_glue(
 
 def local_glue(
     name: str,  # a key of `GLUE`
-    root: Path, # the data folder, with or without the level glue/
-):              # {"train", "test", "notes"}, or None where the task is not there
+    root: Path,  # the data folder, with or without the level glue/
+):  # {"train", "test", "notes"}, or None where the task is not there
     "Read a GLUE task from its published files."
     entry = GLUE[name]
     folder = find(root, f"glue/{entry.folder}", f"glue/{name}", entry.folder, name)
@@ -554,15 +688,22 @@ def local_glue(
             if train and test:
                 parts = [read_glue(entry, train), read_glue(entry, test)]
                 dropped = sum(skipped for _, skipped in parts)
-                return {"train": parts[0][0], "test": parts[1][0],
-                        "notes": f"{train.name} and {test.name}" + (f"; {dropped} damaged rows left out" if dropped else "")}
-    if folder: raise RunError(f"{str(folder)!r} lacks a pair of files for {name}: expected {' or '.join(' with '.join(p) for p in entry.files)}.")
+                return {
+                    "train": parts[0][0],
+                    "test": parts[1][0],
+                    "notes": f"{train.name} and {test.name}"
+                    + (f"; {dropped} damaged rows left out" if dropped else ""),
+                }
+    if folder:
+        raise RunError(
+            f"{str(folder)!r} lacks a pair of files for {name}: expected {' or '.join(' with '.join(p) for p in entry.files)}."
+        )
 
 # %% ../../nbs/data/tasks.ipynb #c053
 def read_squad(
-    path,     # a JSON file
+    path,  # a JSON file
     version,  # "1.1" (every question has an answer) or "2.0"
-) -> dict:    # columns id, title, context, question, answers, as on the hub
+) -> dict:  # columns id, title, context, question, answers, as on the hub
     "Read a file in SQuAD's format."
     columns = {name: [] for name in ("id", "title", "context", "question", "answers")}
     try:
@@ -570,45 +711,71 @@ def read_squad(
             title = as_text(article.get("title") or f"article {number}")
             for context, qa in ((p["context"], qa) for p in article["paragraphs"] for qa in p["qas"]):
                 found = [] if qa.get("is_impossible") else qa["answers"]
-                spans = {"text": [as_text(a["text"]) for a in found], "answer_start": [int(a["answer_start"]) for a in found]}
+                spans = {
+                    "text": [as_text(a["text"]) for a in found],
+                    "answer_start": [int(a["answer_start"]) for a in found],
+                }
                 if any(not 0 <= s <= len(context) - len(t) for s, t in zip(spans["answer_start"], spans["text"])):
-                    raise RunError(f"{str(path)!r}, article {number}, question {brief(qa['id'])}: the answer begins outside its context.")
-                for name, value in zip(columns, (as_text(str(qa["id"])), title, as_text(context), as_text(qa["question"]), spans)): columns[name].append(value)
+                    raise RunError(
+                        f"{str(path)!r}, article {number}, question {brief(qa['id'])}: the answer begins outside its context."
+                    )
+                for name, value in zip(
+                    columns, (as_text(str(qa["id"])), title, as_text(context), as_text(qa["question"]), spans)
+                ):
+                    columns[name].append(value)
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise RunError(f"{str(path)!r}, article {locals().get('number', 0)}: not SQuAD's format ({short_error(error)}).") from None
+        raise RunError(
+            f"{str(path)!r}, article {locals().get('number', 0)}: not SQuAD's format ({short_error(error)})."
+        ) from None
     return checked_squad(columns, path, version)
 
 
 def checked_squad(
-    columns: dict, path, version: str,
+    columns: dict,
+    path,
+    version: str,
 ) -> dict:  # the same columns
     "Refuse data without questions, with an id twice, or of the other version."
     silent = [i for i, a in zip(columns["id"], columns["answers"]) if not a["text"]]
     double = [i for i, count in Counter(columns["id"]).items() if count > 1]
-    if not columns["id"]: raise RunError(f"{str(path)!r} holds no questions.")
-    if double: raise RunError(f"{str(path)!r}: the question id {brief(double[0])} occurs twice.")
-    if version == "1.1" and silent: raise RunError(f"{str(path)!r}: question {brief(silent[0])} has no answer; load the file as 'squad_v2'.")
-    if version == "2.0" and not silent: raise RunError(f"{str(path)!r}: every question has an answer; load the file as 'squad'.")
+    if not columns["id"]:
+        raise RunError(f"{str(path)!r} holds no questions.")
+    if double:
+        raise RunError(f"{str(path)!r}: the question id {brief(double[0])} occurs twice.")
+    if version == "1.1" and silent:
+        raise RunError(f"{str(path)!r}: question {brief(silent[0])} has no answer; load the file as 'squad_v2'.")
+    if version == "2.0" and not silent:
+        raise RunError(f"{str(path)!r}: every question has an answer; load the file as 'squad'.")
     return columns
 
 # %% ../../nbs/data/tasks.ipynb #c054
 def local_squad(
     version: str,  # "1.1" or "2.0"
-    root: Path,    # the data folder, or the JSON file itself
-):                 # {"train", "test", …, "notes"}, or None
+    root: Path,  # the data folder, or the JSON file itself
+):  # {"train", "test", …, "notes"}, or None
     "Read SQuAD from its published files, or from a single one, split by article."
     names = ("squad", "squad_v1", "squad_v1.1") if version == "1.1" else ("squad_v2", "squad_v2.0", "squad2", "squad")
     folder = root if root.is_file() else find(root, *names, ".")
     train, test = (find(folder, f"{part}-v{version}.json") for part in ("train", "dev"))
     if train and test:
-        return {"train": read_squad(train, version), "test": read_squad(test, version), "notes": f"{train.name} and {test.name}"}
+        return {
+            "train": read_squad(train, version),
+            "test": read_squad(test, version),
+            "notes": f"{train.name} and {test.name}",
+        }
     files = [folder] if folder.is_file() else sorted(folder.glob("*.json"))
     if len(files) == 1:
         columns, parts = read_squad(files[0], version), {"train": [], "selection": [], "test": []}
-        for row, title in enumerate(columns["title"]): parts[corpora.stable_split(title)].append(row)
-        return {**{split: pick(columns, rows) for split, rows in parts.items()}, "notes": f"{files[0].name} alone, split by article"}
+        for row, title in enumerate(columns["title"]):
+            parts[corpora.stable_split(title)].append(row)
+        return {
+            **{split: pick(columns, rows) for split, rows in parts.items()},
+            "notes": f"{files[0].name} alone, split by article",
+        }
     if folder != root:
-        raise RunError(f"{str(folder)!r} holds {len(files)} JSON files: expected train-v{version}.json with dev-v{version}.json, or a single file.")
+        raise RunError(
+            f"{str(folder)!r} holds {len(files)} JSON files: expected train-v{version}.json with dev-v{version}.json, or a single file."
+        )
 
 # %% ../../nbs/data/tasks.ipynb #c056
 def wikitext_rows(
@@ -620,67 +787,99 @@ def wikitext_rows(
 
 def local_wikitext(
     root: Path,  # the data folder
-):               # {"train", "selection", "test", "notes"}, or None
+):  # {"train", "selection", "test", "notes"}, or None
     "Read WikiText-2; without a training file, articles of the validation file take its place."
     folder = find(root, "wikitext-2-raw", "wikitext-2-raw-v1", "wikitext-2", "wikitext2", "wikitext-2-v1", ".")
-    files = [find(folder, *(f"{a}{part}.{b}" for a in ("", "wiki.") for b in ("txt", "raw", "tokens"))) for part in ("train", "valid", "test")]
+    files = [
+        find(folder, *(f"{a}{part}.{b}" for a in ("", "wiki.") for b in ("txt", "raw", "tokens")))
+        for part in ("train", "valid", "test")
+    ]
     train, valid, test = [wikitext_rows(file) if file else None for file in files]
     if test is None or valid is None:
-        if folder != root: raise RunError(f"{str(folder)!r} lacks WikiText-2's files: expected valid.txt and test.txt, and train.txt to train on.")
+        if folder != root:
+            raise RunError(
+                f"{str(folder)!r} lacks WikiText-2's files: expected valid.txt and test.txt, and train.txt to train on."
+            )
         return None
     notes = [" and ".join(file.name for file in files if file)]
     if train is None:
         heads = [i for i, row in enumerate(valid) if re.fullmatch(r" = [^=].*[^=] = \n", row) and i >= 0.9 * len(valid)]
         cut = heads[0] if heads else int(0.9 * len(valid))
         train, valid = valid[:cut], valid[cut:]
-        notes.append("no training file: the first articles of the validation file serve for training, its last tenth for selection")
-    if any("<unk>" in row for row in test): notes.append("the variant with <unk> for rare words, not the raw one")
+        notes.append(
+            "no training file: the first articles of the validation file serve for training, its last tenth for selection"
+        )
+    if any("<unk>" in row for row in test):
+        notes.append("the variant with <unk> for rare words, not the raw one")
     return {"train": {"text": train}, "selection": {"text": valid}, "test": {"text": test}, "notes": "; ".join(notes)}
 
 # %% ../../nbs/data/tasks.ipynb #c059
 C4_LIMITS = {"train": 20_000, "test": 1_100}
-C4_FILES = {"train": "en/c4-train.00000-of-01024.json.gz", "validation": "en/c4-validation.00000-of-00008.json.gz"}  # of the hub's many
+C4_FILES = {
+    "train": "en/c4-train.00000-of-01024.json.gz",
+    "validation": "en/c4-validation.00000-of-00008.json.gz",
+}  # of the hub's many
 
 
 def json_documents(
-    path,                # JSON lines with a field "text", perhaps gzipped
-    limit: int = None,   # read at most so many
+    path,  # JSON lines with a field "text", perhaps gzipped
+    limit: int = None,  # read at most so many
 ) -> list:
     "The texts of a file of JSON lines."
     texts = []
     for number, line in read_lines(path):
-        if len(texts) == limit: break
+        if len(texts) == limit:
+            break
         value = parse_json(line, path, number)
-        try: texts.append(as_text(value["text"]))
-        except (LookupError, TypeError, ValueError): raise RunError(f"{str(path)!r}, line {number}: no field 'text' with text in it.") from None
+        try:
+            texts.append(as_text(value["text"]))
+        except (LookupError, TypeError, ValueError):
+            raise RunError(f"{str(path)!r}, line {number}: no field 'text' with text in it.") from None
     return texts
 
 # %% ../../nbs/data/tasks.ipynb #c060
 def local_c4(
     root: Path,  # the data folder, or one file of JSON lines
-):               # raw splits, or None
+):  # raw splits, or None
     "Read C4's files, or split a single file of JSON lines by document."
     folder = root if root.is_file() else find(root, "c4/en", "c4", "en", ".")
     pattern = r"(c4.*|.*train.*|.*valid.*)\.jsonl?(\.gz)?" if folder == root else r".*\.jsonl?(\.gz)?"
-    files = [folder] if folder.is_file() else [p for p in sorted(folder.iterdir()) if re.fullmatch(pattern, p.name.lower())]
-    chosen = {split: next((p for p in files if word in p.name.lower()), None) for split, word in (("train", "train"), ("test", "valid"))}
+    files = (
+        [folder] if folder.is_file() else [p for p in sorted(folder.iterdir()) if re.fullmatch(pattern, p.name.lower())]
+    )
+    chosen = {
+        split: next((p for p in files if word in p.name.lower()), None)
+        for split, word in (("train", "train"), ("test", "valid"))
+    }
     if all(chosen.values()):
-        return {**{split: {"text": json_documents(path, C4_LIMITS[split])} for split, path in chosen.items()},
-                "notes": "; ".join(f"first {C4_LIMITS[split]:,} documents of {path.name}" for split, path in chosen.items())}
-    if not files: return None
-    return {**document_splits(json_documents(files[0], C4_LIMITS["train"])), "notes": f"{files[0].name} alone, split by document"}
+        return {
+            **{split: {"text": json_documents(path, C4_LIMITS[split])} for split, path in chosen.items()},
+            "notes": "; ".join(
+                f"first {C4_LIMITS[split]:,} documents of {path.name}" for split, path in chosen.items()
+            ),
+        }
+    if not files:
+        return None
+    return {
+        **document_splits(json_documents(files[0], C4_LIMITS["train"])),
+        "notes": f"{files[0].name} alone, split by document",
+    }
 
 # %% ../../nbs/data/tasks.ipynb #c061
 def local_text(
     root: Path,  # a text file, or a folder with .txt files
-):               # raw splits, or None
+):  # raw splits, or None
     "Paragraphs of plain text, separated by blank lines, each in the split its hash names."
     folder = root if root.is_file() else find(root, "text", ".")
     files = [folder] if folder.is_file() else sorted(folder.glob("*.txt"))
-    if not files: return None
+    if not files:
+        return None
     texts = ("\n".join(line for _, line in read_lines(file)) for file in files)
     paragraphs = [p.strip("\n") for text in texts for p in re.split(r"\n\s*\n", text) if p.strip()]
-    return {**document_splits(paragraphs), "notes": f"{len(paragraphs):,} paragraphs of {', '.join(f.name for f in files[:3])}{' …' if len(files) > 3 else ''}"}
+    return {
+        **document_splits(paragraphs),
+        "notes": f"{len(paragraphs):,} paragraphs of {', '.join(f.name for f in files[:3])}{' …' if len(files) > 3 else ''}",
+    }
 
 # %% ../../nbs/data/tasks.ipynb #c063
 def hub_answers(
@@ -688,8 +887,11 @@ def hub_answers(
 ) -> bool:
     "Whether the hub can be reached at this moment."
     from huggingface_hub import constants, get_session
-    try: return get_session().head(constants.ENDPOINT, timeout=seconds) is not None
-    except Exception: return False  # whatever the client's transport raises: no name, no route, no certificate, offline mode
+
+    try:
+        return get_session().head(constants.ENDPOINT, timeout=seconds) is not None
+    except Exception:
+        return False  # whatever the client's transport raises: no name, no route, no certificate, offline mode
 
 # %% ../../nbs/data/tasks.ipynb #c064
 @contextmanager
@@ -698,26 +900,38 @@ def cache_only(
 ):
     "Let `datasets` look only into its cache for the length of a block."
     from datasets import config
+
     before = config.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = active or before
-    try: yield
-    finally: config.HF_HUB_OFFLINE = before
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def from_hub(
-    repo: str,    # "owner/name"
+    repo: str,  # "owner/name"
     config=None,  # which part of it
     **arguments,  # for `datasets.load_dataset`
-) -> dict:        # split → columns; raises `RunError`
+) -> dict:  # split → columns; raises `RunError`
     "Load a data set of the hub, or its copy in the local cache."
-    from datasets import config as settings, load_dataset
+    from datasets import config as settings
+    from datasets import load_dataset
+
     reachable = not settings.HF_HUB_OFFLINE and hub_answers()
     try:
-        with cache_only(not reachable): loaded = load_dataset(repo, config, **arguments)
+        with cache_only(not reachable):
+            loaded = load_dataset(repo, config, **arguments)
     except (OSError, ValueError) as error:
-        why = f"failed to load from the hub ({error})" if reachable else "is not in the local cache and the hub cannot be reached"
-        raise RunError(f"the data set {repo!r} {why}: name a folder with its files by data_dir or PRUNERESEARCH_DATA, "
-                       f"or use an embedded task ({', '.join(EMBEDDED)}).") from None
+        why = (
+            f"failed to load from the hub ({error})"
+            if reachable
+            else "is not in the local cache and the hub cannot be reached"
+        )
+        raise RunError(
+            f"the data set {repo!r} {why}: name a folder with its files by data_dir or PRUNERESEARCH_DATA, "
+            f"or use an embedded task ({', '.join(EMBEDDED)})."
+        ) from None
     return {split: {name: list(rows[name]) for name in rows.column_names} for split, rows in loaded.items()}
 
 # %% ../../nbs/data/tasks.ipynb #c065
@@ -726,62 +940,115 @@ def hub_glue(name):
     entry = GLUE[name]
     data = from_hub("nyu-mll/glue", entry.config or name)
     keep = (*entry.inputs, "label")
-    return {"train": {c: data["train"][c] for c in keep}, "test": {c: data[entry.split][c] for c in keep}, "notes": "hub: nyu-mll/glue"}
+    return {
+        "train": {c: data["train"][c] for c in keep},
+        "test": {c: data[entry.split][c] for c in keep},
+        "notes": "hub: nyu-mll/glue",
+    }
 
 
 def hub_squad(repo):
     "SQuAD of the hub; its development set is reported."
     data = from_hub(repo)
     keep = ("id", "title", "context", "question", "answers")
-    return {"train": {c: data["train"][c] for c in keep}, "test": {c: data["validation"][c] for c in keep}, "notes": f"hub: {repo}"}
+    return {
+        "train": {c: data["train"][c] for c in keep},
+        "test": {c: data["validation"][c] for c in keep},
+        "notes": f"hub: {repo}",
+    }
 
 
 def hub_wikitext():
     "WikiText-2, raw, of the hub."
     data = from_hub("Salesforce/wikitext", "wikitext-2-raw-v1")
-    return {"train": data["train"], "selection": data["validation"], "test": data["test"], "notes": "hub: Salesforce/wikitext, wikitext-2-raw-v1"}
+    return {
+        "train": data["train"],
+        "selection": data["validation"],
+        "test": data["test"],
+        "notes": "hub: Salesforce/wikitext, wikitext-2-raw-v1",
+    }
 
 
 def hub_c4():
     "The first documents of C4's first files."
     data = from_hub("allenai/c4", data_files=C4_FILES)
-    return {**{split: {"text": data[source]["text"][:C4_LIMITS[split]]} for split, source in (("train", "train"), ("test", "validation"))},
-            "notes": f"hub: allenai/c4; first {C4_LIMITS['train']:,} and {C4_LIMITS['test']:,} documents"}
+    return {
+        **{
+            split: {"text": data[source]["text"][: C4_LIMITS[split]]}
+            for split, source in (("train", "train"), ("test", "validation"))
+        },
+        "notes": f"hub: allenai/c4; first {C4_LIMITS['train']:,} and {C4_LIMITS['test']:,} documents",
+    }
 
 # %% ../../nbs/data/tasks.ipynb #c067
 @dataclass(frozen=True)
 class Recipe:
     "How a task of a given name is made."
+
     kind: str
     inputs: tuple
     metrics: tuple
     labels: tuple = ()
-    metric: str = ""         # where the main value has another name than the first metric
-    group: tuple = ()        # columns that keep rows together when the selection split is carved; () = the inputs
+    metric: str = ""  # where the main value has another name than the first metric
+    group: tuple = ()  # columns that keep rows together when the selection split is carved; () = the inputs
     embedded: Callable = None  # () → raw splits
-    local: Callable = None     # data folder → raw splits or None
-    hub: Callable = None       # () → raw splits
-    expects: str = ""          # the local files, for messages
+    local: Callable = None  # data folder → raw splits or None
+    hub: Callable = None  # () → raw splits
+    expects: str = ""  # the local files, for messages
 
     @property
-    def source(self): return "embedded" if self.embedded else "local folder or hub" if self.hub else "local folder"
+    def source(self):
+        return "embedded" if self.embedded else "local folder or hub" if self.hub else "local folder"
 
 # %% ../../nbs/data/tasks.ipynb #c068
 LM = dict(kind="language-modelling", inputs=("text",), metrics=("perplexity",))
 QA = dict(kind="question-answering", inputs=("question", "context"), metric="f1", group=("title",))
 RECIPES = {
-    "sentiment": Recipe("classification", ("sentence",), ("accuracy",), ("negative", "positive"),
-                        embedded=lambda: sentence_splits(corpora.sentiment_examples)),
-    "paraphrase": Recipe("classification", PAIR, ("accuracy", "f1"), ("different", "same"), embedded=lambda: sentence_splits(corpora.paraphrase_examples)),
+    "sentiment": Recipe(
+        "classification",
+        ("sentence",),
+        ("accuracy",),
+        ("negative", "positive"),
+        embedded=lambda: sentence_splits(corpora.sentiment_examples),
+    ),
+    "paraphrase": Recipe(
+        "classification",
+        PAIR,
+        ("accuracy", "f1"),
+        ("different", "same"),
+        embedded=lambda: sentence_splits(corpora.paraphrase_examples),
+    ),
     "digits": Recipe("classification", ("vector",), ("accuracy",), tuple("0123456789"), embedded=digit_splits),
     "pydocs": Recipe(**LM, embedded=lambda: document_splits(corpora.standard_library_documents())),
-    **{f"glue/{name}": Recipe("classification" if e.labels else "regression", e.inputs, e.metrics, e.labels, local=partial(local_glue, name),
-                              hub=partial(hub_glue, name), expects=f"glue/{e.folder}/" + " or ".join(" with ".join(p) for p in e.files)) for name, e in GLUE.items()},
-    "squad": Recipe(**QA, metrics=("squad",), local=partial(local_squad, "1.1"), hub=partial(hub_squad, "rajpurkar/squad"),
-                    expects="squad/train-v1.1.json with dev-v1.1.json, or a single JSON file"),
-    "squad_v2": Recipe(**QA, metrics=("squad_v2",), local=partial(local_squad, "2.0"), hub=partial(hub_squad, "rajpurkar/squad_v2"),
-                       expects="squad_v2/train-v2.0.json with dev-v2.0.json, or a single JSON file"),
-    "wikitext2": Recipe(**LM, local=local_wikitext, hub=hub_wikitext, expects="wikitext-2/ with train.txt, valid.txt and test.txt"),
+    **{
+        f"glue/{name}": Recipe(
+            "classification" if e.labels else "regression",
+            e.inputs,
+            e.metrics,
+            e.labels,
+            local=partial(local_glue, name),
+            hub=partial(hub_glue, name),
+            expects=f"glue/{e.folder}/" + " or ".join(" with ".join(p) for p in e.files),
+        )
+        for name, e in GLUE.items()
+    },
+    "squad": Recipe(
+        **QA,
+        metrics=("squad",),
+        local=partial(local_squad, "1.1"),
+        hub=partial(hub_squad, "rajpurkar/squad"),
+        expects="squad/train-v1.1.json with dev-v1.1.json, or a single JSON file",
+    ),
+    "squad_v2": Recipe(
+        **QA,
+        metrics=("squad_v2",),
+        local=partial(local_squad, "2.0"),
+        hub=partial(hub_squad, "rajpurkar/squad_v2"),
+        expects="squad_v2/train-v2.0.json with dev-v2.0.json, or a single JSON file",
+    ),
+    "wikitext2": Recipe(
+        **LM, local=local_wikitext, hub=hub_wikitext, expects="wikitext-2/ with train.txt, valid.txt and test.txt"
+    ),
     "c4": Recipe(**LM, local=local_c4, hub=hub_c4, expects="c4/ with c4-train*.json.gz and c4-validation*.json.gz"),
     "text": Recipe(**LM, local=local_text, expects="a .txt file, or a folder of .txt files"),
 }
@@ -795,56 +1062,83 @@ def list_tasks() -> list:  # of dicts name, kind, source, metric
 # %% ../../nbs/data/tasks.ipynb #c069
 def data_root(
     data_dir=None,  # as given by the caller; None: the environment variable PRUNERESEARCH_DATA
-):                  # a path, or None
+):  # a path, or None
     "The folder that local data are read from."
     chosen = data_dir or os.environ.get("PRUNERESEARCH_DATA")
-    if not chosen: return None
+    if not chosen:
+        return None
     if not Path(chosen).expanduser().exists():
-        raise UsageError(f"the data folder {str(chosen)!r}, named by {'data_dir' if data_dir else 'PRUNERESEARCH_DATA'}, does not exist.")
+        raise UsageError(
+            f"the data folder {str(chosen)!r}, named by {'data_dir' if data_dir else 'PRUNERESEARCH_DATA'}, does not exist."
+        )
     return Path(chosen).expanduser()
 
 
 def raw_splits(
-    name: str, recipe: Recipe, data_dir=None,
+    name: str,
+    recipe: Recipe,
+    data_dir=None,
 ) -> dict:  # "train", "test", perhaps "selection" → columns, and "notes"
     "Make the data, or find them in the local folder, or fetch them from the hub."
-    if recipe.embedded: return recipe.embedded()
+    if recipe.embedded:
+        return recipe.embedded()
     root = data_root(data_dir)
     found = recipe.local(root) if root else None
-    if found: return found
+    if found:
+        return found
     if data_dir or not recipe.hub:
         where = f"under {str(root)!r}" if root else "without a folder"
-        raise UsageError(f"task {name!r} is not to be found {where}: name, by data_dir or PRUNERESEARCH_DATA, a folder that holds {recipe.expects}.")
+        raise UsageError(
+            f"task {name!r} is not to be found {where}: name, by data_dir or PRUNERESEARCH_DATA, a folder that holds {recipe.expects}."
+        )
     return recipe.hub()
 
 # %% ../../nbs/data/tasks.ipynb #c070
 def load_task(
-    name: str,           # a name of `list_tasks()`, or the path of a .txt file
-    data_dir=None,       # folder with local data; None: PRUNERESEARCH_DATA, then the hub
+    name: str,  # a name of `list_tasks()`, or the path of a .txt file
+    data_dir=None,  # folder with local data; None: PRUNERESEARCH_DATA, then the hub
     length: int = None,  # tokens per example or window, instead of the default
-) -> Task:               # raises `UsageError` for unknown names, `RunError` for damaged or unreachable data
+) -> Task:  # raises `UsageError` for unknown names, `RunError` for damaged or unreachable data
     "Load a task: data, splits, encoding and metric."
     title = name
     if name not in RECIPES and str(name).lower().endswith(".txt"):
-        if not Path(name).is_file(): raise UsageError(f"the text file {str(name)!r} does not exist.")
+        if not Path(name).is_file():
+            raise UsageError(f"the text file {str(name)!r} does not exist.")
         data_dir, name, title = name, "text", Path(name).name
     recipe = lookup(RECIPES, name, "task")
     raw = dict(raw_splits(name, recipe, data_dir))
     notes = raw.pop("notes", "")
-    return Task(name=title, kind=recipe.kind, splits=as_splits(title, raw, recipe.group or recipe.inputs), inputs=recipe.inputs, labels=recipe.labels,
-                metrics=recipe.metrics, metric=recipe.metric, join="\n\n" if recipe.kind == "language-modelling" else "", notes=notes, length=length)
+    return Task(
+        name=title,
+        kind=recipe.kind,
+        splits=as_splits(title, raw, recipe.group or recipe.inputs),
+        inputs=recipe.inputs,
+        labels=recipe.labels,
+        metrics=recipe.metrics,
+        metric=recipe.metric,
+        join="\n\n" if recipe.kind == "language-modelling" else "",
+        notes=notes,
+        length=length,
+    )
 
 # %% ../../nbs/data/tasks.ipynb #c071
 def first_examples(
     task: Task,
     n: int = None,  # how many; None: all
-) -> Task:          # with the first `n` of its shuffled train split; raises `UsageError` for more than there are
+) -> Task:  # with the first `n` of its shuffled train split; raises `UsageError` for more than there are
     "A task with less to train on: the same examples for everyone."
-    if n is None: return task
+    if n is None:
+        return task
     from datasets import DatasetDict
+
     have = len(task.splits["train"])
-    if not 0 < n <= have: raise UsageError(f"train_examples must be between 1 and the {have:,} that {task.name!r} has, got {n}.")
-    return replace(task, splits=DatasetDict(task.splits | {"train": task.splits["train"].shuffle(seed=0).select(range(n))}), _memo={})
+    if not 0 < n <= have:
+        raise UsageError(f"train_examples must be between 1 and the {have:,} that {task.name!r} has, got {n}.")
+    return replace(
+        task,
+        splits=DatasetDict(task.splits | {"train": task.splits["train"].shuffle(seed=0).select(range(n))}),
+        _memo={},
+    )
 
 # %% ../../nbs/data/tasks.ipynb #c075
 def task_fingerprint(

@@ -6,7 +6,9 @@
 __all__ = ['LOST', 'RunPool', 'asked_threads', 'threads_of', 'local_pool', 'cluster_pool', 'bench', 'rows_of', 'report']
 
 # %% ../../nbs/lab/bench.ipynb #c003
-import logging, os, time
+import logging
+import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -14,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from uuid import uuid4
+
 from tqdm import tqdm
+
 from ..basics.errors import RunError, UsageError
 from ..basics.files import path_inside, read_json
 from ..basics.fingerprints import fingerprint, versions
@@ -24,8 +28,9 @@ from .runs import Run, execute, list_benchmarks, parameters_of, plan, project_ro
 @dataclass(frozen=True)
 class RunPool:
     "Where runs happen."
+
     submit: Callable  # (run, whether to wait for another process that works on it) → future of an outcome, as `execute` gives it
-    slots: Callable   # () → how many runs at once, by now
+    slots: Callable  # () → how many runs at once, by now
     dismiss: Callable = None  # (outcome) → send the worker away that could not even begin, status "misfit"
 
 
@@ -36,7 +41,7 @@ def asked_threads() -> int:  # 0 where nothing is set
 
 def threads_of(
     jobs: int,  # runs that share this machine
-) -> int:       # for each; what the user has set goes first
+) -> int:  # for each; what the user has set goes first
     "How many threads a run may use."
     return asked_threads() or share_of_cores(jobs)
 
@@ -44,13 +49,17 @@ def threads_of(
 @contextmanager
 def local_pool(
     results: Path,  # folder of all results
-    jobs: int,      # runs at the same time; they share the cores
-    memory: int,    # bytes that each may hold, or None
+    jobs: int,  # runs at the same time; they share the cores
+    memory: int,  # bytes that each may hold, or None
 ) -> Iterator[RunPool]:
     "The cores of this machine. Runs that are under way when the block is left are ended."
     stopped = Event()
     with ThreadPoolExecutor(jobs) as pool:
-        try: yield RunPool(lambda run, wait: pool.submit(execute, run, results, threads_of(jobs), memory, stopped.is_set, wait), lambda: jobs)
+        try:
+            yield RunPool(
+                lambda run, wait: pool.submit(execute, run, results, threads_of(jobs), memory, stopped.is_set, wait),
+                lambda: jobs,
+            )
         finally:
             stopped.set()
             pool.shutdown(cancel_futures=True)
@@ -63,7 +72,8 @@ def _seen(folder: str) -> dict:
 
 def _misfit(worker: str, found: dict, wanted: dict) -> str:
     "Why a worker cannot take part; empty where it can."
-    if not found["folder"]: return f"worker {worker} does not see the folder of results: put it on a disk that all machines share"
+    if not found["folder"]:
+        return f"worker {worker} does not see the folder of results: put it on a disk that all machines share"
     other = [f"{name} {found[name]}, not {version}" for name, version in wanted.items() if found[name] != version]
     return f"worker {worker} has {', '.join(other)}: install the same versions everywhere" if other else ""
 
@@ -71,32 +81,48 @@ def _misfit(worker: str, found: dict, wanted: dict) -> str:
 def _signal(name: str, client=None):
     "An event that all machines know by name."
     from distributed import Event as Shared
+
     return Shared(name, client)
 
 
 def _at_worker(run: Run, results: str, wait: bool, told: dict) -> dict:
     "What a worker does: look whether it fits, then `execute` as anywhere."
     from distributed import get_client, get_worker
+
     me, stopped, asked = get_worker().address, _signal(told["stop"]), [0.0, False]
-    why = _misfit(me, _seen(results), told["versions"]) or ("" if run.notebook.is_file() else f"worker {me} does not see {str(run.notebook)!r}: put the checkout on a disk that all machines share")
-    if why: return dict(status="misfit", worker=me, seconds=0.0, peak_bytes=0, reason=why)
+    why = _misfit(me, _seen(results), told["versions"]) or (
+        ""
+        if run.notebook.is_file()
+        else f"worker {me} does not see {str(run.notebook)!r}: put the checkout on a disk that all machines share"
+    )
+    if why:
+        return dict(status="misfit", worker=me, seconds=0.0, peak_bytes=0, reason=why)
+
     def stop_asked():  # every two seconds over the network, not four times a second
         if time.monotonic() - asked[0] > 2:
             asked[0] = time.monotonic()
-            with suppress(OSError): asked[1] = stopped.is_set()  # a question that got no answer is asked again
+            with suppress(OSError):
+                asked[1] = stopped.is_set()  # a question that got no answer is asked again
         return asked[1]
+
     threads = told["threads"] or share_of_cores(_on_host(_workers(get_client()), told["resources"], me))
     return execute(run, results, threads, told["memory"], stop_asked, wait)
 
 # %% ../../nbs/lab/bench.ipynb #c008
 def _client(address: str):
     "A connection to the scheduler."
-    if "://" not in address: raise UsageError(f"{address!r} is no address of a scheduler: name it as tcp://HOST:8786.")
-    try: from distributed import Client
-    except ImportError: raise UsageError("a cluster needs Dask: pip install 'pruneresearch[cluster]'.") from None
-    try: return Client(address, timeout=10, set_as_default=False)
+    if "://" not in address:
+        raise UsageError(f"{address!r} is no address of a scheduler: name it as tcp://HOST:8786.")
+    try:
+        from distributed import Client
+    except ImportError:
+        raise UsageError("a cluster needs Dask: pip install 'pruneresearch[cluster]'.") from None
+    try:
+        return Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"no scheduler answers at {address!r}: start one with 'dask scheduler', and name the tcp:// address that it prints.") from error
+        raise RunError(
+            f"no scheduler answers at {address!r}: start one with 'dask scheduler', and name the tcp:// address that it prints."
+        ) from error
 
 
 LOST = "the scheduler is gone: finished runs are kept; start it and its workers again, and run the same command."
@@ -104,72 +130,100 @@ LOST = "the scheduler is gone: finished runs are kept; start it and its workers 
 
 def _workers(client) -> dict:
     "Address → what the scheduler knows of a worker; nothing while it does not answer."
-    try: return client.scheduler_info(n_workers=-1).get("workers", {})
-    except OSError: return {}
+    try:
+        return client.scheduler_info(n_workers=-1).get("workers", {})
+    except OSError:
+        return {}
 
 
 def _slots(workers: dict, resources: dict) -> dict:
     "Address → how many runs a worker takes at once."
-    room = lambda worker: min([worker["nthreads"], *(int(worker["resources"].get(name, 0) // amount) for name, amount in resources.items())])
+    room = lambda worker: min(
+        [worker["nthreads"], *(int(worker["resources"].get(name, 0) // amount) for name, amount in resources.items())]
+    )
     return {address: room(worker) for address, worker in workers.items()}
 
 
 def _on_host(workers: dict, resources: dict, me: str) -> int:
     "How many runs share a worker's machine."
     slots = _slots(workers, resources)
-    return max(1, sum(slots[other] for other in workers if me in workers and workers[other]["host"] == workers[me]["host"]))
+    return max(
+        1, sum(slots[other] for other in workers if me in workers and workers[other]["host"] == workers[me]["host"])
+    )
 
 # %% ../../nbs/lab/bench.ipynb #c009
 def _resources(workers: dict, wanted) -> dict:
     "What a run takes; raises `UsageError` where no worker has it."
-    if wanted is None: wanted = {"GPU": 1} if any(worker["resources"].get("GPU") for worker in workers.values()) else {}
-    if not any(_slots(workers, wanted).values()): raise UsageError(f"no worker offers {', '.join(f'{name}={amount:g}' for name, amount in wanted.items())}: start workers with --resources, or ask for less.")
+    if wanted is None:
+        wanted = {"GPU": 1} if any(worker["resources"].get("GPU") for worker in workers.values()) else {}
+    if not any(_slots(workers, wanted).values()):
+        raise UsageError(
+            f"no worker offers {', '.join(f'{name}={amount:g}' for name, amount in wanted.items())}: start workers with --resources, or ask for less."
+        )
     return wanted
 
 
 def _fitting(client, address: str, results: Path, say: Callable) -> dict:
     "The workers, once there is one and all of them fit."
-    if not _workers(client): say(f"waiting for a worker: start one with 'dask worker {address} --nthreads 1'")
+    if not _workers(client):
+        say(f"waiting for a worker: start one with 'dask worker {address} --nthreads 1'")
     client.wait_for_workers(1)
     for worker, found in client.run(_seen, str(results)).items():
-        if why := _misfit(worker, found, versions()): raise RunError(f"{why}.")
+        if why := _misfit(worker, found, versions()):
+            raise RunError(f"{why}.")
     return _workers(client)
 
 # %% ../../nbs/lab/bench.ipynb #c010
 @contextmanager
 def cluster_pool(
-    address: str,            # of a Dask scheduler: tcp://host:8786, or tls:// with certificates in Dask's configuration
-    results: Path,           # folder of all results, seen by all machines
-    memory: int,             # bytes that each run may hold, or None
-    say: Callable,           # called with what the user should know
+    address: str,  # of a Dask scheduler: tcp://host:8786, or tls:// with certificates in Dask's configuration
+    results: Path,  # folder of all results, seen by all machines
+    memory: int,  # bytes that each run may hold, or None
+    say: Callable,  # called with what the user should know
     resources: dict = None,  # what each run takes of what workers offer; None: {"GPU": 1} where a worker that is there at the start offers GPUs
-) -> Iterator[RunPool]:        # raises `RunError` where no scheduler answers or a worker does not fit
+) -> Iterator[RunPool]:  # raises `RunError` where no scheduler answers or a worker does not fit
     "The workers of a Dask cluster. Runs that are under way when the block is left by an error are ended."
     with _client(address) as client:
         for name in logging.root.manager.loggerDict:
-            if name.startswith("distributed"): logging.getLogger(name).setLevel(logging.CRITICAL)  # what Dask would say at length, the driver says in a sentence
+            if name.startswith("distributed"):
+                logging.getLogger(name).setLevel(
+                    logging.CRITICAL
+                )  # what Dask would say at length, the driver says in a sentence
         workers = _fitting(client, address, results, say)
         resources = _resources(workers, resources)
         pool, signal = client.get_executor(pure=False, retries=0, resources=resources), f"stop-{uuid4().hex}"
         told = dict(stop=signal, versions=versions(), memory=memory, resources=resources, threads=asked_threads())
+
         def slots():
-            if client.status == "closed": raise RunError(LOST)
+            if client.status == "closed":
+                raise RunError(LOST)
             return sum(_slots(_workers(client), resources).values())
+
         def dismiss(outcome):
-            if outcome["worker"] in _workers(client): say(f"{outcome['reason']}; it was sent away")
+            if outcome["worker"] in _workers(client):
+                say(f"{outcome['reason']}; it was sent away")
             client.retire_workers([outcome["worker"]])
-        try: yield RunPool(lambda run, wait: pool.submit(_at_worker, run, str(results), wait, told), slots, dismiss)
+
+        try:
+            yield RunPool(lambda run, wait: pool.submit(_at_worker, run, str(results), wait, told), slots, dismiss)
         except BaseException:
-            if client.status == "running": _signal(signal, client).set()
+            if client.status == "running":
+                _signal(signal, client).set()
             raise
 
 # %% ../../nbs/lab/bench.ipynb #c012
 def _outcome(future) -> dict:
     "What a future holds; a worker that dies on a run again and again is a failed run."
     from concurrent.futures import CancelledError
-    try: return future.result()
-    except CancelledError: raise RunError(LOST) from None
-    except Exception as error: return dict(status="failed", seconds=0.0, peak_bytes=0, reason=f"{type(error).__name__}: {error}".splitlines()[0][:300])
+
+    try:
+        return future.result()
+    except CancelledError:
+        raise RunError(LOST) from None
+    except Exception as error:
+        return dict(
+            status="failed", seconds=0.0, peak_bytes=0, reason=f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        )
 
 
 def _outcomes(place: RunPool, runs: list) -> Iterator:
@@ -180,17 +234,27 @@ def _outcomes(place: RunPool, runs: list) -> Iterator:
         left = []
         while pending:
             ended, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
-            if not ended: yield None
+            if not ended:
+                yield None
             for future in ended:
                 run, outcome = pending.pop(future), _outcome(future)
-                if outcome["status"] == "busy": left.append(run)
+                if outcome["status"] == "busy":
+                    left.append(run)
                 elif outcome["status"] == "misfit":
                     place.dismiss(outcome)
                     pending[place.submit(run, patient)] = run
-                else: yield run, outcome
+                else:
+                    yield run, outcome
 
 # %% ../../nbs/lab/bench.ipynb #c013
-def _lasting(seconds: float) -> str: return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+def _lasting(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _standing(outcome: list, total: int, slots: int, seconds: float) -> str:
@@ -198,14 +262,17 @@ def _standing(outcome: list, total: int, slots: int, seconds: float) -> str:
     count = lambda *status: sum(each["status"] in status for each in outcome)
     left, made = total - len(outcome), count("done", "failed")
     parts = [f"{count('done', 'skipped')} done", f"{count('failed')} failed", f"{min(left, slots)} running"]
-    if made and left: parts.append(f"about {_lasting(seconds / made * left)} left")
+    if made and left:
+        parts.append(f"about {_lasting(seconds / made * left)} left")
     return " · ".join(parts)
 
 
 def _line(last: dict, ended: int, total: int) -> str:
     "What just ended, with its time and the memory it held."
     cost = f" ({_lasting(last['seconds'])}, {last['peak_bytes'] / 2**30:.2f} GiB)" if last["seconds"] else ""
-    return f"[{ended:{len(str(total))}}/{total}] {last['status']:7} {last['run']}{cost}" + (f": {last['reason']}" if last["reason"] else "")
+    return f"[{ended:{len(str(total))}}/{total}] {last['status']:7} {last['run']}{cost}" + (
+        f": {last['reason']}" if last["reason"] else ""
+    )
 
 # %% ../../nbs/lab/bench.ipynb #c014
 def _drive(place: RunPool, runs: list, say: Callable, bar) -> list:
@@ -216,88 +283,130 @@ def _drive(place: RunPool, runs: list, say: Callable, bar) -> list:
             run, ended = found
             outcome.append({"run": str(run), "folder": str(run.folder), **ended})
             bar.update()
-        else: slots = place.slots()
+        else:
+            slots = place.slots()
         standing = _standing(outcome, len(runs), slots, time.perf_counter() - started)
-        if found: say(_line(outcome[-1], len(outcome), len(runs)) + (f" · {standing}" if bar.disable else ""))
-        elif not slots and not told: say("no worker answers: the runs wait until one comes")
+        if found:
+            say(_line(outcome[-1], len(outcome), len(runs)) + (f" · {standing}" if bar.disable else ""))
+        elif not slots and not told:
+            say("no worker answers: the runs wait until one comes")
         told = not slots
         bar.set_postfix_str(standing)
     return outcome
 
 # %% ../../nbs/lab/bench.ipynb #c015
 def bench(
-    names=(),                # benchmarks; empty: all that have the profile
-    profile: str = "tiny",   # of `PROFILES`
-    jobs: int = 1,           # runs at the same time on this machine; the cores are shared between them
-    results=None,            # folder of all results; None: runs/ in the checkout
-    resume: bool = True,     # skip runs that are done; False runs their notebooks again (rows already stored are found)
-    root=None,               # the checkout
-    say=print,               # called with each line of progress
-    changes=None,            # parameter → value, instead of the profile's: another model, task, fraction, optimizer, …
-    address: str = None,     # of a Dask scheduler: the runs go to its workers
-    memory: float = None,    # GiB of main memory that each run may hold; None: no limit
+    names=(),  # benchmarks; empty: all that have the profile
+    profile: str = "tiny",  # of `PROFILES`
+    jobs: int = 1,  # runs at the same time on this machine; the cores are shared between them
+    results=None,  # folder of all results; None: runs/ in the checkout
+    resume: bool = True,  # skip runs that are done; False runs their notebooks again (rows already stored are found)
+    root=None,  # the checkout
+    say=print,  # called with each line of progress
+    changes=None,  # parameter → value, instead of the profile's: another model, task, fraction, optimizer, …
+    address: str = None,  # of a Dask scheduler: the runs go to its workers
+    memory: float = None,  # GiB of main memory that each run may hold; None: no limit
     resources: dict = None,  # of a cluster: what each run takes of what workers offer, such as {"GPU": 1}
     progress: bool = False,  # show a bar below the lines
-) -> list:                   # of dicts run, folder, status, seconds, peak_bytes, reason
+) -> list:  # of dicts run, folder, status, seconds, peak_bytes, reason
     "Execute all runs of a profile. A failed run is listed with its reason and loses nothing else."
-    if jobs < 1: raise UsageError(f"jobs must be at least 1, got {jobs}.")
-    if memory is not None and not memory > 0: raise UsageError(f"memory is the number of GiB that each run may hold, above 0, got {memory}.")
-    if resources and not address: raise UsageError("resources are what the workers of a cluster offer: name its scheduler, or leave them out.")
-    results = Path(results or project_root(root)/"runs").resolve()
+    if jobs < 1:
+        raise UsageError(f"jobs must be at least 1, got {jobs}.")
+    if memory is not None and not memory > 0:
+        raise UsageError(f"memory is the number of GiB that each run may hold, above 0, got {memory}.")
+    if resources and not address:
+        raise UsageError("resources are what the workers of a cluster offer: name its scheduler, or leave them out.")
+    results = Path(results or project_root(root) / "runs").resolve()
     runs = plan(names, profile, results, root, changes)
-    if not runs: raise UsageError(f"no benchmark has runs in profile {profile!r}.")
+    if not runs:
+        raise UsageError(f"no benchmark has runs in profile {profile!r}.")
     results.mkdir(parents=True, exist_ok=True)
     if not resume:
-        for run in runs: (run.folder/"result.json").unlink(missing_ok=True)
+        for run in runs:
+            (run.folder / "result.json").unlink(missing_ok=True)
     limit = None if memory is None else int(memory * 2**30)
     with tqdm(total=len(runs), unit="run", disable=not progress, dynamic_ncols=True) as bar:
         tell = bar.write if progress else say
-        with cluster_pool(address, results, limit, tell, resources) if address else local_pool(results, jobs, limit) as place: return _drive(place, runs, tell, bar)
+        with (
+            cluster_pool(address, results, limit, tell, resources)
+            if address
+            else local_pool(results, jobs, limit) as place
+        ):
+            return _drive(place, runs, tell, bar)
 
 # %% ../../nbs/lab/bench.ipynb #c017
 def rows_of(
-    profile: str,   # of `PROFILES`
-    results=None,   # folder of all results; None: runs/ in the checkout
-    root=None,      # the checkout
-    names=(),       # benchmarks; empty: all
-) -> list:          # rows of all finished runs; raises `UsageError` where there are none
+    profile: str,  # of `PROFILES`
+    results=None,  # folder of all results; None: runs/ in the checkout
+    root=None,  # the checkout
+    names=(),  # benchmarks; empty: all
+) -> list:  # rows of all finished runs; raises `UsageError` where there are none
     "The rows that the finished runs of a profile made or found."
-    results = Path(results or project_root(root)/"runs")
-    ids = [i for run in plan(names, profile, results, root) if run.done for i in read_json(run.folder/"result.json").get("rows", [])]
-    if not ids: raise UsageError(f"no finished run of profile {profile!r} under {os.path.relpath(results)!r}: run pruneresearch bench --profile {profile} first.")
-    return [read_json(path_inside(results/"rows", f"{i}.json")) for i in dict.fromkeys(ids)]
+    results = Path(results or project_root(root) / "runs")
+    ids = [
+        i
+        for run in plan(names, profile, results, root)
+        if run.done
+        for i in read_json(run.folder / "result.json").get("rows", [])
+    ]
+    if not ids:
+        raise UsageError(
+            f"no finished run of profile {profile!r} under {os.path.relpath(results)!r}: run pruneresearch bench --profile {profile} first."
+        )
+    return [read_json(path_inside(results / "rows", f"{i}.json")) for i in dict.fromkeys(ids)]
 
 # %% ../../nbs/lab/bench.ipynb #c018
 def _figure_runs(profile: str, results: Path, output: Path, root) -> list:
     "Benchmarks that draw figures of their own, once more with all seeds at once: every row is there already."
     runs = []
     for name, path in list_benchmarks(root).items():
-        if "figures" not in parameters_of(path): continue
+        if "figures" not in parameters_of(path):
+            continue
         merged = {}  # parameters without their seeds → parameters with the seeds of all finished runs
         for run in plan([name], profile, results, root):
-            if run.done: merged.setdefault(fingerprint({**run.parameters, "seeds": None}), {**run.parameters, "seeds": []})["seeds"].extend(run.parameters["seeds"])
+            if run.done:
+                merged.setdefault(fingerprint({**run.parameters, "seeds": None}), {**run.parameters, "seeds": []})[
+                    "seeds"
+                ].extend(run.parameters["seeds"])
         for i, parameters in enumerate(merged.values(), 1):
-            folder = output if i == 1 else output/f"{name}-{i}"
-            runs.append(Run(name, path, {**parameters, "seeds": sorted(set(parameters["seeds"])), "figures": str(folder.resolve())}, results/"runs"/"report"/f"{profile}-{name}-{i}"))
+            folder = output if i == 1 else output / f"{name}-{i}"
+            runs.append(
+                Run(
+                    name,
+                    path,
+                    {**parameters, "seeds": sorted(set(parameters["seeds"])), "figures": str(folder.resolve())},
+                    results / "runs" / "report" / f"{profile}-{name}-{i}",
+                )
+            )
     return runs
 
 # %% ../../nbs/lab/bench.ipynb #c019
 def report(
     profile: str = "tiny",  # of `PROFILES`
-    results=None,           # folder of all results; None: runs/ in the checkout
-    output=None,            # folder for tables and figures; None: figures/PROFILE in the checkout
-    root=None,              # the checkout
-) -> str:                   # the leaderboard, and where the files are
+    results=None,  # folder of all results; None: runs/ in the checkout
+    output=None,  # folder for tables and figures; None: figures/PROFILE in the checkout
+    root=None,  # the checkout
+) -> str:  # the leaderboard, and where the files are
     "Make tables and figures from the rows of a profile."
     base = project_root(root)
-    results, output = Path(results or base/"runs"), Path(output or base/"figures"/profile)
+    results, output = Path(results or base / "runs"), Path(output or base / "figures" / profile)
     rows_of(profile, results, root)
-    board = Run("report", base/"nbs"/"benchmarks"/"report.ipynb", dict(profile=profile, output=str(output.resolve())), results/"runs"/"report"/profile)
+    board = Run(
+        "report",
+        base / "nbs" / "benchmarks" / "report.ipynb",
+        dict(profile=profile, output=str(output.resolve())),
+        results / "runs" / "report" / profile,
+    )
     compared = any(run.done for run in plan(["leaderboard"], profile, results, root))
-    runs, jobs = [board]*compared + _figure_runs(profile, results, output, base), min(4, os.cpu_count() or 1)
-    for run in runs: (run.folder/"result.json").unlink(missing_ok=True)
-    with ThreadPoolExecutor(jobs) as pool: outcome = list(pool.map(lambda run: execute(run, results, threads_of(jobs)), runs))
+    runs, jobs = [board] * compared + _figure_runs(profile, results, output, base), min(4, os.cpu_count() or 1)
+    for run in runs:
+        (run.folder / "result.json").unlink(missing_ok=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        outcome = list(pool.map(lambda run: execute(run, results, threads_of(jobs)), runs))
     for run, done in zip(runs, outcome):
-        if done["status"] == "failed": raise RunError(f"the report {run.name!r} failed: {done['reason']}; its log is {os.path.relpath(run.folder)}/log.txt.")
-    table = (output/"table.md").read_text(encoding="utf-8") + "\n\n" if compared else ""
+        if done["status"] == "failed":
+            raise RunError(
+                f"the report {run.name!r} failed: {done['reason']}; its log is {os.path.relpath(run.folder)}/log.txt."
+            )
+    table = (output / "table.md").read_text(encoding="utf-8") + "\n\n" if compared else ""
     return f"{table}figures and rows: {os.path.relpath(output)}"

@@ -14,7 +14,9 @@ __all__ = ['CONTEST', 'HIGHER_IS_BETTER', 'LOG_SCALE', 'CONTROLS', 'COSTS', 'TIE
 # %% ../../nbs/lab/compare.ipynb #c004
 from itertools import combinations
 from typing import NamedTuple
+
 import numpy as np
+
 from ..basics.errors import UsageError, lookup
 
 # %% ../../nbs/lab/compare.ipynb #c007
@@ -22,11 +24,12 @@ CONTEST = ("model", "task", "pattern", "recovery", "sparsity")
 
 
 def groups(
-    rows: list,   # rows of experiments
+    rows: list,  # rows of experiments
     keys: tuple,  # the names of the fields that must agree within a group
-) -> dict:        # the fields' values → the rows that have them, in the order of `rows`; raises `UsageError` for no rows
+) -> dict:  # the fields' values → the rows that have them, in the order of `rows`; raises `UsageError` for no rows
     "Rows put together by the fields `keys`; sparsities are equal when they agree to six digits."
-    if not rows: raise UsageError("there are no rows to compare: run a benchmark first, or loosen the filter.")
+    if not rows:
+        raise UsageError("there are no rows to compare: run a benchmark first, or loosen the filter.")
     out = {}
     for row in rows:
         key = tuple(round(row[k], 6) if k == "sparsity" and row[k] is not None else row[k] for k in keys)
@@ -36,24 +39,41 @@ def groups(
 # %% ../../nbs/lab/compare.ipynb #c008
 def frame(
     rows: list,  # rows of experiments
-):               # a pandas.DataFrame, one line per row
+):  # a pandas.DataFrame, one line per row
     "The rows as a table: outcomes per test item left out, nested dictionaries as `name.key` columns."
     import pandas as pd
+
     lines = []
     for row in rows:
         line = {}
         for key, value in row.items():
-            if key in ("outcomes", "outcome_weights"): continue
-            if isinstance(value, dict): line |= {f"{key}.{k}": v for k, v in value.items()}
-            else: line[key] = value
+            if key in ("outcomes", "outcome_weights"):
+                continue
+            if isinstance(value, dict):
+                line |= {f"{key}.{k}": v for k, v in value.items()}
+            else:
+                line[key] = value
         lines.append(line)
     return pd.DataFrame(lines)
 
 # %% ../../nbs/lab/compare.ipynb #c011
 HIGHER_IS_BETTER = {
-    "accuracy": True, "f1": True, "precision": True, "recall": True, "matthews": True, "matthews_correlation": True,
-    "pearson": True, "spearman": True, "spearmanr": True, "exact": True, "exact_match": True, "top1_agreement": True,
-    "perplexity": False, "loss": False, "mse": False, "kl": False,
+    "accuracy": True,
+    "f1": True,
+    "precision": True,
+    "recall": True,
+    "matthews": True,
+    "matthews_correlation": True,
+    "pearson": True,
+    "spearman": True,
+    "spearmanr": True,
+    "exact": True,
+    "exact_match": True,
+    "top1_agreement": True,
+    "perplexity": False,
+    "loss": False,
+    "mse": False,
+    "kl": False,
 }
 LOG_SCALE = ("perplexity",)
 
@@ -67,7 +87,7 @@ def higher_is_better(
 # %% ../../nbs/lab/compare.ipynb #c014
 def require_one_protocol(
     rows: list,  # rows meant for one comparison
-) -> str:        # the protocol they share; raises `UsageError` naming what differs
+) -> str:  # the protocol they share; raises `UsageError` naming what differs
     "Refuse rows that were measured under different conditions."
     by_protocol = groups(rows, ("protocol",))
     if len(by_protocol) > 1:
@@ -75,25 +95,32 @@ def require_one_protocol(
         a, b = first.get("protocol_parts") or {}, second.get("protocol_parts") or {}
         parts = [f"{k} ({a.get(k)!r} and {b.get(k)!r})" for k in sorted(a | b) if a.get(k) != b.get(k)]
         what = ", ".join(parts[:4]) or f"fingerprints {first['protocol']} and {second['protocol']}"
-        raise UsageError(f"these {len(rows)} rows follow {len(by_protocol)} protocols and cannot be compared, they differ in {what}: "
-                         "compare rows of one protocol, or run them again under one.")
+        raise UsageError(
+            f"these {len(rows)} rows follow {len(by_protocol)} protocols and cannot be compared, they differ in {what}: "
+            "compare rows of one protocol, or run them again under one."
+        )
     return rows[0]["protocol"]
 
 # %% ../../nbs/lab/compare.ipynb #c017
 def gate(
-    rows: list,               # rows of experiments
+    rows: list,  # rows of experiments
     tolerance: float = 1e-4,  # largest allowed relative deviation of a dense value
-) -> list:                    # the same rows; raises `UsageError` naming those that do not fit
+) -> list:  # the same rows; raises `UsageError` naming those that do not fit
     "Refuse rows whose dense baseline differs from that of the others with their protocol, model, task and seed."
     strangers = []
     for (*_, seed), members in groups(rows, ("protocol", "model", "task", "metric", "seed")).items():
         dense = [float(row["dense_value"]) for row in members]
         usual = sorted(dense)[(len(dense) - 1) // 2]
-        strangers += [f"{row['id']} ({value:.6g}, the others {usual:.6g})" for row, value in zip(members, dense)
-                      if not abs(value - usual) <= tolerance*max(1.0, abs(usual))]
+        strangers += [
+            f"{row['id']} ({value:.6g}, the others {usual:.6g})"
+            for row, value in zip(members, dense)
+            if not abs(value - usual) <= tolerance * max(1.0, abs(usual))
+        ]
     if strangers:
-        raise UsageError(f"another dense baseline than the rest have {len(strangers)} of {len(rows)} rows, {', '.join(strangers[:3])}: "
-                         "leave them out, or run them again from the same dense model.")
+        raise UsageError(
+            f"another dense baseline than the rest have {len(strangers)} of {len(rows)} rows, {', '.join(strangers[:3])}: "
+            "leave them out, or run them again from the same dense model."
+        )
     return rows
 
 # %% ../../nbs/lab/compare.ipynb #c020
@@ -102,19 +129,21 @@ CONTROLS = ("random", "magnitude")
 
 def require_controls(
     rows: list,  # rows of experiments
-) -> None:       # raises `UsageError` naming the first group without its controls
+) -> None:  # raises `UsageError` naming the first group without its controls
     "Refuse groups in which random or magnitude is missing."
     for key, members in groups(rows, CONTEST).items():
         missing = [name for name in CONTROLS if name not in {row["method"] for row in members}]
         if missing:
             where = ", ".join(f"{k} {v}" for k, v in zip(CONTEST, key))
-            raise UsageError(f"the group ({where}) has no {' and no '.join(missing)}: a comparison needs both controls, run them at this sparsity too.")
+            raise UsageError(
+                f"the group ({where}) has no {' and no '.join(missing)}: a comparison needs both controls, run them at this sparsity too."
+            )
 
 # %% ../../nbs/lab/compare.ipynb #c023
 def matched(
-    rows: list,                # rows of experiments
+    rows: list,  # rows of experiments
     tolerance: float = 0.001,  # largest allowed distance from the budget, absolute, as a fraction of the weights
-) -> list:                     # copies of the rows with `ranked` (bool) and `reason` (str, empty when ranked)
+) -> list:  # copies of the rows with `ranked` (bool) and `reason` (str, empty when ranked)
     "Mark the rows that met their group's budget."
     out = []
     for (*_, sparsity), members in groups(rows, CONTEST).items():
@@ -123,14 +152,16 @@ def matched(
         for row in members:
             reason, budget = "", reference.get(row["seed"], usual)
             if not abs(row["achieved"] - budget) <= tolerance + 1e-12:
-                reason = f"achieved {100*row['achieved']:.2f} % where the budget is {100*budget:.2f} %"
-            elif not np.isfinite(row["value"]): reason = f"{row['metric']} is not finite"
+                reason = f"achieved {100 * row['achieved']:.2f} % where the budget is {100 * budget:.2f} %"
+            elif not np.isfinite(row["value"]):
+                reason = f"{row['metric']} is not finite"
             out.append(row | {"ranked": not reason, "reason": reason})
     return out
 
 # %% ../../nbs/lab/compare.ipynb #c026
 class Interval(NamedTuple):
     "A mean with its confidence interval; `low` and `high` are NaN when fewer than two values are there."
+
     mean: float
     low: float
     high: float
@@ -139,113 +170,132 @@ class Interval(NamedTuple):
 
 def spread(
     values,  # numbers
-) -> bool:   # False where they differ by rounding errors only
+) -> bool:  # False where they differ by rounding errors only
     "Whether the values differ."
-    return bool(np.ptp(values) > 1e-12*max(1.0, np.max(np.abs(values))))
+    return bool(np.ptp(values) > 1e-12 * max(1.0, np.max(np.abs(values))))
 
 
 def mean_interval(
-    values,                    # one number per seed
+    values,  # one number per seed
     confidence: float = 0.95,  # coverage of the interval, in (0, 1)
-    log: bool = False,         # True: geometric mean, interval computed on logarithms
+    log: bool = False,  # True: geometric mean, interval computed on logarithms
 ) -> Interval:
     "Mean and Student-t interval: mean ± t(n−1) · s/√n."
     from scipy import stats
+
     x = np.asarray(values, dtype=float)
-    if log: x = np.log(x)
+    if log:
+        x = np.log(x)
     n, mean = len(x), x.mean()
     half = np.nan
-    if n > 1: half = stats.t.ppf((1 + confidence)/2, n - 1) * x.std(ddof=1) / np.sqrt(n) if spread(x) else 0.0
+    if n > 1:
+        half = stats.t.ppf((1 + confidence) / 2, n - 1) * x.std(ddof=1) / np.sqrt(n) if spread(x) else 0.0
     out = np.array([mean, mean - half, mean + half])
     return Interval(*(float(v) for v in (np.exp(out) if log else out)), n)
 
 # %% ../../nbs/lab/compare.ipynb #c029
 def outcome_mean(
-    row: dict,      # a row with outcomes
-) -> float:         # the weighted mean of the outcomes: accuracy, or the logarithm of the perplexity
+    row: dict,  # a row with outcomes
+) -> float:  # the weighted mean of the outcomes: accuracy, or the logarithm of the perplexity
     "The mean a metric is made of; raises `UsageError` when it does not give the row's value."
     mean = float(np.average(row["outcomes"], weights=row.get("outcome_weights")))
     value = np.log(row["value"]) if row["metric"] in LOG_SCALE else row["value"]
-    if not abs(mean - value) <= 1e-4*max(1.0, abs(value)):
-        raise UsageError(f"the outcomes of row {row.get('id')!r} average to {mean:.6g}, its {row['metric']} says {value:.6g}: "
-                         "store the outcomes of the same evaluation, or none.")
+    if not abs(mean - value) <= 1e-4 * max(1.0, abs(value)):
+        raise UsageError(
+            f"the outcomes of row {row.get('id')!r} average to {mean:.6g}, its {row['metric']} says {value:.6g}: "
+            "store the outcomes of the same evaluation, or none."
+        )
     return mean
 
 # %% ../../nbs/lab/compare.ipynb #c030
 def paired_outcomes(
     rows_a: list,  # one row per seed
     rows_b: list,  # the same of the other method; seeds that only one of them has are left out
-) -> tuple:        # (seeds × items differences a − b, weights per item); one column when there are no outcomes
+) -> tuple:  # (seeds × items differences a − b, weights per item); one column when there are no outcomes
     "Differences seed by seed and item by item, on the additive scale of the metric."
     require_one_protocol(list(rows_a) + list(rows_b))
     a, b = by_seed(rows_a), by_seed(rows_b)
     seeds = sorted(set(a) & set(b))
-    if not seeds: raise UsageError(f"no seed is common to both sides ({sorted(a)} and {sorted(b)}): run both methods with the same seeds.")
+    if not seeds:
+        raise UsageError(
+            f"no seed is common to both sides ({sorted(a)} and {sorted(b)}): run both methods with the same seeds."
+        )
     pairs = [(a[s], b[s]) for s in seeds]
     if any(row.get("outcomes") is None for pair in pairs for row in pair):
         scale = np.log if rows_a[0]["metric"] in LOG_SCALE else np.asarray
         return np.array([[scale(float(x["value"])) - scale(float(y["value"]))] for x, y in pairs]), np.ones(1)
     for pair in pairs:
-        for row in pair: outcome_mean(row)
+        for row in pair:
+            outcome_mean(row)
     first = pairs[0][0]
-    weights = np.ones(len(first["outcomes"])) if first.get("outcome_weights") is None else np.asarray(first["outcome_weights"], float)
+    weights = (
+        np.ones(len(first["outcomes"]))
+        if first.get("outcome_weights") is None
+        else np.asarray(first["outcome_weights"], float)
+    )
     if any(len(row["outcomes"]) != len(weights) for pair in pairs for row in pair):
-        raise UsageError("the rows were evaluated on different numbers of test items: evaluate all of them on the whole split.")
+        raise UsageError(
+            "the rows were evaluated on different numbers of test items: evaluate all of them on the whole split."
+        )
     return np.array([np.subtract(x["outcomes"], y["outcomes"], dtype=float) for x, y in pairs]), weights
 
 
 def by_seed(
     rows: list,  # rows of one method
-) -> dict:       # seed → row; raises `UsageError` when a seed occurs twice or the metrics differ
+) -> dict:  # seed → row; raises `UsageError` when a seed occurs twice or the metrics differ
     "The rows of one method by their seed."
-    if not rows: raise UsageError("a comparison needs rows on both sides, and one side has none.")
+    if not rows:
+        raise UsageError("a comparison needs rows on both sides, and one side has none.")
     out = {row["seed"]: row for row in rows}
     if len(out) < len(rows) or len({row["metric"] for row in rows}) > 1:
-        raise UsageError(f"the rows of method {rows[0]['method']!r} repeat a seed or mix metrics: filter them first, "
-                         f"allocations here are {sorted({str(row.get('allocation')) for row in rows})}.")
+        raise UsageError(
+            f"the rows of method {rows[0]['method']!r} repeat a seed or mix metrics: filter them first, "
+            f"allocations here are {sorted({str(row.get('allocation')) for row in rows})}."
+        )
     return out
 
 # %% ../../nbs/lab/compare.ipynb #c033
 def two_way_bootstrap(
-    differences,              # (seeds, items)
-    weights,                  # (items,), for instance predicted tokens
+    differences,  # (seeds, items)
+    weights,  # (items,), for instance predicted tokens
     n_resamples: int = 2000,  # number of resamples
-    seed: int = 0,            # of the resampling
-) -> np.ndarray:              # (n_resamples,) resampled differences
+    seed: int = 0,  # of the resampling
+) -> np.ndarray:  # (n_resamples,) resampled differences
     "The mean difference under resampling of seeds × items (the pigeonhole bootstrap, Owen 2007)."
     rng = np.random.default_rng(seed)
     n_seeds, n_items = differences.shape
-    drawn_seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1/n_seeds), n_resamples)
+    drawn_seeds = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), n_resamples)
     out = np.empty(n_resamples)
-    step = max(1, 4_000_000 // n_items)                 # keeps the weights of a chunk below 32 MB
+    step = max(1, 4_000_000 // n_items)  # keeps the weights of a chunk below 32 MB
     for start in range(0, n_resamples, step):
-        chunk = drawn_seeds[start:start + step]
-        cells = rng.integers(0, n_items, (len(chunk), n_items)) + n_items*np.arange(len(chunk))[:, None]
+        chunk = drawn_seeds[start : start + step]
+        cells = rng.integers(0, n_items, (len(chunk), n_items)) + n_items * np.arange(len(chunk))[:, None]
         drawn_items = np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape) * weights
-        out[start:start + step] = (chunk @ differences * drawn_items).sum(1) / (n_seeds * drawn_items.sum(1))
+        out[start : start + step] = (chunk @ differences * drawn_items).sum(1) / (n_seeds * drawn_items.sum(1))
     return out
 
 # %% ../../nbs/lab/compare.ipynb #c036
 def t_ends(
-    differences,         # (seeds, items)
-    weights,             # (items,)
-    confidence: float,   # coverage
-) -> tuple:              # (low, high); NaN for a single seed, or where neither seeds nor items say anything about the spread
+    differences,  # (seeds, items)
+    weights,  # (items,)
+    confidence: float,  # coverage
+) -> tuple:  # (low, high); NaN for a single seed, or where neither seeds nor items say anything about the spread
     "Paired Student-t interval over seeds."
     per_seed = np.average(differences, axis=1, weights=weights)
-    if not spread(per_seed) and differences.shape[1] == 1: return np.nan, np.nan
+    if not spread(per_seed) and differences.shape[1] == 1:
+        return np.nan, np.nan
     return mean_interval(per_seed, confidence)[1:3]
 
 
 def hull_ends(
-    differences,               # (seeds, items)
-    weights,                   # (items,)
+    differences,  # (seeds, items)
+    weights,  # (items,)
     confidence: float = 0.95,  # coverage
-    n_resamples: int = 2000,   # of the bootstrap
-    seed: int = 0,             # of the bootstrap
-) -> tuple:                    # (low, high); NaN with a single seed, or with neither items nor spread
+    n_resamples: int = 2000,  # of the bootstrap
+    seed: int = 0,  # of the bootstrap
+) -> tuple:  # (low, high); NaN with a single seed, or with neither items nor spread
     "The hull of the two-way bootstrap interval and the t-interval over seeds."
-    tail = 100*(1 - confidence)/2
+    tail = 100 * (1 - confidence) / 2
     boot = np.percentile(two_way_bootstrap(differences, weights, n_resamples, seed), [tail, 100 - tail])
     student = t_ends(differences, weights, confidence)
     return float(np.minimum(boot[0], student[0])), float(np.maximum(boot[1], student[1]))
@@ -253,22 +303,23 @@ def hull_ends(
 # %% ../../nbs/lab/compare.ipynb #c039
 class Difference(NamedTuple):
     "A paired difference a − b with its interval. `unit` is 'absolute', or 'relative' for metrics on a logarithmic scale."
+
     difference: float
     low: float
     high: float
-    verdict: str   # of a against b: "better", "worse" or "not separable"
+    verdict: str  # of a against b: "better", "worse" or "not separable"
     unit: str
     n_seeds: int
-    n_items: int   # 0 without outcomes
+    n_items: int  # 0 without outcomes
 
 
 def paired_difference(
-    rows_a: list,              # one row per seed
-    rows_b: list,              # the same of the method to compare with
-    n_resamples: int = 2000,   # of the bootstrap
-    seed: int = 0,             # of the bootstrap
+    rows_a: list,  # one row per seed
+    rows_b: list,  # the same of the method to compare with
+    n_resamples: int = 2000,  # of the bootstrap
+    seed: int = 0,  # of the bootstrap
     confidence: float = 0.95,  # coverage of the interval
-) -> Difference:               # with the hull of the two-way bootstrap and the t-interval over seeds
+) -> Difference:  # with the hull of the two-way bootstrap and the t-interval over seeds
     "How much better `rows_a` are than `rows_b`: paired over seeds and test items."
     differences, weights = paired_outcomes(rows_a, rows_b)
     metric = rows_a[0]["metric"]
@@ -283,67 +334,93 @@ def paired_difference(
 # %% ../../nbs/lab/compare.ipynb #c044
 def latency_ratio(
     row: dict,  # of an experiment
-) -> float:     # None where one of the two was not timed
+) -> float:  # None where one of the two was not timed
     "The time of a forward pass over the dense model's. Rows that do the dense model's multiplications have 1: what their times differ by is noise of the machine."
     dense = row.get("dense_costs") or {}
-    if not row.get("latency_median_s") or not dense.get("latency_median_s"): return None
+    if not row.get("latency_median_s") or not dense.get("latency_median_s"):
+        return None
     return 1.0 if row["macs"] == dense["macs"] else row["latency_median_s"] / dense["latency_median_s"]
 
 
 COSTS = {  # column of the leaderboard: (field of the row or a function of it, factor to the column's unit)
-    "prune_seconds": ("prune_seconds", 1), "prune_peak_mb": ("prune_peak_bytes", 1e-6),
-    "recovery_seconds": ("recovery_seconds", 1), "recovery_peak_mb": ("recovery_peak_bytes", 1e-6),
-    "dense_mb": ("bytes_dense", 1e-6), "sparse_mb": ("bytes_sparse", 1e-6),
-    "mmacs": ("macs", 1e-6), "latency_median_ms": ("latency_median_s", 1e3), "latency_iqr_ms": ("latency_iqr_s", 1e3),
+    "prune_seconds": ("prune_seconds", 1),
+    "prune_peak_mb": ("prune_peak_bytes", 1e-6),
+    "recovery_seconds": ("recovery_seconds", 1),
+    "recovery_peak_mb": ("recovery_peak_bytes", 1e-6),
+    "dense_mb": ("bytes_dense", 1e-6),
+    "sparse_mb": ("bytes_sparse", 1e-6),
+    "mmacs": ("macs", 1e-6),
+    "latency_median_ms": ("latency_median_s", 1e3),
+    "latency_iqr_ms": ("latency_iqr_s", 1e3),
     "latency_ratio": (latency_ratio, 1),
 }
 
 
 def mean_costs(
     rows: list,  # rows of one method in one group
-) -> dict:       # a value per column of `COSTS`: the mean over the rows that have it, NaN when none has
+) -> dict:  # a value per column of `COSTS`: the mean over the rows that have it, NaN when none has
     "What the method cost, on average over seeds."
     out = {}
     for column, (field, factor) in COSTS.items():
         found = [field(row) if callable(field) else row.get(field) for row in rows]
-        known = [value*factor for value in found if value is not None]
+        known = [value * factor for value in found if value is not None]
         out[column] = float(np.mean(known)) if known else np.nan
     return out
 
 # %% ../../nbs/lab/compare.ipynb #c045
 def board_line(
-    rows: list,       # marked rows of one method in one group (see `matched`)
+    rows: list,  # marked rows of one method in one group (see `matched`)
     reference: list,  # those of magnitude
-    **options,        # for `paired_difference`
-) -> dict:            # one line of the leaderboard, without its rank
+    **options,  # for `paired_difference`
+) -> dict:  # one line of the leaderboard, without its rank
     "Summary of one method in one group."
     by_seed(rows)
     metric, log = rows[0]["metric"], rows[0]["metric"] in LOG_SCALE
     reasons = [row["reason"] for row in rows if row["reason"]]
     missing = sorted({row["seed"] for row in reference} - {row["seed"] for row in rows})
-    if missing: reasons.append(f"seeds {missing} are missing")
+    if missing:
+        reasons.append(f"seeds {missing} are missing")
     value, dense = (mean_interval([row[k] for row in rows], log=log) for k in ("value", "dense_value"))
-    line = {"metric": metric, "n_seeds": len(rows), "ids": " ".join(row["id"] for row in sorted(rows, key=lambda row: row["seed"])), 
-            "achieved": float(np.mean([row["achieved"] for row in rows])), "value": value.mean, "low": value.low, "high": value.high,
-            "dense": dense.mean, "dense_low": dense.low, "dense_high": dense.high,
-            "difference": np.nan, "difference_low": np.nan, "difference_high": np.nan, "unit": "", "verdict": "",
-            "ranked": not reasons, "reason": reasons[0] if reasons else ""}
-    if rows[0]["method"] == "magnitude": line["verdict"] = "reference"
+    line = {
+        "metric": metric,
+        "n_seeds": len(rows),
+        "ids": " ".join(row["id"] for row in sorted(rows, key=lambda row: row["seed"])),
+        "achieved": float(np.mean([row["achieved"] for row in rows])),
+        "value": value.mean,
+        "low": value.low,
+        "high": value.high,
+        "dense": dense.mean,
+        "dense_low": dense.low,
+        "dense_high": dense.high,
+        "difference": np.nan,
+        "difference_low": np.nan,
+        "difference_high": np.nan,
+        "unit": "",
+        "verdict": "",
+        "ranked": not reasons,
+        "reason": reasons[0] if reasons else "",
+    }
+    if rows[0]["method"] == "magnitude":
+        line["verdict"] = "reference"
     elif not reasons and all(row["ranked"] for row in reference):
         d = paired_difference(rows, reference, **options)
-        line |= dict(difference=d.difference, difference_low=d.low, difference_high=d.high, unit=d.unit, verdict=d.verdict)
+        line |= dict(
+            difference=d.difference, difference_low=d.low, difference_high=d.high, unit=d.unit, verdict=d.verdict
+        )
     return line | mean_costs(rows)
 
 # %% ../../nbs/lab/compare.ipynb #c046
 def leaderboard(
-    rows: list,                # rows of experiments, any number of models, tasks, patterns and sparsities
+    rows: list,  # rows of experiments, any number of models, tasks, patterns and sparsities
     tolerance: float = 0.001,  # see `matched`
-    n_resamples: int = 2000,   # of the bootstrap
-    seed: int = 0,             # of the bootstrap
-):                             # a pandas.DataFrame, sorted by group and rank; raises `UsageError` for rows that cannot be compared
+    n_resamples: int = 2000,  # of the bootstrap
+    seed: int = 0,  # of the bootstrap
+):  # a pandas.DataFrame, sorted by group and rank; raises `UsageError` for rows that cannot be compared
     "Every method in every group, with intervals, the paired difference against magnitude and a rank."
     import pandas as pd
-    for members in groups(rows, ("model", "task")).values(): require_one_protocol(members)
+
+    for members in groups(rows, ("model", "task")).values():
+        require_one_protocol(members)
     require_controls(gate(rows))
     lines = []
     for key, members in groups(matched(rows, tolerance), CONTEST).items():
@@ -353,21 +430,28 @@ def leaderboard(
             lines.append(dict(zip(CONTEST, key)) | {"method": method} | line)
     board = pd.DataFrame(lines)
     goodness = board["value"].where(board["ranked"]) * board["metric"].map(lambda m: 1 if higher_is_better(m) else -1)
-    board.insert(len(CONTEST) + 1, "rank", goodness.groupby([board[k] for k in CONTEST], dropna=False).rank(ascending=False, method="min").astype("Int64"))
+    board.insert(
+        len(CONTEST) + 1,
+        "rank",
+        goodness.groupby([board[k] for k in CONTEST], dropna=False).rank(ascending=False, method="min").astype("Int64"),
+    )
     return board.sort_values([*CONTEST, "rank", "method"]).reset_index(drop=True)
 
 # %% ../../nbs/lab/compare.ipynb #c048
 def versus(
-    rows: list,         # rows of experiments
-    method: str,        # the method in question
-    others=CONTROLS,    # the methods to compare it with
-    **options,          # for `paired_difference`
-):                      # a pandas.DataFrame, one line per group and other method
+    rows: list,  # rows of experiments
+    method: str,  # the method in question
+    others=CONTROLS,  # the methods to compare it with
+    **options,  # for `paired_difference`
+):  # a pandas.DataFrame, one line per group and other method
     "Paired differences of one method from others, with intervals and verdicts."
     import pandas as pd
+
     lines = []
     for key, members in groups(matched(rows), CONTEST).items():
-        by_method = {name: own for (name,), own in groups(members, ("method",)).items() if all(row["ranked"] for row in own)}
+        by_method = {
+            name: own for (name,), own in groups(members, ("method",)).items() if all(row["ranked"] for row in own)
+        }
         for other in (other for other in others if other in by_method and method in by_method):
             found = paired_difference(by_method[method], by_method[other], **options)
             lines.append(dict(zip(CONTEST, key)) | {"against": other} | found._asdict())
@@ -376,32 +460,39 @@ def versus(
 # %% ../../nbs/lab/compare.ipynb #c051
 def ranked_methods(
     rows: list,  # marked rows of one group (see `matched`)
-) -> dict:       # method → its rows, the best mean first; methods with a row that is not ranked are left out
+) -> dict:  # method → its rows, the best mean first; methods with a row that is not ranked are left out
     "The methods of a group that can be compared, in the order of their means."
     own = {name: of for (name,), of in groups(rows, ("method",)).items() if all(row["ranked"] for row in of)}
     sign = -1 if higher_is_better(rows[0]["metric"]) else 1
     log = rows[0]["metric"] in LOG_SCALE
-    return dict(sorted(own.items(), key=lambda item: sign*mean_interval([row["value"] for row in item[1]], log=log).mean))
+    return dict(
+        sorted(own.items(), key=lambda item: sign * mean_interval([row["value"] for row in item[1]], log=log).mean)
+    )
 
 
 def pairwise(
     rows: list,  # rows of experiments
-    **options,   # for `paired_difference`
-):               # a pandas.DataFrame, one line per group and pair; `method` has the better mean, `against` the other one
+    **options,  # for `paired_difference`
+):  # a pandas.DataFrame, one line per group and pair; `method` has the better mean, `against` the other one
     "Paired differences of every two methods, with intervals and verdicts."
     import pandas as pd
+
     lines = []
     for key, members in groups(matched(rows), CONTEST).items():
         for (a, rows_a), (b, rows_b) in combinations(ranked_methods(members).items(), 2):
-            lines.append(dict(zip(CONTEST, key)) | {"method": a, "against": b} | paired_difference(rows_a, rows_b, **options)._asdict())
+            lines.append(
+                dict(zip(CONTEST, key))
+                | {"method": a, "against": b}
+                | paired_difference(rows_a, rows_b, **options)._asdict()
+            )
     return pd.DataFrame(lines)
 
 # %% ../../nbs/lab/compare.ipynb #c054
 def could_lose(
     rows_a: list,  # one row per seed
     rows_b: list,  # the same of another method
-    **options,     # for `paired_difference`
-) -> float:        # in the unit of the difference, never negative; the mean loss where there is no interval
+    **options,  # for `paired_difference`
+) -> float:  # in the unit of the difference, never negative; the mean loss where there is no interval
     "How much worse than `rows_b` `rows_a` may be, by the far end of the interval."
     found = paired_difference(rows_a, rows_b, **options)
     low, high = (found.difference if np.isnan(end) else end for end in (found.low, found.high))
@@ -409,24 +500,51 @@ def could_lose(
 
 # %% ../../nbs/lab/compare.ipynb #c055
 def shortlist(
-    rows: list,            # rows of experiments
+    rows: list,  # rows of experiments
     margin: float = 0.02,  # what may be lost: absolute, for metrics on a logarithmic scale a share
-    noise: float = 0.25,   # seconds that differ by no more than this share count as equal
-    **options,             # for `paired_difference`
-):                         # a pandas.DataFrame, one line per group; `verdict` is that of the best mean against magnitude, as in the leaderboard
+    noise: float = 0.25,  # seconds that differ by no more than this share count as equal
+    **options,  # for `paired_difference`
+):  # a pandas.DataFrame, one line per group; `verdict` is that of the best mean against magnitude, as in the leaderboard
     "The best mean, what loses no more than the margin against it, and the best one among these that takes about the fewest seconds to prune and recover."
     import pandas as pd
+
     lines = []
     for key, members in groups(matched(rows), CONTEST).items():
         own = ranked_methods(members)
         best = next(iter(own))
         alike = [name for name in own if name == best or could_lose(own[name], own[best], **options) <= margin]
-        seconds = {name: float(np.mean([row["prune_seconds"] + row["recovery_seconds"] for row in own[name]])) for name in alike}
-        choice = next(name for name in alike if seconds[name] <= (1 + noise)*min(seconds.values()))
-        verdict = "" if "magnitude" not in own else "reference" if best == "magnitude" else paired_difference(own[best], own["magnitude"], **options).verdict
-        def average(name, what): return mean_interval([row[what] for row in own[name]], log=members[0]["metric"] in LOG_SCALE).mean
-        lines.append(dict(zip(CONTEST, key)) | {"metric": members[0]["metric"], "dense": average(best, "dense_value"), "best": best, "value": average(best, "value"), "verdict": verdict, "as good": ", ".join(alike[1:]),
-                     "cheapest": choice, "its value": average(choice, "value"), "its seconds": seconds[choice], "ids": " ".join(row["id"] for row in own[choice]), "best ids": " ".join(row["id"] for row in own[best])})
+        seconds = {
+            name: float(np.mean([row["prune_seconds"] + row["recovery_seconds"] for row in own[name]]))
+            for name in alike
+        }
+        choice = next(name for name in alike if seconds[name] <= (1 + noise) * min(seconds.values()))
+        verdict = (
+            ""
+            if "magnitude" not in own
+            else "reference"
+            if best == "magnitude"
+            else paired_difference(own[best], own["magnitude"], **options).verdict
+        )
+
+        def average(name, what):
+            return mean_interval([row[what] for row in own[name]], log=members[0]["metric"] in LOG_SCALE).mean
+
+        lines.append(
+            dict(zip(CONTEST, key))
+            | {
+                "metric": members[0]["metric"],
+                "dense": average(best, "dense_value"),
+                "best": best,
+                "value": average(best, "value"),
+                "verdict": verdict,
+                "as good": ", ".join(alike[1:]),
+                "cheapest": choice,
+                "its value": average(choice, "value"),
+                "its seconds": seconds[choice],
+                "ids": " ".join(row["id"] for row in own[choice]),
+                "best ids": " ".join(row["id"] for row in own[best]),
+            }
+        )
     return pd.DataFrame(lines)
 
 # %% ../../nbs/lab/compare.ipynb #c056
@@ -441,7 +559,9 @@ def times_good(
 
 def most_often_good(
     short,  # of `shortlist`, or several of them joined
-) -> list:  # of method names; those that are best or as good in most groups come first, then those that are best in most
+) -> (
+    list
+):  # of method names; those that are best or as good in most groups come first, then those that are best in most
     "Which methods one would bet on without knowing the contest."
     times = times_good(short)
     return sorted(times, key=times.get, reverse=True)
@@ -456,123 +576,172 @@ def leaders(
 
 # %% ../../nbs/lab/compare.ipynb #c059
 def pareto(
-    board,                       # a leaderboard
-    cost: str,                   # one of its columns: the less the better
-    within=("model", "task"),    # lines with the same values of these are compared
-):                               # the lines of the front, from the cheapest to the best
+    board,  # a leaderboard
+    cost: str,  # one of its columns: the less the better
+    within=("model", "task"),  # lines with the same values of these are compared
+):  # the lines of the front, from the cheapest to the best
     "The lines that no other ranked line dominates in quality and cost."
     shown = board[board["ranked"] & board[cost].notna()]
     good = shown["value"] * shown["metric"].map(lambda metric: 1 if higher_is_better(metric) else -1)
-    shown = shown.assign(good=good).sort_values([*within, cost, "good"], ascending=[True]*len(within) + [True, False], kind="stable")
+    shown = shown.assign(good=good).sort_values(
+        [*within, cost, "good"], ascending=[True] * len(within) + [True, False], kind="stable"
+    )
     before = shown.groupby(list(within))["good"].transform(lambda values: values.cummax().shift(fill_value=-np.inf))
     return shown[shown["good"] > before].drop(columns="good")
 
 # %% ../../nbs/lab/compare.ipynb #c062
 TIED = "\u00a0"  # a space at which no line breaks
 MARKS = {"better": f"{TIED}▲", "worse": f"{TIED}▼", "not separable": f"{TIED}≈", "reference": "", "": ""}
-LEGEND = ("Mean over seeds with its 95 % interval. Paired with magnitude over seeds and test items: ▲ better, ▼ worse, "
-          "≈ not separable. In parentheses: not ranked, because the run missed the budget (the sparsity it achieved is given), failed, or lacks a seed. "
-          "Bold: best mean.")
+LEGEND = (
+    "Mean over seeds with its 95 % interval. Paired with magnitude over seeds and test items: ▲ better, ▼ worse, "
+    "≈ not separable. In parentheses: not ranked, because the run missed the budget (the sparsity it achieved is given), failed, or lacks a seed. "
+    "Bold: best mean."
+)
 
 
 def number(
     value: float,  # any number
-) -> str:          # three to four significant digits: 0.912, 43.6, 1,074
+) -> str:  # three to four significant digits: 0.912, 43.6, 1,074
     "A number as tables show it."
     for limit, digits in ((1, 3), (10, 2), (100, 1)):
-        if abs(value) < limit: return f"{value:.{digits}f}"
+        if abs(value) < limit:
+            return f"{value:.{digits}f}"
     return f"{value:,.0f}" if np.isfinite(value) else str(value)
 
 
 def with_interval(
-    value: float, low: float, high: float,  # a mean and its interval, which may be NaN
-    log: bool = False,                      # the interval is not symmetric
+    value: float,
+    low: float,
+    high: float,  # a mean and its interval, which may be NaN
+    log: bool = False,  # the interval is not symmetric
 ) -> str:
     "0.912 ± 0.012; for logarithmic scales 43.6 [41.2, 46.1]; without an interval, or when it has no width, the number alone."
-    if np.isnan(low) or low == high: return number(value)
-    return f"{number(value)} [{number(low)}, {number(high)}]" if log else f"{number(value)} ± {number((high - low)/2)}"
+    if np.isnan(low) or low == high:
+        return number(value)
+    return (
+        f"{number(value)} [{number(low)}, {number(high)}]" if log else f"{number(value)} ± {number((high - low) / 2)}"
+    )
 
 # %% ../../nbs/lab/compare.ipynb #c064
 def cell(
-    line,           # one line of the leaderboard
-    best: bool,     # whether it has rank 1
-    page: str = "", # where the rows stand, to be linked
+    line,  # one line of the leaderboard
+    best: bool,  # whether it has rank 1
+    page: str = "",  # where the rows stand, to be linked
 ) -> str:
     "The text of one method at one sparsity."
     text = with_interval(line["value"], line["low"], line["high"], line["metric"] in LOG_SCALE)
     text = f"**{text}**" if best and line["ranked"] else text
-    if page: text = f"[{text}]({page}#row-{line['ids'].split()[0]})"
-    return text + MARKS[line["verdict"]] if line["ranked"] else f"({text}; {100*line['achieved']:.1f} %)"
+    if page:
+        text = f"[{text}]({page}#row-{line['ids'].split()[0]})"
+    return text + MARKS[line["verdict"]] if line["ranked"] else f"({text}; {100 * line['achieved']:.1f} %)"
 
 
 def budget(
     lines,  # those of the leaderboard with one sparsity
-) -> str:   # "50 %"; "31.2 % by block" where each block had its own share
+) -> str:  # "50 %"; "31.2 % by block" where each block had its own share
     "The heading of a column."
     asked = lines["sparsity"].iloc[0]
-    return f"{100*lines['achieved'].median():.3g} % by block" if asked is None or np.isnan(asked) else f"{100*asked:.4g} %"
+    return (
+        f"{100 * lines['achieved'].median():.3g} % by block"
+        if asked is None or np.isnan(asked)
+        else f"{100 * asked:.4g} %"
+    )
 
 # %% ../../nbs/lab/compare.ipynb #c065
 def as_markdown(
-    board,                # a leaderboard, or a selection of its lines
+    board,  # a leaderboard, or a selection of its lines
     legend: bool = True,  # end with what the marks mean
-    page: str = "",       # of the rows: every number becomes a link to its first row there
-) -> str:                 # one table per model, task, pattern and recovery
+    page: str = "",  # of the rows: every number becomes a link to its first row there
+) -> str:  # one table per model, task, pattern and recovery
     "The leaderboard as compact Markdown tables, methods × sparsities."
     import pandas as pd
+
     parts = []
     for (model, task, pattern, recovery), lines in board.groupby(list(CONTEST[:4]), sort=False):
         first, arrow = lines.iloc[0], "↑" if higher_is_better(lines.iloc[0]["metric"]) else "↓"
         dense = with_interval(first["dense"], first["dense_low"], first["dense_high"], first["metric"] in LOG_SCALE)
         cells = {}
         for _, same in lines.groupby("sparsity", dropna=False):
-            cells[budget(same)] = {line["method"]: cell(line, line["ranked"] and line["rank"] == 1, page) for _, line in same.iterrows()}
+            cells[budget(same)] = {
+                line["method"]: cell(line, line["ranked"] and line["rank"] == 1, page) for _, line in same.iterrows()
+            }
         order = lines.groupby("method")["rank"].mean().astype(float).sort_values(kind="stable").index
         table = pd.DataFrame(cells).reindex(order).fillna("–").rename_axis("method")
         after = "no recovery" if recovery == "none" else f"then {recovery}"
         seeds = "–".join(str(n) for n in sorted({int(lines["n_seeds"].min()), int(lines["n_seeds"].max())}))
-        parts.append(f"**{model} on {task}**, {pattern}, {after}: {first['metric']} {arrow}, dense {dense}, {seeds} seeds\n\n"
-                     + table.to_markdown(disable_numparse=True))
-    return "\n\n".join(parts + [LEGEND]*legend)
+        parts.append(
+            f"**{model} on {task}**, {pattern}, {after}: {first['metric']} {arrow}, dense {dense}, {seeds} seeds\n\n"
+            + table.to_markdown(disable_numparse=True)
+        )
+    return "\n\n".join(parts + [LEGEND] * legend)
 
 # %% ../../nbs/lab/compare.ipynb #c068
 def signed(
-    line,   # of `versus`
-) -> str:   # "+0.012 [−0.003, +0.027] ≈"; in percent for metrics on a logarithmic scale
+    line,  # of `versus`
+) -> str:  # "+0.012 [−0.003, +0.027] ≈"; in percent for metrics on a logarithmic scale
     "A difference with its interval and its verdict."
     style = "{:+.1%}" if line["unit"] == "relative" else "{:+.3f}"
-    if np.isnan(line["low"]): return style.format(line["difference"]) + " (one seed)"
+    if np.isnan(line["low"]):
+        return style.format(line["difference"]) + " (one seed)"
     mean, low, high = (style.format(line[k]) for k in ("difference", "low", "high"))
     return f"{mean} [{low},{TIED}{high}]{MARKS[line['verdict']]}"
 
 
 def versus_markdown(
-    rows: list,         # rows of experiments
-    method: str,        # the method in question
-    others=CONTROLS,    # the methods to compare it with
-    **options,          # for `paired_difference`
-) -> str:               # a table: contests × other methods; "–" where one of the two has no ranked rows
+    rows: list,  # rows of experiments
+    method: str,  # the method in question
+    others=CONTROLS,  # the methods to compare it with
+    **options,  # for `paired_difference`
+) -> str:  # a table: contests × other methods; "–" where one of the two has no ranked rows
     "Where a method beats others, where it loses, and where the rows cannot tell."
     import pandas as pd
+
     table = versus(rows, method, others, **options)
-    if table.empty: return f"No row compares {method} with {' or '.join(others)}."
+    if table.empty:
+        return f"No row compares {method} with {' or '.join(others)}."
     cells = {}
     for _, line in table.iterrows():
-        where = (f"{line['model']} on {line['task']}", line["pattern"], line["recovery"], "by block" if pd.isna(line["sparsity"]) else f"{100*line['sparsity']:.4g} %")
+        where = (
+            f"{line['model']} on {line['task']}",
+            line["pattern"],
+            line["recovery"],
+            "by block" if pd.isna(line["sparsity"]) else f"{100 * line['sparsity']:.4g} %",
+        )
         cells.setdefault(where, {})[line["against"]] = signed(line)
-    found = pd.DataFrame([dict(zip(("contest", "pattern", "recovery", "sparsity"), where)) | {f"{method} − {other}": own.get(other, "–") for other in others} for where, own in cells.items()])
+    found = pd.DataFrame(
+        [
+            dict(zip(("contest", "pattern", "recovery", "sparsity"), where))
+            | {f"{method} − {other}": own.get(other, "–") for other in others}
+            for where, own in cells.items()
+        ]
+    )
     return found.to_markdown(index=False, disable_numparse=True)
 
 # %% ../../nbs/lab/compare.ipynb #c071
 def shortlist_markdown(
-    short,           # of `shortlist`, or several of them joined
+    short,  # of `shortlist`, or several of them joined
     page: str = "",  # of the rows: the numbers become links to them
-) -> str:            # a table, one line per group
+) -> str:  # a table, one line per group
     "Contests, their winners, and the cheapest method that is as good."
     import pandas as pd
-    def linked(text, ids): return f"[{text}]({page}#row-{ids.split()[0]})" if page else text
-    def asked(line): return ", ".join([line["pattern"], "by block" if pd.isna(line["sparsity"]) else f"{100*line['sparsity']:.4g}{TIED}%"] + [f"then {line['recovery']}"]*(line["recovery"] != "none"))
-    lines = [{"contest": f"{line['model']} on {line['task']}", "what goes": asked(line),
-              "best": f"{line['best']}, {line['metric']} {linked(number(line['value']), line['best ids'])}{MARKS[line['verdict']]}", "as good": line["as good"] or "–",
-              "cheapest of these": f"{line['cheapest']}, {linked(number(line['its value']), line['ids'])} in {number(line['its seconds'])}{TIED}s"} for _, line in short.iterrows()]
+
+    def linked(text, ids):
+        return f"[{text}]({page}#row-{ids.split()[0]})" if page else text
+
+    def asked(line):
+        return ", ".join(
+            [line["pattern"], "by block" if pd.isna(line["sparsity"]) else f"{100 * line['sparsity']:.4g}{TIED}%"]
+            + [f"then {line['recovery']}"] * (line["recovery"] != "none")
+        )
+
+    lines = [
+        {
+            "contest": f"{line['model']} on {line['task']}",
+            "what goes": asked(line),
+            "best": f"{line['best']}, {line['metric']} {linked(number(line['value']), line['best ids'])}{MARKS[line['verdict']]}",
+            "as good": line["as good"] or "–",
+            "cheapest of these": f"{line['cheapest']}, {linked(number(line['its value']), line['ids'])} in {number(line['its seconds'])}{TIED}s",
+        }
+        for _, line in short.iterrows()
+    ]
     return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)

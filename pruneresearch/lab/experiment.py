@@ -8,61 +8,90 @@ __all__ = ['RECOVERIES', 'NUMBER', 'PRECISIONS', 'LEAST', 'ROW', 'MAYBE', 'AGREE
            'saved_rows']
 
 # %% ../../nbs/lab/experiment.ipynb #c003
-import copy, functools, gzip, json, math, subprocess, warnings, zlib
+import copy
+import functools
+import gzip
+import json
+import math
+import subprocess
+import warnings
+import zlib
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from reprlib import repr as brief
+
 import torch
 from torch import nn
 from tqdm import tqdm
+
 import pruneresearch
-from ..model.anatomy import anatomy
-from ..basics.errors import RunError, UsageError, short_error, lookup
-from ..basics.files import parse_json, read_json, read_record, require_fields, atomic_file, atomic_folder, write_json
+from ..basics.errors import RunError, UsageError, lookup, short_error
+from pruneresearch.basics.files import (
+    atomic_file,
+    atomic_folder,
+    parse_json,
+    read_json,
+    read_record,
+    require_fields,
+    write_json,
+)
 from ..basics.fingerprints import fingerprint, versions
 from ..basics.locks import locked
-from ..pruning.masks import check_sparsity, parse_pattern
-from ..measure.quality import evaluate_with_outcomes, inference_bytes, latency, macs, measured, parameter_counts, protocol, windows_at_once
+from ..data.tasks import first_examples, load_task
+from pruneresearch.measure.quality import (
+    evaluate_with_outcomes,
+    inference_bytes,
+    latency,
+    macs,
+    measured,
+    parameter_counts,
+    protocol,
+    windows_at_once,
+)
+from ..measure.text import agreement
+from ..model.anatomy import anatomy
 from ..model.loading import length_for, load_model, save_model, tokenizer_of
 from ..pruning.engine import load_methods, prune, rules, sees_data
+from ..pruning.masks import check_sparsity, parse_pattern
+from ..shipping.surgery import remove, widths_of
 from ..training.distributed import require_one_process
 from ..training.recovery import check_training, fine_tune, recover
-from ..shipping.surgery import remove, widths_of
-from ..data.tasks import first_examples, load_task
-from ..measure.text import agreement
 
 # %% ../../nbs/lab/experiment.ipynb #c005
 @dataclass(frozen=True)
 class Config:
     "Everything that decides a row. Two equal configurations are the same experiment."
-    model: str                     # a name for `load_model`
-    task: str                      # a name for `load_task`
-    method: str                    # a name of `list_methods`
-    sparsity: float                # fraction in [0, 1); None where `shares` says it
+
+    model: str  # a name for `load_model`
+    task: str  # a name for `load_task`
+    method: str  # a name of `list_methods`
+    sparsity: float  # fraction in [0, 1); None where `shares` says it
     pattern: str = "unstructured"
-    allocation: str = None         # None: the method's own
+    allocation: str = None  # None: the method's own
     scope: str = "blocks"
     schedule: str = "one-shot"
     rounds: int = 1
-    recovery: str = "none"         # "none", "fine-tune" or "distil"
+    recovery: str = "none"  # "none", "fine-tune" or "distil"
     recovery_epochs: float = 1.0
-    alpha: float = 0.5             # weight of the labels in distillation, in [0, 1]
-    temperature: float = 2.0       # of distillation
-    dense_epochs: float = None     # training of the dense model; None: the model's own setting, or none where it is trained already; a language model trains on from there, a perceptron starts from random weights
-    student_epochs: float = None   # what is pruned: None, the dense model; a number, the same pretrained start after so many epochs
-    optimizer: str = "adamw"       # of all training: "adamw" or "sgd"
-    learning_rate: float = None    # of dense and recovery training; None: the model's own setting
-    precision: str = "float32"     # of dense and recovery training: "float32" or "bfloat16" (autocast); scores and evaluation stay float32
+    alpha: float = 0.5  # weight of the labels in distillation, in [0, 1]
+    temperature: float = 2.0  # of distillation
+    dense_epochs: float = None  # training of the dense model; None: the model's own setting, or none where it is trained already; a language model trains on from there, a perceptron starts from random weights
+    student_epochs: float = (
+        None  # what is pruned: None, the dense model; a number, the same pretrained start after so many epochs
+    )
+    optimizer: str = "adamw"  # of all training: "adamw" or "sgd"
+    learning_rate: float = None  # of dense and recovery training; None: the model's own setting
+    precision: str = "float32"  # of dense and recovery training: "float32" or "bfloat16" (autocast); scores and evaluation stay float32
     n_calibration: int = 64
-    calibration_task: str = None   # whose training text calibrates, such as c4; None: the task's own
-    length: int = None             # tokens per example or window; None: the task's default
-    train_examples: int = None     # the first so many of the shuffled train split; None: all of it
-    shares: dict = None            # instead of a sparsity: {"heads": [share lost by each block], "neurons": […]}
-    options: dict = None           # settings of the method or the allocation; num_epochs of one that trains its masks are part of recovery_epochs
-    repair: bool = None            # let weights make up for pruned heads and neurons, by least squares
-    sequential: bool = None        # calibrate block by block, or in one pass; None: the method's own
+    calibration_task: str = None  # whose training text calibrates, such as c4; None: the task's own
+    length: int = None  # tokens per example or window; None: the task's default
+    train_examples: int = None  # the first so many of the shuffled train split; None: all of it
+    shares: dict = None  # instead of a sparsity: {"heads": [share lost by each block], "neurons": […]}
+    options: dict = None  # settings of the method or the allocation; num_epochs of one that trains its masks are part of recovery_epochs
+    repair: bool = None  # let weights make up for pruned heads and neurons, by least squares
+    sequential: bool = None  # calibrate block by block, or in one pass; None: the method's own
     seed: int = 0
 
 
@@ -74,37 +103,56 @@ def row_id(
     config: Config,
 ) -> str:  # 16 hexadecimal digits
     "The name of a row: its configuration and the version of this package."
-    return fingerprint({**{name: value for name, value in asdict(config).items() if value is not None}, "version": version("pruneresearch")})
+    return fingerprint(
+        {
+            **{name: value for name, value in asdict(config).items() if value is not None},
+            "version": version("pruneresearch"),
+        }
+    )
 
 # %% ../../nbs/lab/experiment.ipynb #c009
 @functools.lru_cache(maxsize=1)
 def commit() -> str:  # of the checkout this package runs from, "" outside one; "+" where files differ from it
     "Which state of the source made a row."
-    git = lambda *words: subprocess.run(["git", "-C", str(Path(pruneresearch.__file__).parent), *words], capture_output=True, text=True)
+    git = lambda *words: subprocess.run(
+        ["git", "-C", str(Path(pruneresearch.__file__).parent), *words], capture_output=True, text=True
+    )
     head = git("rev-parse", "--short=12", "HEAD")
-    if head.returncode: return ""
+    if head.returncode:
+        return ""
     return head.stdout.strip() + ("+" if git("status", "--porcelain", "--", ".").stdout.strip() else "")
 
 # %% ../../nbs/lab/experiment.ipynb #c011
 @dataclass
 class Start:
     "A dense model ready to be pruned, and what it measured."
-    model: nn.Module       # the dense model, and the teacher of a distillation
+
+    model: nn.Module  # the dense model, and the teacher of a distillation
     task: object
-    metrics: dict          # by name
-    outcomes: list         # per test item, or None
-    protocol_parts: dict   # everything that must agree between comparable rows
-    seconds: float         # of fine-tuning
-    student: nn.Module = None     # what is pruned; None: the dense model
+    metrics: dict  # by name
+    outcomes: list  # per test item, or None
+    protocol_parts: dict  # everything that must agree between comparable rows
+    seconds: float  # of fine-tuning
+    student: nn.Module = None  # what is pruned; None: the dense model
     student_metrics: dict = None  # of the student, before anything is pruned
-    costs: dict = None            # what the dense model costs to keep and to run
-    data_dir: str = None          # where the task's data came from
+    costs: dict = None  # what the dense model costs to keep and to run
+    data_dir: str = None  # where the task's data came from
     sources: dict = field(default_factory=dict)  # other tasks whose text calibrates, by name, once they are loaded
 
 # %% ../../nbs/lab/experiment.ipynb #c012
 def _start_id(config: Config) -> str:
     "What decides the dense model: not the method, not the sparsity."
-    fields = ("model", "task", "dense_epochs", "optimizer", "learning_rate", "precision", "length", "train_examples", "seed")
+    fields = (
+        "model",
+        "task",
+        "dense_epochs",
+        "optimizer",
+        "learning_rate",
+        "precision",
+        "length",
+        "train_examples",
+        "seed",
+    )
     return fingerprint({**{f: getattr(config, f) for f in fields}, **versions()})
 
 
@@ -113,10 +161,17 @@ PRECISIONS = {"float32": {}, "bfloat16": {"bf16": True}}  # → arguments of the
 
 def _training(config: Config) -> dict:
     "What dense and recovery training share."
-    return dict(length=config.length, optimizer=config.optimizer, learning_rate=config.learning_rate, seed=config.seed, **PRECISIONS[config.precision])
+    return dict(
+        length=config.length,
+        optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        **PRECISIONS[config.precision],
+    )
 
 
-def _trains(config: Config, task) -> bool: return config.dense_epochs is not None or not (task.kind == "language-modelling" or "vector" in task.inputs)
+def _trains(config: Config, task) -> bool:
+    return config.dense_epochs is not None or not (task.kind == "language-modelling" or "vector" in task.inputs)
 
 
 def _forget(model, seed: int) -> None:
@@ -125,44 +180,64 @@ def _forget(model, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for module in model.cpu().modules():
-            if hasattr(module, "reset_parameters"): module.reset_parameters()
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
     model.to(device)
 
 # %% ../../nbs/lab/experiment.ipynb #c013
 def dense_start(
     config: Config,
-    root,                    # folder of all results; the dense model is kept in root/dense
-    data_dir=None,           # local data, as for `load_task`
+    root,  # folder of all results; the dense model is kept in root/dense
+    data_dir=None,  # local data, as for `load_task`
     progress: bool = False,
-) -> Start:                  # raises `RunError` where a stored model no longer measures what it did
+) -> Start:  # raises `RunError` where a stored model no longer measures what it did
     "Load or make the dense model of a configuration, and its student where it has one, and measure them."
     start = _trained_start(config, root, data_dir, progress)
-    if config.student_epochs is None: return start
+    if config.student_epochs is None:
+        return start
     student = _trained_start(replace(config, dense_epochs=config.student_epochs), root, data_dir, progress)
     return replace(start, student=student.model, student_metrics=student.metrics)
 
 
 def _trained_start(config: Config, root, data_dir, progress: bool) -> Start:
     "One model: from its folder, or trained now, by one process for all that need it."
-    folder = Path(root)/"dense"/_start_id(config)
-    with nullcontext() if (folder/"dense.json").is_file() else locked(folder): return _measured_start(config, folder, data_dir, progress)
+    folder = Path(root) / "dense" / _start_id(config)
+    with nullcontext() if (folder / "dense.json").is_file() else locked(folder):
+        return _measured_start(config, folder, data_dir, progress)
 
 
 def _measured_start(config: Config, folder: Path, data_dir, progress: bool) -> Start:
     "The model of a folder, which is made where it is missing, and what it measures."
     task = first_examples(load_task(config.task, data_dir=data_dir), config.train_examples)
-    stored = read_record(folder/"dense.json", {"metrics": dict, "seconds": NUMBER}) if (folder/"dense.json").is_file() else None
+    stored = (
+        read_record(folder / "dense.json", {"metrics": dict, "seconds": NUMBER})
+        if (folder / "dense.json").is_file()
+        else None
+    )
     trains = _trains(config, task)
-    model = load_model(folder/"model" if stored and trains else config.model, task, seed=config.seed)
+    model = load_model(folder / "model" if stored and trains else config.model, task, seed=config.seed)
     seconds = stored["seconds"] if stored else 0.0
-    if not stored and trains and "vector" in task.inputs: _forget(model, config.seed)
+    if not stored and trains and "vector" in task.inputs:
+        _forget(model, config.seed)
     if not stored and trains and config.dense_epochs != 0:
-        with measured() as cost: fine_tune(model, task, epochs=config.dense_epochs, progress=progress, **_training(config))
+        with measured() as cost:
+            fine_tune(model, task, epochs=config.dense_epochs, progress=progress, **_training(config))
         seconds = cost.seconds
     metrics, outcomes, _ = _evaluate(model, task, config)
-    if stored: _gate(stored["metrics"], metrics, folder)
-    else: _store(folder, model if trains else None, dict(metrics=metrics, seconds=seconds, config=asdict(config)))
-    return Start(model, task, metrics, outcomes, _protocol(model, task, config), seconds, costs=_size(model, _cost_batch(model, task, config), config), data_dir=data_dir)
+    if stored:
+        _gate(stored["metrics"], metrics, folder)
+    else:
+        _store(folder, model if trains else None, dict(metrics=metrics, seconds=seconds, config=asdict(config)))
+    return Start(
+        model,
+        task,
+        metrics,
+        outcomes,
+        _protocol(model, task, config),
+        seconds,
+        costs=_size(model, _cost_batch(model, task, config), config),
+        data_dir=data_dir,
+    )
 
 # %% ../../nbs/lab/experiment.ipynb #c014
 def _gate(stored: dict, metrics: dict, folder) -> None:
@@ -170,8 +245,10 @@ def _gate(stored: dict, metrics: dict, folder) -> None:
     require_fields(stored, dict.fromkeys(metrics, NUMBER), f"dense.json in {str(folder)!r}")
     for name, value in ((name, stored[name]) for name in metrics):
         if abs(metrics[name] - value) > 1e-4 * max(1, abs(value)):
-            raise RunError(f"the dense model in {str(folder)!r} measured {name} {value:.5g}, now it measures {metrics[name]:.5g}: "
-                           "data or libraries have changed; delete that folder and the rows made from it.")
+            raise RunError(
+                f"the dense model in {str(folder)!r} measured {name} {value:.5g}, now it measures {metrics[name]:.5g}: "
+                "data or libraries have changed; delete that folder and the rows made from it."
+            )
 
 
 def _evaluate(model, task, config: Config) -> tuple:
@@ -183,8 +260,9 @@ def _evaluate(model, task, config: Config) -> tuple:
 def _store(folder: Path, model, record: dict) -> None:
     "Keep a dense model and its measurements."
     with atomic_folder(folder) as out:
-        if model is not None: save_model(model, out/"model")
-        write_json(out/"dense.json", record)
+        if model is not None:
+            save_model(model, out / "model")
+        write_json(out / "dense.json", record)
 
 
 def _protocol(model, task, config: Config) -> dict:
@@ -194,7 +272,21 @@ def _protocol(model, task, config: Config) -> dict:
 
 def _protocol_fields(config: Config) -> dict:
     "What a configuration contributes to the protocol."
-    fields = ("model", "scope", "dense_epochs", "student_epochs", "recovery_epochs", "alpha", "temperature", "optimizer", "learning_rate", "precision", "n_calibration", "calibration_task", "train_examples")
+    fields = (
+        "model",
+        "scope",
+        "dense_epochs",
+        "student_epochs",
+        "recovery_epochs",
+        "alpha",
+        "temperature",
+        "optimizer",
+        "learning_rate",
+        "precision",
+        "n_calibration",
+        "calibration_task",
+        "train_examples",
+    )
     return {field: getattr(config, field) for field in fields}
 
 # %% ../../nbs/lab/experiment.ipynb #c016
@@ -205,16 +297,30 @@ def _check_values(config: Config) -> None:
     "Refuse a value of another type or range than its field's: it would fail in the middle of the work."
     for one in fields(config):
         value, kinds = getattr(config, one.name), NUMBER if one.type is float else (one.type,)
-        if value is None and (one.default is None or one.name == "sparsity"): continue
-        if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds or isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{one.name} of an experiment must be {'a finite number' if kinds is NUMBER else f'of type {one.type.__name__}'}, got {brief(value)}.")
-        if one.name in LEAST and value < LEAST[one.name]: raise UsageError(f"{one.name} of an experiment must be at least {LEAST[one.name]}, got {value}.")
-    if config.seed >= 2**32: raise UsageError(f"a seed must be below 2³², got {config.seed}.")
-    if config.learning_rate is not None and config.learning_rate <= 0: raise UsageError(f"a learning rate must be above 0, got {config.learning_rate}.")
-    if config.sparsity is not None: check_sparsity(config.sparsity)
+        if value is None and (one.default is None or one.name == "sparsity"):
+            continue
+        if (
+            not isinstance(value, kinds)
+            or isinstance(value, bool)
+            and bool not in kinds
+            or isinstance(value, float)
+            and not math.isfinite(value)
+        ):
+            raise UsageError(
+                f"{one.name} of an experiment must be {'a finite number' if kinds is NUMBER else f'of type {one.type.__name__}'}, got {brief(value)}."
+            )
+        if one.name in LEAST and value < LEAST[one.name]:
+            raise UsageError(f"{one.name} of an experiment must be at least {LEAST[one.name]}, got {value}.")
+    if config.seed >= 2**32:
+        raise UsageError(f"a seed must be below 2³², got {config.seed}.")
+    if config.learning_rate is not None and config.learning_rate <= 0:
+        raise UsageError(f"a learning rate must be above 0, got {config.learning_rate}.")
+    if config.sparsity is not None:
+        check_sparsity(config.sparsity)
     for kind, lost in (config.shares or {}).items():
         lookup(dict.fromkeys(("heads", "neurons")), kind, "kind of unit in shares")
-        for share in lost if isinstance(lost, list) else [lost]: check_sparsity(share)
+        for share in lost if isinstance(lost, list) else [lost]:
+            check_sparsity(share)
 
 # %% ../../nbs/lab/experiment.ipynb #c017
 def check(
@@ -225,55 +331,117 @@ def check(
     _check_values(config)
     parse_pattern(config.pattern)
     method = lookup(load_methods(), config.method, "method")
-    if config.recovery not in RECOVERIES: raise UsageError(f"unknown recovery {config.recovery!r}: known are {', '.join(RECOVERIES)}.")
+    if config.recovery not in RECOVERIES:
+        raise UsageError(f"unknown recovery {config.recovery!r}: known are {', '.join(RECOVERIES)}.")
     lookup(PRECISIONS, config.precision, "precision")
     check_training(config.optimizer, config.alpha, config.temperature)
-    if (config.sparsity is None) == (config.shares is None): raise UsageError("a configuration needs either a sparsity or shares by kind and block.")
+    if (config.sparsity is None) == (config.shares is None):
+        raise UsageError("a configuration needs either a sparsity or shares by kind and block.")
     own = config.options or {}
-    if not isinstance(own.get("num_epochs", 0), NUMBER): raise UsageError(f"num_epochs must be a number, got {brief(own['num_epochs'])}.")
+    if not isinstance(own.get("num_epochs", 0), NUMBER):
+        raise UsageError(f"num_epochs must be a number, got {brief(own['num_epochs'])}.")
     if method.trains and "num_epochs" not in own:
-        raise UsageError(f"method {config.method!r} trains its masks: say for how long, options={{'num_epochs': …}}, so that the contest can count it.")
-    if "num_epochs" in own and not own.get("freeze") and (config.recovery == "none" or own["num_epochs"] > config.recovery_epochs):
-        raise UsageError("training masks together with the weights is part of the recovery: set recovery and recovery_epochs of at least num_epochs, or freeze the weights.")
-    if config.rounds > 1 and config.recovery == "none": raise UsageError("several rounds without recovery between them are one round: set recovery, or rounds=1.")
+        raise UsageError(
+            f"method {config.method!r} trains its masks: say for how long, options={{'num_epochs': …}}, so that the contest can count it."
+        )
+    if (
+        "num_epochs" in own
+        and not own.get("freeze")
+        and (config.recovery == "none" or own["num_epochs"] > config.recovery_epochs)
+    ):
+        raise UsageError(
+            "training masks together with the weights is part of the recovery: set recovery and recovery_epochs of at least num_epochs, or freeze the weights."
+        )
+    if config.rounds > 1 and config.recovery == "none":
+        raise UsageError("several rounds without recovery between them are one round: set recovery, or rounds=1.")
 
 
 def _calibration(model, start: Start, config: Config):
     "What a method calibrates on, drawn and tokenised before any clock runs; None where it needs nothing, or trains on the task itself."
-    if not sees_data(lookup(load_methods(), config.method, "method"), config.allocation, config.repair): return None
+    if not sees_data(lookup(load_methods(), config.method, "method"), config.allocation, config.repair):
+        return None
     name = config.calibration_task
-    if name and name not in start.sources: start.sources[name] = load_task(name, data_dir=start.data_dir)
+    if name and name not in start.sources:
+        start.sources[name] = load_task(name, data_dir=start.data_dir)
     source = start.sources.get(name, start.task)
-    if source.kind != start.task.kind: raise UsageError(f"calibration on {source.name!r} ({source.kind}) does not fit {start.task.name!r} ({start.task.kind}): choose a task of the same kind.")
-    return list(source.calibration(tokenizer_of(model), n=config.n_calibration, length=length_for(model, start.task, config.length), seed=config.seed))
+    if source.kind != start.task.kind:
+        raise UsageError(
+            f"calibration on {source.name!r} ({source.kind}) does not fit {start.task.name!r} ({start.task.kind}): choose a task of the same kind."
+        )
+    return list(
+        source.calibration(
+            tokenizer_of(model),
+            n=config.n_calibration,
+            length=length_for(model, start.task, config.length),
+            seed=config.seed,
+        )
+    )
 
 # %% ../../nbs/lab/experiment.ipynb #c018
 def _prune_and_recover(start: Start, config: Config, progress: bool):
     "The two phases with their costs: (model, Pruned, cost of pruning, cost of recovery). Whole units are taken out before the recovery."
     model, teacher = copy.deepcopy(start.student or start.model), start.model if config.recovery == "distil" else None
     own = config.options or {}
-    spent = 0 if own.get("freeze") else own.get("num_epochs", 0)  # weights that trained with their masks have had that much of their recovery
-    train = functools.partial(recover, task=start.task, teacher=teacher, epochs=(config.recovery_epochs - spent) / config.rounds, alpha=config.alpha,
-                              temperature=config.temperature, progress=progress, **_training(config))
+    spent = (
+        0 if own.get("freeze") else own.get("num_epochs", 0)
+    )  # weights that trained with their masks have had that much of their recovery
+    train = functools.partial(
+        recover,
+        task=start.task,
+        teacher=teacher,
+        epochs=(config.recovery_epochs - spent) / config.rounds,
+        alpha=config.alpha,
+        temperature=config.temperature,
+        progress=progress,
+        **_training(config),
+    )
     calibration = _calibration(model, start, config)
     with measured() as pruning:
-        result = prune(model, start.task, calibration=calibration, method=config.method, sparsity=config.shares or config.sparsity, pattern=config.pattern, allocation=config.allocation, scope=config.scope,
-            schedule=config.schedule, rounds=config.rounds, n_calibration=config.n_calibration, length=config.length, seed=config.seed,
-            between=lambda model, masks: train(model, masks=masks), options=config.options, sequential=config.sequential, repair=bool(config.repair))
+        result = prune(
+            model,
+            start.task,
+            calibration=calibration,
+            method=config.method,
+            sparsity=config.shares or config.sparsity,
+            pattern=config.pattern,
+            allocation=config.allocation,
+            scope=config.scope,
+            schedule=config.schedule,
+            rounds=config.rounds,
+            n_calibration=config.n_calibration,
+            length=config.length,
+            seed=config.seed,
+            between=lambda model, masks: train(model, masks=masks),
+            options=config.options,
+            sequential=config.sequential,
+            repair=bool(config.repair),
+        )
         smaller = parse_pattern(config.pattern).structured
-        if smaller: remove(model, result.masks, inplace=True)
+        if smaller:
+            remove(model, result.masks, inplace=True)
     with measured() as recovery:
-        if config.recovery != "none" and spent < config.recovery_epochs: train(model, masks=None if smaller else result.masks)
-    if not smaller: result.masks.verify(model)
+        if config.recovery != "none" and spent < config.recovery_epochs:
+            train(model, masks=None if smaller else result.masks)
+    if not smaller:
+        result.masks.verify(model)
     return model, result, pruning, recovery
 
 # %% ../../nbs/lab/experiment.ipynb #c019
 def _costs(model, start: Start, config: Config, pruning, recovery) -> dict:
     "What the row says about size, speed and effort; with several rounds, `prune_seconds` includes the training in between."
     batch = _cost_batch(model, start.task, config)
-    dense = _size(start.model, batch, config) if parse_pattern(config.pattern).structured else start.costs  # a ratio of latencies wants neighbours in time
-    return dict(prune_seconds=pruning.seconds, prune_peak_bytes=pruning.peak_bytes, recovery_seconds=recovery.seconds, recovery_peak_bytes=recovery.peak_bytes,
-                dense_seconds=start.seconds, **_size(model, batch, config), dense_costs=dense)
+    dense = (
+        _size(start.model, batch, config) if parse_pattern(config.pattern).structured else start.costs
+    )  # a ratio of latencies wants neighbours in time
+    return dict(
+        prune_seconds=pruning.seconds,
+        prune_peak_bytes=pruning.peak_bytes,
+        recovery_seconds=recovery.seconds,
+        recovery_peak_bytes=recovery.peak_bytes,
+        dense_seconds=start.seconds,
+        **_size(model, batch, config),
+        dense_costs=dense,
+    )
 
 
 def _cost_batch(model, task, config: Config) -> dict:
@@ -285,44 +453,107 @@ def _cost_batch(model, task, config: Config) -> dict:
 def _size(model, batch: dict, config: Config) -> dict:
     "What a model costs to keep and to run: MACs of the first example, time and peak memory of the batch."
     counts, timing = parameter_counts(model, config.scope), latency(model, batch, min_run_time=0.2)
-    return dict(widths=widths_of(anatomy(model)), bytes_dense=counts["bytes_dense"], bytes_sparse=counts["bytes_sparse"], parameters=counts["total"], nonzero=counts["nonzero"],
-                macs=macs(model, {k: v[:1] for k, v in batch.items()}), inference_bytes=inference_bytes(model, batch),
-                latency_median_s=timing["median"], latency_iqr_s=timing["iqr"])
+    return dict(
+        widths=widths_of(anatomy(model)),
+        bytes_dense=counts["bytes_dense"],
+        bytes_sparse=counts["bytes_sparse"],
+        parameters=counts["total"],
+        nonzero=counts["nonzero"],
+        macs=macs(model, {k: v[:1] for k, v in batch.items()}),
+        inference_bytes=inference_bytes(model, batch),
+        latency_median_s=timing["median"],
+        latency_iqr_s=timing["iqr"],
+    )
 
 
 def method_label(
     config: Config,
 ) -> str:  # such as "wanda", "wanda + owl" or "activation-norm + repair"
     "What a reader calls a method together with what was added to it."
-    added = [name for name in rules() if name == config.allocation] + ["repair"] * bool(config.repair) + ["one pass"] * (config.sequential is False)
+    added = (
+        [name for name in rules() if name == config.allocation]
+        + ["repair"] * bool(config.repair)
+        + ["one pass"] * (config.sequential is False)
+    )
     return " + ".join([config.method, *added])
 
 
 def _row(config: Config, start: Start, result, metrics: dict, outcomes, weights, costs: dict) -> dict:
-    main, by_macs = start.task.metric, result.macs is not None  # a budget of MACs is a contest of its own, and what is matched there is the share of them
-    return {**asdict(config), "method": method_label(config), "pattern": config.pattern + " by MACs" * by_macs, "id": row_id(config), "protocol": fingerprint(start.protocol_parts), "protocol_parts": start.protocol_parts,
-            "allocation": result.allocation, "sequential": result.sequential, "achieved": 1 - result.macs if by_macs else result.achieved, "sparsity_weights": result.achieved, "sparsity_all": result.sparsity_all, "calibration": result.calibration,
-            "metric": main, "value": metrics[main], "dense_value": start.metrics[main], "metrics": metrics, "dense_metrics": start.metrics, "student_metrics": start.student_metrics,
-            "outcomes": outcomes, "outcome_weights": weights, "versions": versions(), "commit": commit(), **costs}
+    main, by_macs = (
+        start.task.metric,
+        result.macs is not None,
+    )  # a budget of MACs is a contest of its own, and what is matched there is the share of them
+    return {
+        **asdict(config),
+        "method": method_label(config),
+        "pattern": config.pattern + " by MACs" * by_macs,
+        "id": row_id(config),
+        "protocol": fingerprint(start.protocol_parts),
+        "protocol_parts": start.protocol_parts,
+        "allocation": result.allocation,
+        "sequential": result.sequential,
+        "achieved": 1 - result.macs if by_macs else result.achieved,
+        "sparsity_weights": result.achieved,
+        "sparsity_all": result.sparsity_all,
+        "calibration": result.calibration,
+        "metric": main,
+        "value": metrics[main],
+        "dense_value": start.metrics[main],
+        "metrics": metrics,
+        "dense_metrics": start.metrics,
+        "student_metrics": start.student_metrics,
+        "outcomes": outcomes,
+        "outcome_weights": weights,
+        "versions": versions(),
+        "commit": commit(),
+        **costs,
+    }
 
 # %% ../../nbs/lab/experiment.ipynb #c020
 ROW = {  # what every comparison asks a row for
-    **dict.fromkeys(("id", "model", "task", "method", "pattern", "allocation", "recovery", "protocol", "metric"), str), "protocol_parts": dict, "metrics": dict, "seed": int,
-    "sparsity": (*NUMBER, type(None)), "value": NUMBER, "dense_value": NUMBER, "achieved": NUMBER}
+    **dict.fromkeys(("id", "model", "task", "method", "pattern", "allocation", "recovery", "protocol", "metric"), str),
+    "protocol_parts": dict,
+    "metrics": dict,
+    "seed": int,
+    "sparsity": (*NUMBER, type(None)),
+    "value": NUMBER,
+    "dense_value": NUMBER,
+    "achieved": NUMBER,
+}
 MAYBE = {  # and what it may have, or not
-    **dict.fromkeys(("prune_seconds", "prune_peak_bytes", "recovery_seconds", "recovery_peak_bytes", "bytes_dense", "bytes_sparse", "macs", "latency_median_s", "latency_iqr_s"), (*NUMBER, type(None))),
-    "outcomes": (list, type(None)), "outcome_weights": (list, type(None))}
+    **dict.fromkeys(
+        (
+            "prune_seconds",
+            "prune_peak_bytes",
+            "recovery_seconds",
+            "recovery_peak_bytes",
+            "bytes_dense",
+            "bytes_sparse",
+            "macs",
+            "latency_median_s",
+            "latency_iqr_s",
+        ),
+        (*NUMBER, type(None)),
+    ),
+    "outcomes": (list, type(None)),
+    "outcome_weights": (list, type(None)),
+}
 
 
 def require_row(
-    value,       # as JSON gives it
+    value,  # as JSON gives it
     place: str,  # where it stands, for the message
-) -> dict:       # the same; raises `RunError` where something is missing, or is of another type
+) -> dict:  # the same; raises `RunError` where something is missing, or is of another type
     "A row that can be compared."
     row = require_fields(value, ROW, place)
     require_fields(row, {name: kind for name, kind in MAYBE.items() if name in row}, place)
-    strangers = [name for name in ("outcomes", "outcome_weights") if not all(isinstance(number, NUMBER) for number in row.get(name) or ())]
-    if strangers: raise RunError(f"{place} is damaged: its {strangers[0]} are not all numbers.")
+    strangers = [
+        name
+        for name in ("outcomes", "outcome_weights")
+        if not all(isinstance(number, NUMBER) for number in row.get(name) or ())
+    ]
+    if strangers:
+        raise RunError(f"{place} is damaged: its {strangers[0]} are not all numbers.")
     return row
 
 # %% ../../nbs/lab/experiment.ipynb #c021
@@ -331,8 +562,10 @@ AGREEMENT_WINDOWS = 16  # of the test text on which a language model is compared
 
 def _found(path: Path):
     "A finished row, or None. One that was cut short is set aside, and made again."
-    if not path.is_file(): return None
-    try: return require_row(read_json(path), repr(str(path)))
+    if not path.is_file():
+        return None
+    try:
+        return require_row(read_json(path), repr(str(path)))
     except RunError as error:
         path.replace(path.with_suffix(".damaged"))
         warnings.warn(f"{error} It is kept as {path.stem}.damaged, and the experiment is run again.")
@@ -340,71 +573,81 @@ def _found(path: Path):
 
 def run(
     config: Config,
-    root,                    # folder of all results; the row is root/rows/ID.json
-    start: Start = None,     # the dense model where it is at hand already
-    data_dir=None,           # local data, as for `load_task`
+    root,  # folder of all results; the row is root/rows/ID.json
+    start: Start = None,  # the dense model where it is at hand already
+    data_dir=None,  # local data, as for `load_task`
     progress: bool = False,
-) -> dict:                   # the row; read from its file where the experiment was done before
+) -> dict:  # the row; read from its file where the experiment was done before
     "Run one experiment, or find its row. The row's file appears whole or not at all."
-    path = Path(root)/"rows"/f"{row_id(config)}.json"
-    if row := _found(path): return row
+    path = Path(root) / "rows" / f"{row_id(config)}.json"
+    if row := _found(path):
+        return row
     check(config)
     start = start or dense_start(config, root, data_dir, progress)
     model, result, pruning, recovery = _prune_and_recover(start, config, progress)
     metrics, outcomes, weights = _evaluate(model, start.task, config)
-    if start.task.kind == "language-modelling": metrics |= agreement(model, start.model, start.task, windows=AGREEMENT_WINDOWS, length=config.length)
+    if start.task.kind == "language-modelling":
+        metrics |= agreement(model, start.model, start.task, windows=AGREEMENT_WINDOWS, length=config.length)
     row = _row(config, start, result, metrics, outcomes, weights, _costs(model, start, config, pruning, recovery))
     write_json(path, row)
     return row
 
 # %% ../../nbs/lab/experiment.ipynb #c022
 def run_all(
-    configs: list,           # of `Config`; those of one dense start should stand together
-    root,                    # folder of all results
-    data_dir=None,           # local data, as for `load_task`
+    configs: list,  # of `Config`; those of one dense start should stand together
+    root,  # folder of all results
+    data_dir=None,  # local data, as for `load_task`
     progress: bool = False,  # show a bar
-) -> list:                   # of rows, in the same order
+) -> list:  # of rows, in the same order
     "Run experiments one after the other; a dense start is made when the first row that needs it is missing, and kept for the next."
     rows, start, made_for = [], None, None
-    for config in configs: check(config)
+    for config in configs:
+        check(config)
     for config in tqdm(configs, "experiments", disable=not progress):
         wanted = (_start_id(config), config.student_epochs, tuple(_protocol_fields(config).items()))
-        if not (Path(root)/"rows"/f"{row_id(config)}.json").is_file() and wanted != made_for:
+        if not (Path(root) / "rows" / f"{row_id(config)}.json").is_file() and wanted != made_for:
             start, made_for = dense_start(config, root, data_dir), wanted
         rows.append(run(config, root, start, data_dir))
     return rows
 
 # %% ../../nbs/lab/experiment.ipynb #c023
 def load_rows(
-    root,        # folder of all results
-    ids=None,    # only these
-) -> list:       # of rows, in a stable order; raises `RunError` for a damaged one
+    root,  # folder of all results
+    ids=None,  # only these
+) -> list:  # of rows, in a stable order; raises `RunError` for a damaged one
     "All rows that were finished under a folder."
-    paths = sorted((Path(root)/"rows").glob("*.json"))
+    paths = sorted((Path(root) / "rows").glob("*.json"))
     return [require_row(read_json(path), repr(str(path))) for path in paths if ids is None or path.stem in ids]
 
 # %% ../../nbs/lab/experiment.ipynb #c025
 def save_rows(
     rows: list,  # of experiments
-    path,        # of the file, .json.gz
+    path,  # of the file, .json.gz
 ) -> None:
     "Write rows into one file, whole or not at all; equal rows make equal files."
-    with atomic_file(path) as temporary: temporary.write_bytes(gzip.compress(json.dumps(rows, sort_keys=True).encode(), mtime=0))
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(gzip.compress(json.dumps(rows, sort_keys=True).encode(), mtime=0))
 
 
 def saved_rows(
-    *paths,    # of files written by `save_rows`
-) -> list:     # of rows; one that several files hold is taken from the first; raises `RunError` for a missing or damaged file
+    *paths,  # of files written by `save_rows`
+) -> (
+    list
+):  # of rows; one that several files hold is taken from the first; raises `RunError` for a missing or damaged file
     "Read rows back."
     rows = {}
     for path in paths:
-        for row in _rows_in(path): rows.setdefault(row["id"], row)
+        for row in _rows_in(path):
+            rows.setdefault(row["id"], row)
     return list(rows.values())
 
 
 def _rows_in(path) -> list:
-    try: text = gzip.decompress(Path(path).read_bytes())
-    except (OSError, EOFError, zlib.error) as error: raise RunError(f"{str(path)!r} holds no rows ({short_error(error)}): write it again with save_rows.") from None
+    try:
+        text = gzip.decompress(Path(path).read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise RunError(f"{str(path)!r} holds no rows ({short_error(error)}): write it again with save_rows.") from None
     rows = parse_json(text, path)
-    if not isinstance(rows, list): raise RunError(f"{str(path)!r} holds no rows but a {type(rows).__name__}: write it again with save_rows.")
+    if not isinstance(rows, list):
+        raise RunError(f"{str(path)!r} holds no rows but a {type(rows).__name__}: write it again with save_rows.")
     return [require_row(row, f"row {number} of {str(path)!r}") for number, row in enumerate(rows, 1)]

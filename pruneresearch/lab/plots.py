@@ -14,19 +14,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
+
 import numpy as np
+
 from ..basics.errors import UsageError, lookup
 from ..basics.files import atomic_file
-from .compare import LOG_SCALE, Interval, frame, gate, groups, higher_is_better, matched, mean_interval, pareto, require_one_protocol
+from pruneresearch.lab.compare import (
+    LOG_SCALE,
+    Interval,
+    frame,
+    gate,
+    groups,
+    higher_is_better,
+    matched,
+    mean_interval,
+    pareto,
+    require_one_protocol,
+)
 
 # %% ../../nbs/lab/plots.ipynb #c006
 INK = "#333333"
 RC = {
-    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "savefig.dpi": 150, "figure.dpi": 100,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#ebebeb", "axes.axisbelow": True,
-    "font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left", "legend.frameon": False, "lines.linewidth": 1.6,
-    "lines.markersize": 6, "figure.constrained_layout.use": True, "svg.hashsalt": "pruneresearch",
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "savefig.dpi": 150,
+    "figure.dpi": 100,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#ebebeb",
+    "axes.axisbelow": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 6,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "pruneresearch",
 }
 
 
@@ -34,27 +65,57 @@ RC = {
 def style() -> Iterator[None]:
     "The look of our figures, for everything drawn inside the block."
     import matplotlib
-    with matplotlib.rc_context(RC): yield
+
+    with matplotlib.rc_context(RC):
+        yield
 
 # %% ../../nbs/lab/plots.ipynb #c008
 METHOD_ORDER = (
-    "magnitude", "wanda", "sparsegpt", "taylor", "gradient", "fisher", "gradprobe", "hebbian", "activation-change", "gumbel",
-    "fisher_weighted", "owl", "fisher-search", "hard-concrete", "structured", "activation-change-post",
-    "gradprobe-loss", "gradprobe-ratio", "wanda-alpha", "wanda + owl", "sparsegpt + owl", "activation-norm", "activation-norm + repair",
-    "weight-range", "block-influence",
+    "magnitude",
+    "wanda",
+    "sparsegpt",
+    "taylor",
+    "gradient",
+    "fisher",
+    "gradprobe",
+    "hebbian",
+    "activation-change",
+    "gumbel",
+    "fisher_weighted",
+    "owl",
+    "fisher-search",
+    "hard-concrete",
+    "structured",
+    "activation-change-post",
+    "gradprobe-loss",
+    "gradprobe-ratio",
+    "wanda-alpha",
+    "wanda + owl",
+    "sparsegpt + owl",
+    "activation-norm",
+    "activation-norm + repair",
+    "weight-range",
+    "block-influence",
 )
 MARKERS, LINES = ("o", "s", "^", "D", "v", "P", "X", "<", ">"), ("-", "--", "-.", (0, (3, 1, 1, 1, 1, 1)))
 
 
 def method_styles(
     methods,  # names of the methods in a figure
-) -> dict:    # name → keyword arguments for matplotlib: color, marker, linestyle
+) -> dict:  # name → keyword arguments for matplotlib: color, marker, linestyle
     "The fixed look of each method."
     import seaborn as sns
+
     palette = [sns.color_palette("colorblind").as_hex()[i] for i in (0, 1, 2, 3, 4, 9, 5)]
     names = [*METHOD_ORDER, *sorted(set(methods) - {*METHOD_ORDER, "random", "dense"})]
-    looks = {name: dict(color=palette[i % 7], marker=MARKERS[i % 9], linestyle=LINES[i // 7 % 4]) for i, name in enumerate(names)}
-    looks |= {"random": dict(color="#7f7f7f", marker="x", linestyle=":"), "dense": dict(color="black", marker="", linestyle="-")}
+    looks = {
+        name: dict(color=palette[i % 7], marker=MARKERS[i % 9], linestyle=LINES[i // 7 % 4])
+        for i, name in enumerate(names)
+    }
+    looks |= {
+        "random": dict(color="#7f7f7f", marker="x", linestyle=":"),
+        "dense": dict(color="black", marker="", linestyle="-"),
+    }
     present = set(methods)
     return {name: looks[name] for name in ["random", *names, "dense"] if name in present}
 
@@ -67,40 +128,50 @@ def panel_title(
     pattern: str = "",
     recovery: str = "none",
     sparsity: float = None,  # None or NaN: left out
-) -> str:                    # "paraphrase, unstructured, then distil, 50 %"
+) -> str:  # "paraphrase, unstructured, then distil, 50 %"
     "What a panel shows."
-    parts = [task, pattern, "" if recovery == "none" else f"then {recovery}", "" if sparsity is None or np.isnan(sparsity) else f"{100*sparsity:.4g}\u00a0%"]
+    parts = [
+        task,
+        pattern,
+        "" if recovery == "none" else f"then {recovery}",
+        "" if sparsity is None or np.isnan(sparsity) else f"{100 * sparsity:.4g}\u00a0%",
+    ]
     return ", ".join(part for part in parts if part)
 
 
 def panels(
-    keys: list,       # one tuple per panel: model, and what `panel_title` takes
-    title: str,       # of the whole figure
+    keys: list,  # one tuple per panel: model, and what `panel_title` takes
+    title: str,  # of the whole figure
     height: float = 3.6,  # of a panel, in inches
-) -> tuple:           # (matplotlib Figure, list of axes), titled
+) -> tuple:  # (matplotlib Figure, list of axes), titled
     "Empty titled panels: up to three in a row, more of them in two columns, so that they stay legible on a page."
     from matplotlib.figure import Figure
+
     columns = len(keys) if len(keys) <= 3 else 2
     lines = -(-len(keys) // columns)
-    figure = Figure(figsize=(1.5 + 4.2*columns, height*lines))
+    figure = Figure(figsize=(1.5 + 4.2 * columns, height * lines))
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for spare in axes[len(keys):]: spare.remove()
-    for axis, key in zip(axes, keys): axis.set_title(fill(panel_title(*key[1:]), 38))
+    for spare in axes[len(keys) :]:
+        spare.remove()
+    for axis, key in zip(axes, keys):
+        axis.set_title(fill(panel_title(*key[1:]), 38))
     models = ", ".join(dict.fromkeys(str(key[0]) for key in keys))
-    figure.suptitle(fill(f"{title}: {models}", 38*columns, break_on_hyphens=False), x=0.01, ha="left", fontsize=12)
+    figure.suptitle(fill(f"{title}: {models}", 38 * columns, break_on_hyphens=False), x=0.01, ha="left", fontsize=12)
     return figure, axes
 
 # %% ../../nbs/lab/plots.ipynb #c014
 def finish(
-    figure,      # of `panels`
-    looks: dict, # method → style, for the legend; empty: none
-    note: str,   # what bars and hollow points mean
+    figure,  # of `panels`
+    looks: dict,  # method → style, for the legend; empty: none
+    note: str,  # what bars and hollow points mean
 ) -> None:
     "Legend on the right, note below, in lines no wider than the figure."
     from matplotlib.lines import Line2D
+
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-    if handles: figure.legend(handles=handles, loc="outside right upper", handlelength=2.8)
-    figure.supxlabel(fill(note, int(17*figure.get_figwidth()), break_on_hyphens=False), fontsize=8, x=0.01, ha="left")
+    if handles:
+        figure.legend(handles=handles, loc="outside right upper", handlelength=2.8)
+    figure.supxlabel(fill(note, int(17 * figure.get_figwidth()), break_on_hyphens=False), fontsize=8, x=0.01, ha="left")
     freeze(figure)
 
 
@@ -114,22 +185,23 @@ def freeze(
 
 def arrow(
     metric: str,  # a metric's name
-) -> str:         # "accuracy (higher is better)"
+) -> str:  # "accuracy (higher is better)"
     "A metric with its direction, for an axis."
     return f"{metric} ({'higher' if higher_is_better(metric) else 'lower'} is better)"
 
 # %% ../../nbs/lab/plots.ipynb #c016
 def possible(
-    interval,     # of `mean_interval`
+    interval,  # of `mean_interval`
     metric: str,  # a metric's name
-) -> tuple:       # (low, high); of a score within 0 and 1, where its mean is negative (a correlation) within -1 and 1
+) -> tuple:  # (low, high); of a score within 0 and 1, where its mean is negative (a correlation) within -1 and 1
     "The part of an interval that can be: Student's interval of an accuracy may end above 1."
-    if not higher_is_better(metric) or np.isnan(interval.low): return interval.low, interval.high
+    if not higher_is_better(metric) or np.isnan(interval.low):
+        return interval.low, interval.high
     return max(interval.low, 0 if interval.mean >= 0 else -1), min(interval.high, 1)
 
 # %% ../../nbs/lab/plots.ipynb #c017
 def draw_dense(
-    axis,        # of matplotlib
+    axis,  # of matplotlib
     rows: list,  # the rows of the panel
 ) -> None:
     "The dense model: a line, and a band when its seeds differ."
@@ -137,46 +209,61 @@ def draw_dense(
     interval = mean_interval(list(dense.values()), log=rows[0]["metric"] in LOG_SCALE)
     axis.axhline(interval.mean, color="black", linewidth=1.2)
     low, high = possible(interval, rows[0]["metric"])
-    if high > low: axis.axhspan(low, high, color="black", alpha=0.08, linewidth=0)
+    if high > low:
+        axis.axhspan(low, high, color="black", alpha=0.08, linewidth=0)
 
 
 def draw_method(
-    axis,          # of matplotlib
-    rows: list,    # marked rows of one method (see `compare.matched`)
-    look: dict,    # its style
-    place,         # sparsity → where it stands on the horizontal axis
+    axis,  # of matplotlib
+    rows: list,  # marked rows of one method (see `compare.matched`)
+    look: dict,  # its style
+    place,  # sparsity → where it stands on the horizontal axis
 ) -> None:
     "Means with intervals along the sparsities; what is not ranked is hollow and not joined."
     metric, joined = rows[0]["metric"], []
     marks = {k: look[k] for k in ("color", "marker")}
     for (sparsity,), members in groups(rows, ("sparsity",)).items():
         values = [row["value"] for row in members]
-        if not np.isfinite(values).all(): continue
+        if not np.isfinite(values).all():
+            continue
         interval = mean_interval(values, log=metric in LOG_SCALE)
         mean, (low, high) = interval.mean, possible(interval, metric)
         ranked = all(row["ranked"] for row in members)
         x = place(sparsity if ranked else np.mean([row["achieved"] for row in members]))
         bar = None if np.isnan(low) else [[mean - low], [high - mean]]
-        axis.errorbar([x], [mean], bar, capsize=2, elinewidth=1, linestyle="none",
-                      markerfacecolor=look["color"] if ranked else "white", zorder=3 if ranked else 4, **marks)
-        if ranked: joined.append((x, mean))
-    if joined: axis.plot(*zip(*sorted(joined)), color=look["color"], linestyle=look["linestyle"])
+        axis.errorbar(
+            [x],
+            [mean],
+            bar,
+            capsize=2,
+            elinewidth=1,
+            linestyle="none",
+            markerfacecolor=look["color"] if ranked else "white",
+            zorder=3 if ranked else 4,
+            **marks,
+        )
+        if ranked:
+            joined.append((x, mean))
+    if joined:
+        axis.plot(*zip(*sorted(joined)), color=look["color"], linestyle=look["linestyle"])
 
 # %% ../../nbs/lab/plots.ipynb #c018
 def draw_methods(
-    axis,             # of matplotlib
+    axis,  # of matplotlib
     by_method: dict,  # (method,) → its marked rows
-    looks: dict,      # method → style
-    focus: bool,      # fit the vertical axis to the methods other than random
+    looks: dict,  # method → style
+    focus: bool,  # fit the vertical axis to the methods other than random
 ) -> None:
     "All methods of a panel, side by side around each sparsity, or at their names where there is only one; random last, so that it cannot stretch the axis."
     names = [name for name in looks if (name,) in by_method]
     place = named_places(axis, by_method, names) if one_sparsity(by_method) else spread_places(axis, by_method, names)
     limits = None
     for name in sorted(names, key=lambda name: name == "random"):
-        if name == "random" and len(names) > 1 and focus: limits = axis.get_ylim()
+        if name == "random" and len(names) > 1 and focus:
+            limits = axis.get_ylim()
         draw_method(axis, by_method[(name,)], looks[name], place[name])
-    if limits: axis.set_ylim(limits)
+    if limits:
+        axis.set_ylim(limits)
 
 # %% ../../nbs/lab/plots.ipynb #c019
 def one_sparsity(
@@ -191,17 +278,27 @@ def spread_places(axis, by_method: dict, names: list) -> dict:
     "Name → sparsity to x: each method shifted a little, near the sparsity that it was measured at."
     targets = np.unique([row["sparsity"] for rows in by_method.values() for row in rows if row["sparsity"] is not None])
     gap, span = (np.diff(targets).min(), np.ptp(targets)) if len(targets) > 1 else (0.1, 0.1)
-    step = min(60*gap/len(names), 1.2*span)  # in percent: neighbours stay apart
-    if 0 < len(targets) <= 8: axis.set_xticks(100*targets, [f"{100*t:.3g}" for t in targets])
-    return {name: lambda sparsity, shift=step*(i - (len(names) - 1)/2): 100*sparsity + shift for i, name in enumerate(names)}
+    step = min(60 * gap / len(names), 1.2 * span)  # in percent: neighbours stay apart
+    if 0 < len(targets) <= 8:
+        axis.set_xticks(100 * targets, [f"{100 * t:.3g}" for t in targets])
+    return {
+        name: lambda sparsity, shift=step * (i - (len(names) - 1) / 2): 100 * sparsity + shift
+        for i, name in enumerate(names)
+    }
 
 
 def named_places(axis, by_method: dict, names: list) -> dict:
     "Name → any sparsity to the method's own place; who missed the budget says what it reached."
+
     def label(name):
         rows = by_method[(name,)]
         reached = np.mean([row["achieved"] for row in rows])
-        return name if all(row["ranked"] for row in rows) or abs(reached - rows[0]["sparsity"]) < 0.001 else f"{name} ({100*reached:.3g} %)"
+        return (
+            name
+            if all(row["ranked"] for row in rows) or abs(reached - rows[0]["sparsity"]) < 0.001
+            else f"{name} ({100 * reached:.3g} %)"
+        )
+
     axis.set_xticks(range(len(names)), map(label, names), rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set_xlim(-0.6, len(names) - 0.4)
     return {name: lambda sparsity, own=i: own for i, name in enumerate(names)}
@@ -212,45 +309,67 @@ def log_axis(
 ) -> None:
     "A logarithmic axis with plain numbers on it, whether it spans one factor of two or five powers of ten."
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = axis.get_view_interval()
-    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]) if high < 5*low else LogLocator(subs=(1, 2, 5) if high < 100*low else (1,), numticks=12))
+    axis.set_major_locator(
+        MaxNLocator(6, steps=[1, 2, 5, 10])
+        if high < 5 * low
+        else LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,), numticks=12)
+    )
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 # %% ../../nbs/lab/plots.ipynb #c021
 def quality_against_sparsity(
-    rows: list,                # rows of experiments; within a model and task of one protocol
+    rows: list,  # rows of experiments; within a model and task of one protocol
     tolerance: float = 0.001,  # of the matched budget, see `compare.matched`
-    focus: bool = True,        # fit the vertical axis to the methods other than random, which may then leave the panel
-):                             # a matplotlib Figure; raises `UsageError` for rows that cannot be compared
+    focus: bool = True,  # fit the vertical axis to the methods other than random, which may then leave the panel
+):  # a matplotlib Figure; raises `UsageError` for rows that cannot be compared
     "The main metric over the requested sparsity, one panel per model, task, pattern and recovery."
-    for members in groups(gate(rows), ("model", "task")).values(): require_one_protocol(members)
+    for members in groups(gate(rows), ("model", "task")).values():
+        require_one_protocol(members)
     by_panel, looks = groups(matched(rows, tolerance), PANEL), method_styles({row["method"] for row in rows})
     by_name = [groups(members, ("method",)) for members in by_panel.values()]
     with style():
-        figure, axes = panels(list(by_panel), "What is left after pruning", height=4.3 if any(map(one_sparsity, by_name)) else 3.6)
+        figure, axes = panels(
+            list(by_panel), "What is left after pruning", height=4.3 if any(map(one_sparsity, by_name)) else 3.6
+        )
         for axis, members, by_method in zip(axes, by_panel.values(), by_name):
             metric = members[0]["metric"]
-            if metric in LOG_SCALE: axis.set_yscale("log")
+            if metric in LOG_SCALE:
+                axis.set_yscale("log")
             draw_dense(axis, members)
             draw_methods(axis, by_method, looks, focus)
-            if metric in LOG_SCALE: log_axis(axis.yaxis)
-            elif higher_is_better(metric): axis.set_ylim(top=min(axis.get_ylim()[1], 1.02))  # no score is better than 1
+            if metric in LOG_SCALE:
+                log_axis(axis.yaxis)
+            elif higher_is_better(metric):
+                axis.set_ylim(top=min(axis.get_ylim()[1], 1.02))  # no score is better than 1
             by_macs = members[0]["pattern"].endswith("by MACs")
             what = "share of MACs that went" if by_macs else "sparsity of the weights in scope"
-            axis.set(xlabel=f"method; {what}: {100*members[0]['sparsity']:.4g} %" if one_sparsity(by_method) else f"{what} (%)", ylabel=arrow(metric))
+            axis.set(
+                xlabel=f"method; {what}: {100 * members[0]['sparsity']:.4g} %"
+                if one_sparsity(by_method)
+                else f"{what} (%)",
+                ylabel=arrow(metric),
+            )
         counts = {len(own) for own in groups(rows, (*PANEL, "sparsity", "method")).values()}
         seeds = "–".join(str(n) for n in sorted({min(counts), max(counts)}))
-        finish(figure, looks | method_styles(["dense"]), f"Mean over {seeds} seeds, bars and band: 95 % t-interval. "
-               + "Shifted sideways for legibility. "*(not all(map(one_sparsity, by_name))) + "Hollow: outside the matched budget." + " Random may leave the panel."*(focus and "random" in looks))
+        finish(
+            figure,
+            looks | method_styles(["dense"]),
+            f"Mean over {seeds} seeds, bars and band: 95 % t-interval. "
+            + "Shifted sideways for legibility. " * (not all(map(one_sparsity, by_name)))
+            + "Hollow: outside the matched budget."
+            + " Random may leave the panel." * (focus and "random" in looks),
+        )
     return figure
 
 # %% ../../nbs/lab/plots.ipynb #c028
 def tiles(
-    keep,              # (out, in) boolean
+    keep,  # (out, in) boolean
     limit: int = 128,  # most tiles along one side
-) -> np.ndarray:       # share that stays per tile, shaped (≤ limit, ≤ limit)
+) -> np.ndarray:  # share that stays per tile, shaped (≤ limit, ≤ limit)
     "Average a matrix over equal tiles; the last tile may be smaller."
     keep = np.asarray(keep, dtype=float)
     for axis in (0, 1):
@@ -263,147 +382,245 @@ def tiles(
 # %% ../../nbs/lab/plots.ipynb #c030
 def mask_picture(
     masks,  # name → (out, in) tensor or array: a boolean mask, True = stays, or a weight; a single one is fine too
-):          # a matplotlib Figure, one panel per matrix
+):  # a matplotlib Figure, one panel per matrix
     "Where the weights stay."
     from matplotlib.figure import Figure
+
     masks = masks if isinstance(masks, dict) else {"mask": masks}
-    if not masks: raise UsageError("there is no mask to draw: name at least one matrix.")
+    if not masks:
+        raise UsageError("there is no mask to draw: name at least one matrix.")
     with style():
-        figure = Figure(figsize=(1 + 3.2*len(masks), 3.4))
+        figure = Figure(figsize=(1 + 3.2 * len(masks), 3.4))
         axes = figure.subplots(1, len(masks), squeeze=False)[0]
         for axis, (name, mask) in zip(axes, masks.items()):
             keep = np.asarray(mask.detach().cpu() != 0) if hasattr(mask, "detach") else np.asarray(mask) != 0
-            if keep.ndim != 2: raise UsageError(f"{name!r} has {keep.ndim} dimensions: a mask picture needs a matrix (out, in).")
-            image = axis.imshow(tiles(keep), cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest",
-                                extent=(0, keep.shape[1], keep.shape[0], 0))
-            axis.set(title=f"{name}: {100*(1 - keep.mean()):.1f} % removed", xlabel="input (column)", ylabel="output (row)")
+            if keep.ndim != 2:
+                raise UsageError(f"{name!r} has {keep.ndim} dimensions: a mask picture needs a matrix (out, in).")
+            image = axis.imshow(
+                tiles(keep),
+                cmap="Blues",
+                vmin=0,
+                vmax=1,
+                aspect="auto",
+                interpolation="nearest",
+                extent=(0, keep.shape[1], keep.shape[0], 0),
+            )
+            axis.set(
+                title=f"{name}: {100 * (1 - keep.mean()):.1f} % removed", xlabel="input (column)", ylabel="output (row)"
+            )
             axis.grid(False)
         figure.colorbar(image, ax=list(axes), label="share of weights that stay", shrink=0.9)
         freeze(figure)
     return figure
 
 # %% ../../nbs/lab/plots.ipynb #c034
-GATE_KINDS = {"heads": "heads", "neurons": "FFN neurons", "outputs": "FFN outputs"}  # as `budget.KINDS` → what a title says
+GATE_KINDS = {
+    "heads": "heads",
+    "neurons": "FFN neurons",
+    "outputs": "FFN outputs",
+}  # as `budget.KINDS` → what a title says
 
 
 def gate_paths(
-    gates,           # trained `gates.Gates`, with their history
+    gates,  # trained `gates.Gates`, with their history
     most: int = 40,  # lines in one panel: every so-many-th gate
-):                   # a matplotlib Figure, blocks × kinds
+):  # a matplotlib Figure, blocks × kinds
     "How each gate moved to 0 or 1 while the temperature fell."
     from matplotlib.figure import Figure
+
     paths, (step, temperature, _) = gates.by_site(gates.history.T.float().cpu()), gates.moments.T.cpu()
     blocks = sorted({block for block, _ in paths})
     with style():
-        figure = Figure(figsize=(10.5, 1.5 + 1.4*len(blocks)))
+        figure = Figure(figsize=(10.5, 1.5 + 1.4 * len(blocks)))
         axes = figure.subplots(len(blocks), len(gates.kinds), sharex=True, sharey=True, squeeze=False)
         for (block, kind), lines in paths.items():
             axis = axes[blocks.index(block)][gates.kinds.index(kind)]
-            axis.plot(step, lines[::-(-len(lines)//most)].T, color="#0173b2", alpha=0.35, linewidth=0.9)
-            axis.plot(step, temperature/temperature[0], color="#de8f05", linestyle="--", linewidth=1)
-            if block == blocks[0]: axis.set_title(GATE_KINDS[kind])
-            if kind == gates.kinds[0]: axis.set_ylabel(f"block {block}\ngate z")
-        for axis in axes[-1]: axis.set_xlabel("training step")
+            axis.plot(step, lines[:: -(-len(lines) // most)].T, color="#0173b2", alpha=0.35, linewidth=0.9)
+            axis.plot(step, temperature / temperature[0], color="#de8f05", linestyle="--", linewidth=1)
+            if block == blocks[0]:
+                axis.set_title(GATE_KINDS[kind])
+            if kind == gates.kinds[0]:
+                axis.set_ylabel(f"block {block}\ngate z")
+        for axis in axes[-1]:
+            axis.set_xlabel("training step")
         freeze(figure)
     return figure
 
 # %% ../../nbs/lab/plots.ipynb #c037
 def draw_differences(
-    axis,         # of matplotlib
-    lines,        # the panel's lines of the leaderboard
+    axis,  # of matplotlib
+    lines,  # the panel's lines of the leaderboard
     looks: dict,  # method → style
 ) -> None:
     "One block per sparsity, one line per method; what is relative is drawn as a ratio, and on a logarithmic axis."
     metric, relative, order, names, y = lines["metric"].iloc[0], lines["unit"].iloc[0] == "relative", list(looks), {}, 0
     for sparsity, block in lines.groupby("sparsity"):
-        names[y], y = f"$\\bf{{{100*sparsity:.4g}\\,\\%}}$", y + 1
+        names[y], y = f"$\\bf{{{100 * sparsity:.4g}\\,\\%}}$", y + 1
         for _, line in block.sort_values("method", key=lambda names: names.map(order.index)).iterrows():
             look, hollow = looks[line["method"]], line["verdict"] == "not separable"
             mean, low, high = (relative + line[k] for k in ("difference", "difference_low", "difference_high"))
-            axis.errorbar([mean], [y], xerr=None if np.isnan(low) else [[mean - low], [high - mean]], color=look["color"], marker=look["marker"],
-                          capsize=2, linestyle="none", markerfacecolor="white" if hollow else look["color"])
+            axis.errorbar(
+                [mean],
+                [y],
+                xerr=None if np.isnan(low) else [[mean - low], [high - mean]],
+                color=look["color"],
+                marker=look["marker"],
+                capsize=2,
+                linestyle="none",
+                markerfacecolor="white" if hollow else look["color"],
+            )
             names[y], y = line["method"], y + 1
     axis.axvline(relative, color="black", linewidth=1)
-    if relative: log_axis(axis.xaxis)
+    if relative:
+        log_axis(axis.xaxis)
     axis.set_yticks(list(names), list(names.values()), fontsize=8)
-    axis.set(ylim=(y - 0.5, -0.5), xlabel=f"{metric} ÷ magnitude's ({arrow(metric).split('(')[1]}" if relative else f"difference in {arrow(metric)}")
+    axis.set(
+        ylim=(y - 0.5, -0.5),
+        xlabel=f"{metric} ÷ magnitude's ({arrow(metric).split('(')[1]}"
+        if relative
+        else f"difference in {arrow(metric)}",
+    )
     axis.grid(axis="y", visible=False)
     axis.tick_params(axis="y", length=0)
 
 # %% ../../nbs/lab/plots.ipynb #c038
 def difference_plot(
-    board,                 # a leaderboard (see `compare.leaderboard`)
-    without=("random",),   # methods that are not drawn
-):                         # a matplotlib Figure; raises `UsageError` when nothing is left to draw
+    board,  # a leaderboard (see `compare.leaderboard`)
+    without=("random",),  # methods that are not drawn
+):  # a matplotlib Figure; raises `UsageError` when nothing is left to draw
     "Paired differences against magnitude with their 95 % intervals."
     shown = board[board["difference"].notna() & ~board["method"].isin(without)]
-    if shown.empty: raise UsageError("the board has no difference to draw: it needs a ranked method besides magnitude and those left out.")
-    by_panel, looks = {key: lines for key, lines in shown.groupby(list(PANEL), sort=False)}, method_styles(shown["method"])
+    if shown.empty:
+        raise UsageError(
+            "the board has no difference to draw: it needs a ranked method besides magnitude and those left out."
+        )
+    by_panel, looks = (
+        {key: lines for key, lines in shown.groupby(list(PANEL), sort=False)},
+        method_styles(shown["method"]),
+    )
     with style():
-        figure, axes = panels(list(by_panel), "Difference from magnitude", height=1.3 + 0.19*max(len(lines) + lines["sparsity"].nunique() for lines in by_panel.values()))
-        for axis, lines in zip(axes, by_panel.values()): draw_differences(axis, lines, looks)
-        finish(figure, {}, "Paired over seeds and test items; bars: 95 % interval (hull of bootstrap and t). Hollow: not separable from magnitude."
-               + (f" Not drawn: {', '.join(without)}." if without else ""))
+        figure, axes = panels(
+            list(by_panel),
+            "Difference from magnitude",
+            height=1.3 + 0.19 * max(len(lines) + lines["sparsity"].nunique() for lines in by_panel.values()),
+        )
+        for axis, lines in zip(axes, by_panel.values()):
+            draw_differences(axis, lines, looks)
+        finish(
+            figure,
+            {},
+            "Paired over seeds and test items; bars: 95 % interval (hull of bootstrap and t). Hollow: not separable from magnitude."
+            + (f" Not drawn: {', '.join(without)}." if without else ""),
+        )
     return figure
 
 # %% ../../nbs/lab/plots.ipynb #c041
 COST_LABELS = {
-    "prune_seconds": "time to prune (s)", "prune_peak_mb": "peak memory while pruning (MB)", "recovery_seconds": "time to recover (s)",
-    "recovery_peak_mb": "peak memory while recovering (MB)", "sparse_mb": "size, bitmask + values (MB)", "dense_mb": "size, dense (MB)",
-    "mmacs": "multiply–accumulates (millions)", "latency_median_ms": "latency, median (ms)", "latency_ratio": "latency, share of the dense model's",
+    "prune_seconds": "time to prune (s)",
+    "prune_peak_mb": "peak memory while pruning (MB)",
+    "recovery_seconds": "time to recover (s)",
+    "recovery_peak_mb": "peak memory while recovering (MB)",
+    "sparse_mb": "size, bitmask + values (MB)",
+    "dense_mb": "size, dense (MB)",
+    "mmacs": "multiply–accumulates (millions)",
+    "latency_median_ms": "latency, median (ms)",
+    "latency_ratio": "latency, share of the dense model's",
 }
 
 
 def cost_plot(
-    board,                        # a leaderboard (see `compare.leaderboard`)
-    sparsity: float,              # which sparsity of the board to show, in [0, 1)
+    board,  # a leaderboard (see `compare.leaderboard`)
+    sparsity: float,  # which sparsity of the board to show, in [0, 1)
     cost: str = "prune_seconds",  # a key of `COST_LABELS`
-):                                # a matplotlib Figure; raises `UsageError` when the board has no such costs
+):  # a matplotlib Figure; raises `UsageError` when the board has no such costs
     "Quality over cost at one sparsity."
     label = lookup(COST_LABELS, cost, "cost")
     shown = board[np.isclose(board["sparsity"].astype(float), sparsity) & board[cost].notna() & board["ranked"]]
-    if shown.empty: raise UsageError(f"no ranked line has {cost} at sparsity {sparsity}: "
-                                    f"the board's sparsities are {sorted(set(board['sparsity']))}.")
-    by_panel, looks = {key: lines for key, lines in shown.groupby(list(PANEL), sort=False)}, method_styles(shown["method"])
+    if shown.empty:
+        raise UsageError(
+            f"no ranked line has {cost} at sparsity {sparsity}: "
+            f"the board's sparsities are {sorted(set(board['sparsity']))}."
+        )
+    by_panel, looks = (
+        {key: lines for key, lines in shown.groupby(list(PANEL), sort=False)},
+        method_styles(shown["method"]),
+    )
     with style():
-        figure, axes = panels(list(by_panel), f"Quality and cost at {100*sparsity:g} % sparsity")
+        figure, axes = panels(list(by_panel), f"Quality and cost at {100 * sparsity:g} % sparsity")
         for axis, lines in zip(axes, by_panel.values()):
             for _, line in lines.iterrows():
-                look, (low, high) = looks[line["method"]], possible(Interval(line["value"], line["low"], line["high"], 0), line["metric"])
+                look, (low, high) = (
+                    looks[line["method"]],
+                    possible(Interval(line["value"], line["low"], line["high"], 0), line["metric"]),
+                )
                 bar = [[line["value"] - low], [high - line["value"]]]
-                axis.errorbar([line[cost]], [line["value"]], None if np.isnan(line["low"]) else bar, capsize=2,
-                              **look | {"linestyle": "none"})
+                axis.errorbar(
+                    [line[cost]],
+                    [line["value"]],
+                    None if np.isnan(line["low"]) else bar,
+                    capsize=2,
+                    **look | {"linestyle": "none"},
+                )
             front = pareto(lines, cost)
             axis.step(front[cost], front["value"], where="post", color=INK, linewidth=1, zorder=1)
             axis.set(xlabel=label, ylabel=arrow(lines["metric"].iloc[0]))
-            if lines["metric"].iloc[0] in LOG_SCALE: log_axis(axis.yaxis)
-            if (lines[cost] > 0).all() and lines[cost].max() > 20*lines[cost].min(): log_axis(axis.xaxis)
+            if lines["metric"].iloc[0] in LOG_SCALE:
+                log_axis(axis.yaxis)
+            if (lines[cost] > 0).all() and lines[cost].max() > 20 * lines[cost].min():
+                log_axis(axis.xaxis)
         points = {name: look | {"linestyle": "none"} for name, look in looks.items()}
-        finish(figure, points, "Mean over seeds, bars: 95 % t-interval of the quality. Cost: mean over seeds. Line: Pareto front.")
+        finish(
+            figure,
+            points,
+            "Mean over seeds, bars: 95 % t-interval of the quality. Cost: mean over seeds. Line: Pareto front.",
+        )
     return figure
 
 # %% ../../nbs/lab/plots.ipynb #c045
 def pareto_plot(
-    board,               # a leaderboard (see `compare.leaderboard`)
-    cost: str,           # a key of `COST_LABELS`
+    board,  # a leaderboard (see `compare.leaderboard`)
+    cost: str,  # a key of `COST_LABELS`
     focus: bool = True,  # fit the vertical axis to the front and the better half of the rest
-):                       # a matplotlib Figure, one panel per model and task; raises `UsageError` when the board has no such costs, or nothing that differs in them
-    "Everything over its cost, with the Pareto front; over \"mmacs\" and latencies without models and tasks of which all lines do the same multiplications."
+):  # a matplotlib Figure, one panel per model and task; raises `UsageError` when the board has no such costs, or nothing that differs in them
+    'Everything over its cost, with the Pareto front; over "mmacs" and latencies without models and tasks of which all lines do the same multiplications.'
     label = lookup(COST_LABELS, cost, "cost")
     shown = board[board["ranked"] & board[cost].notna()]
-    if shown.empty: raise UsageError(f"no ranked line of the board has {cost}: measure it, or choose another cost.")
-    by_panel = {key: lines for key, lines in shown.groupby(["model", "task"], sort=False) if cost not in WORK or not same_work(lines)}
-    if not by_panel: raise UsageError(f"all lines of the board do the same multiplications: there is no front over {cost}; take out whole units, or choose another cost.")
+    if shown.empty:
+        raise UsageError(f"no ranked line of the board has {cost}: measure it, or choose another cost.")
+    by_panel = {
+        key: lines
+        for key, lines in shown.groupby(["model", "task"], sort=False)
+        if cost not in WORK or not same_work(lines)
+    }
+    if not by_panel:
+        raise UsageError(
+            f"all lines of the board do the same multiplications: there is no front over {cost}; take out whole units, or choose another cost."
+        )
     left_out = shown.groupby(["model", "task"]).ngroups - len(by_panel)
     looks = method_styles({method for lines in by_panel.values() for method in lines["method"]})
     fronts = [pareto(best_of_same_work(lines) if cost in LATENCY else lines, cost) for lines in by_panel.values()]
     with style():
-        figure, axes = panels(list(by_panel), f"Quality over {label.split(' (')[0].split(',')[0]}", height=3.7 + 0.14*max(map(len, fronts)))
-        for axis, front, lines in zip(axes, fronts, by_panel.values()): _draw_front(axis, lines, front, cost, label, looks, focus)
-        finish(figure, {name: look | {"linestyle": "none"} for name, look in looks.items()}, "Means over seeds. Line, rings and numbers: Pareto front. Dark edge: trained after pruning. Dotted: the dense model."
-               + (" Of lines with equal work only the best can be on the front." if cost in LATENCY else "") + (" Zeros alone save no time: such lines stand at 1." if cost == "latency_ratio" else "")
-               + (f" Not drawn: {left_out} of {left_out + len(by_panel)} tasks, where all lines do the same multiplications." if left_out else ""))
-        for axis, front in zip(axes, fronts): _number(axis, front, cost)
+        figure, axes = panels(
+            list(by_panel),
+            f"Quality over {label.split(' (')[0].split(',')[0]}",
+            height=3.7 + 0.14 * max(map(len, fronts)),
+        )
+        for axis, front, lines in zip(axes, fronts, by_panel.values()):
+            _draw_front(axis, lines, front, cost, label, looks, focus)
+        finish(
+            figure,
+            {name: look | {"linestyle": "none"} for name, look in looks.items()},
+            "Means over seeds. Line, rings and numbers: Pareto front. Dark edge: trained after pruning. Dotted: the dense model."
+            + (" Of lines with equal work only the best can be on the front." if cost in LATENCY else "")
+            + (" Zeros alone save no time: such lines stand at 1." if cost == "latency_ratio" else "")
+            + (
+                f" Not drawn: {left_out} of {left_out + len(by_panel)} tasks, where all lines do the same multiplications."
+                if left_out
+                else ""
+            ),
+        )
+        for axis, front in zip(axes, fronts):
+            _number(axis, front, cost)
     return figure
 
 
@@ -412,17 +629,18 @@ WORK = ("mmacs", *LATENCY)  # costs that zeros alone do not change
 
 # %% ../../nbs/lab/plots.ipynb #c046
 def same_work(
-    lines,   # of a leaderboard
-) -> bool:   # False where the multiplications are not known
+    lines,  # of a leaderboard
+) -> bool:  # False where the multiplications are not known
     "Whether all lines do the same number of multiplications."
     return bool(np.isclose(lines["mmacs"], lines["mmacs"].iloc[0], rtol=1e-6).all())
 
 
 def best_of_same_work(
     lines,  # of one model and task of a leaderboard
-):          # the line with the best value for each number of multiplications; all lines where those are not known
+):  # the line with the best value for each number of multiplications; all lines where those are not known
     "What is left when lines that do the same work are not told apart by their latencies."
-    if lines["mmacs"].isna().any(): return lines
+    if lines["mmacs"].isna().any():
+        return lines
     ordered = lines.sort_values("value", ascending=not higher_is_better(lines["metric"].iloc[0]), kind="stable")
     return ordered.groupby(ordered["mmacs"].round(6)).head(1)
 
@@ -432,64 +650,120 @@ def _draw_front(axis, lines, front, cost: str, label: str, looks: dict, focus: b
     metric = lines["metric"].iloc[0]
     for _, line in lines.iterrows():
         look = looks[line["method"]] | {"linestyle": "none"}
-        axis.plot([line[cost]], [line["value"]], **look | ({} if line["recovery"] == "none" else {"markeredgecolor": "black", "markeredgewidth": 1.2}), alpha=0.85)
+        axis.plot(
+            [line[cost]],
+            [line["value"]],
+            **look | ({} if line["recovery"] == "none" else {"markeredgecolor": "black", "markeredgewidth": 1.2}),
+            alpha=0.85,
+        )
     axis.step(front[cost], front["value"], where="post", color=INK, linewidth=1, zorder=1)
-    axis.plot(front[cost], front["value"], linestyle="none", marker="o", markersize=10, markerfacecolor="none", markeredgecolor=INK, markeredgewidth=0.8, zorder=4)
+    axis.plot(
+        front[cost],
+        front["value"],
+        linestyle="none",
+        marker="o",
+        markersize=10,
+        markerfacecolor="none",
+        markeredgecolor=INK,
+        markeredgewidth=0.8,
+        zorder=4,
+    )
     axis.axhline(lines["dense"].iloc[0], color="black", linewidth=1, linestyle=":")
     axis.set(xlabel=label, ylabel=arrow(metric))
     if focus:
         ends = np.array([*front["value"], lines["dense"].iloc[0], lines["value"].median()])
-        if metric in LOG_SCALE: axis.set_ylim(ends.min()*0.9, ends.max()*1.5)
-        else: axis.set_ylim(ends.min() - 0.25*np.ptp(ends) - 0.01, ends.max() + 0.12*np.ptp(ends) + 0.005)
-    if lines[cost].max() < 1.1*lines[cost].min(): axis.set_xlim(0.9*lines[cost].min(), 1.1*lines[cost].max())  # costs that hardly differ look like that
-    if metric in LOG_SCALE: log_axis(axis.yaxis)
-    if (lines[cost] > 0).all() and lines[cost].max() > 20*lines[cost].min(): log_axis(axis.xaxis)
-    names = [f"{number}  {line['method']}, {100*line['achieved']:.0f} %" + ("" if line["recovery"] == "none" else f", then {line['recovery']}") for number, (_, line) in enumerate(front.iterrows(), 1)]
-    axis.annotate("\n".join(names), (0, 0), xytext=(0, -40), xycoords="axes fraction", textcoords="offset points", va="top", fontsize=7.5)
+        if metric in LOG_SCALE:
+            axis.set_ylim(ends.min() * 0.9, ends.max() * 1.5)
+        else:
+            axis.set_ylim(ends.min() - 0.25 * np.ptp(ends) - 0.01, ends.max() + 0.12 * np.ptp(ends) + 0.005)
+    if lines[cost].max() < 1.1 * lines[cost].min():
+        axis.set_xlim(0.9 * lines[cost].min(), 1.1 * lines[cost].max())  # costs that hardly differ look like that
+    if metric in LOG_SCALE:
+        log_axis(axis.yaxis)
+    if (lines[cost] > 0).all() and lines[cost].max() > 20 * lines[cost].min():
+        log_axis(axis.xaxis)
+    names = [
+        f"{number}  {line['method']}, {100 * line['achieved']:.0f} %"
+        + ("" if line["recovery"] == "none" else f", then {line['recovery']}")
+        for number, (_, line) in enumerate(front.iterrows(), 1)
+    ]
+    axis.annotate(
+        "\n".join(names),
+        (0, 0),
+        xytext=(0, -40),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="top",
+        fontsize=7.5,
+    )
 
 
 def _number(axis, front, cost: str) -> None:
     "Number the points of the front, side by side where they lie on each other, with a line from a number that had to move to its point."
     taken, points = [], 72 / axis.figure.dpi
     for number, (_, line) in enumerate(front.iterrows(), 1):
-        base, shift = axis.transData.transform((line[cost], line["value"]))*points, 5
-        while any(np.abs(base + (shift, 5) - other).max() < 9 for other in taken): shift += 9
+        base, shift = axis.transData.transform((line[cost], line["value"])) * points, 5
+        while any(np.abs(base + (shift, 5) - other).max() < 9 for other in taken):
+            shift += 9
         taken.append(base + (shift, 5))
-        axis.annotate(str(number), (line[cost], line["value"]), xytext=(shift, 5), textcoords="offset points", fontsize=8, fontweight="bold",
-                      arrowprops=dict(arrowstyle="-", color=INK, linewidth=0.6, shrinkA=0, shrinkB=4) if shift > 5 else None)
-
+        axis.annotate(
+            str(number),
+            (line[cost], line["value"]),
+            xytext=(shift, 5),
+            textcoords="offset points",
+            fontsize=8,
+            fontweight="bold",
+            arrowprops=dict(arrowstyle="-", color=INK, linewidth=0.6, shrinkA=0, shrinkB=4) if shift > 5 else None,
+        )
 
 # %% ../../nbs/lab/plots.ipynb #c051
-TOLD = {"better": ("#0173b2", "white", "▲"), "worse": ("#de8f05", "white", "▼"), "not separable": ("#e6e6e6", INK, "≈")}  # verdict → colours of cell and mark, mark
+TOLD = {
+    "better": ("#0173b2", "white", "▲"),
+    "worse": ("#de8f05", "white", "▼"),
+    "not separable": ("#e6e6e6", INK, "≈"),
+}  # verdict → colours of cell and mark, mark
 OPPOSITE = {"better": "worse", "worse": "better", "not separable": "not separable"}
 
 
 def separability_plot(
     pairs,  # of `compare.pairwise`
-):          # a matplotlib Figure, one panel per model, task, pattern, recovery and sparsity; raises `UsageError` without pairs
+):  # a matplotlib Figure, one panel per model, task, pattern, recovery and sparsity; raises `UsageError` without pairs
     "Methods × methods: better, worse, or not to be told apart."
-    if not len(pairs): raise UsageError("there are no pairs to draw: a comparison needs two ranked methods in a group.")
+    if not len(pairs):
+        raise UsageError("there are no pairs to draw: a comparison needs two ranked methods in a group.")
     by_panel = {key: lines for key, lines in pairs.groupby([*PANEL, "sparsity"], sort=False, dropna=False)}
     most = max(lines["method"].nunique() for lines in by_panel.values()) + 1
     with style():
-        figure, axes = panels(list(by_panel), "Who can be told from whom", height=1.6 + 0.24*most)
+        figure, axes = panels(list(by_panel), "Who can be told from whom", height=1.6 + 0.24 * most)
         for axis, lines in zip(axes, by_panel.values()):
             order = list(dict.fromkeys([*lines["method"], *lines["against"]]))
             for _, line in lines.iterrows():
                 i, j = order.index(line["method"]), order.index(line["against"])
                 _draw_verdict(axis, i, j, line["verdict"])
                 _draw_verdict(axis, j, i, OPPOSITE[line["verdict"]])
-            axis.set(xlim=(-0.5, len(order) - 0.5), ylim=(len(order) - 0.5, -0.5), xticks=range(len(order)), yticks=range(len(order)), aspect="equal")
+            axis.set(
+                xlim=(-0.5, len(order) - 0.5),
+                ylim=(len(order) - 0.5, -0.5),
+                xticks=range(len(order)),
+                yticks=range(len(order)),
+                aspect="equal",
+            )
             axis.set_xticklabels(order, rotation=90, fontsize=8)
             axis.set_yticklabels(order, fontsize=8)
             axis.grid(False)
-        figure.supxlabel("Line against column: ▲ separably better, ▼ separably worse, ≈ not separable (paired over seeds and test items, 95 %).", fontsize=8, x=0.01, ha="left")
+        figure.supxlabel(
+            "Line against column: ▲ separably better, ▼ separably worse, ≈ not separable (paired over seeds and test items, 95 %).",
+            fontsize=8,
+            x=0.01,
+            ha="left",
+        )
         freeze(figure)
     return figure
 
 
 def _draw_verdict(axis, i: int, j: int, verdict: str) -> None:
     from matplotlib.patches import Rectangle
+
     face, ink, mark = TOLD[verdict]
     axis.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, color=face, linewidth=0))
     axis.text(j, i, mark, color=ink, ha="center", va="center", fontsize=8)
@@ -497,12 +771,13 @@ def _draw_verdict(axis, i: int, j: int, verdict: str) -> None:
 # %% ../../nbs/lab/plots.ipynb #c054
 def save_figure(
     figure,  # a matplotlib Figure
-    path,    # where to write; the suffix may be left out
-    rows,    # the rows or the leaderboard that it shows
-) -> list:   # the three paths written: .png, .svg, .csv
+    path,  # where to write; the suffix may be left out
+    rows,  # the rows or the leaderboard that it shows
+) -> list:  # the three paths written: .png, .svg, .csv
     "Write a figure as PNG and SVG, with the CSV of its rows beside it (without the outcomes per test item)."
     path = Path(path)
-    if path.suffix not in ("", ".png", ".svg"): raise UsageError(f"figures are written as .png and .svg, not as {path.suffix!r}: leave the suffix out.")
+    if path.suffix not in ("", ".png", ".svg"):
+        raise UsageError(f"figures are written as .png and .svg, not as {path.suffix!r}: leave the suffix out.")
     table = frame(rows) if isinstance(rows, (list, tuple)) else rows
     targets = [path.with_suffix(suffix) for suffix in (".png", ".svg", ".csv")]
     with atomic_file(targets[0]) as png, atomic_file(targets[1]) as svg, atomic_file(targets[2]) as csv:

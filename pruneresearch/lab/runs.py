@@ -7,13 +7,23 @@ __all__ = ['PROFILES', 'OUTPUTS', 'BUSY', 'FOUND', 'THREADS', 'FULL', 'project_r
            'plan', 'parameters_of', 'share_of_cores', 'execute']
 
 # %% ../../nbs/lab/runs.ipynb #c003
-import ast, collections, errno, json, os, subprocess, sys, threading, time
+import ast
+import collections
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
 import psutil
+
 import pruneresearch
-from ..basics.errors import RunError, UsageError, short_error, lookup
+from ..basics.errors import RunError, UsageError, lookup, short_error
 from ..basics.files import path_inside, read_json, read_record
 from ..basics.fingerprints import fingerprint
 from ..basics.locks import locked
@@ -24,12 +34,13 @@ PROFILES = ("smoke", "tiny", "small", "paper")
 
 def project_root(
     start=None,  # where to look; None: the working directory, then the checkout that this package runs from
-) -> Path:       # the folder with settings.ini and nbs/benchmarks; raises `UsageError` elsewhere
+) -> Path:  # the folder with settings.ini and nbs/benchmarks; raises `UsageError` elsewhere
     "The checkout that holds the benchmark notebooks."
     places = [Path(start).resolve()] if start else [Path.cwd(), Path(pruneresearch.__file__).resolve().parent]
     for place in places:
         for folder in (place, *place.parents):
-            if (folder/"settings.ini").is_file() and (folder/"nbs"/"benchmarks").is_dir(): return folder
+            if (folder / "settings.ini").is_file() and (folder / "nbs" / "benchmarks").is_dir():
+                return folder
     raise UsageError("the benchmark notebooks are not here: clone the repository and run this inside it.")
 
 
@@ -41,20 +52,24 @@ def _tagged(notebook: Path, tag: str) -> str:
 
 def profiles_of(
     notebook: Path,  # a benchmark notebook
-) -> dict:           # profile → list of parameter sets; {} where the notebook is no benchmark
+) -> dict:  # profile → list of parameter sets; {} where the notebook is no benchmark
     "Read the literal of the cell tagged `profiles` without running it."
     source = _tagged(notebook, "profiles")
-    if not source: return {}
-    try: return ast.literal_eval(ast.parse(source).body[-1].value)
+    if not source:
+        return {}
+    try:
+        return ast.literal_eval(ast.parse(source).body[-1].value)
     except (ValueError, SyntaxError, AttributeError, IndexError):
-        raise RunError(f"{notebook.name}: the cell tagged 'profiles' must end in one literal assignment, profiles = {{…}}.") from None
+        raise RunError(
+            f"{notebook.name}: the cell tagged 'profiles' must end in one literal assignment, profiles = {{…}}."
+        ) from None
 
 
 def list_benchmarks(
     root=None,  # the checkout
-) -> dict:      # name → path of the notebook
+) -> dict:  # name → path of the notebook
     "The notebooks that have profiles."
-    folder = project_root(root)/"nbs"/"benchmarks"
+    folder = project_root(root) / "nbs" / "benchmarks"
     return {path.stem: path for path in sorted(folder.glob("*.ipynb")) if profiles_of(path)}
 
 # %% ../../nbs/lab/runs.ipynb #c008
@@ -64,17 +79,21 @@ OUTPUTS = ("results", "output", "done", "figures")  # parameters that say where 
 @dataclass(frozen=True)
 class Run:
     "One execution of a benchmark notebook."
-    name: str         # of the benchmark
+
+    name: str  # of the benchmark
     notebook: Path
     parameters: dict
-    folder: Path      # of its output: notebook.ipynb, log.txt, result.json; RESULTS/runs/NAME/ID
+    folder: Path  # of its output: notebook.ipynb, log.txt, result.json; RESULTS/runs/NAME/ID
 
     @property
     def done(self) -> bool:
         try:
-            rows = read_record(self.folder/"result.json").get("rows", [])
-            return isinstance(rows, list) and all(read_record(path_inside(self.folder.parents[2]/"rows", f"{row}.json")) is not None for row in rows)
-        except (RunError, UsageError): return False
+            rows = read_record(self.folder / "result.json").get("rows", [])
+            return isinstance(rows, list) and all(
+                read_record(path_inside(self.folder.parents[2] / "rows", f"{row}.json")) is not None for row in rows
+            )
+        except (RunError, UsageError):
+            return False
 
     def __str__(self):
         seeds = [f"seed {','.join(map(str, self.parameters['seeds']))}"] if "seeds" in self.parameters else []
@@ -82,29 +101,39 @@ class Run:
 
     def told(self) -> str:
         "The run with all that its profile sets, and whether it is done."
-        return f"{'done' if self.done else 'to do':7}{self.name}  " + "  ".join(f"{name}={value!r}" for name, value in self.parameters.items())
+        return f"{'done' if self.done else 'to do':7}{self.name}  " + "  ".join(
+            f"{name}={value!r}" for name, value in self.parameters.items()
+        )
 
 # %% ../../nbs/lab/runs.ipynb #c009
 def plan(
-    names,          # benchmarks; empty: all
-    profile: str,   # of `PROFILES`
+    names,  # benchmarks; empty: all
+    profile: str,  # of `PROFILES`
     results: Path,  # folder of all results
-    root=None,      # the checkout
-    changes=None,   # parameter → value, instead of the profile's
-) -> list:          # of `Run`, each once; raises `UsageError` for a parameter that a notebook does not have, or that says where it writes
+    root=None,  # the checkout
+    changes=None,  # parameter → value, instead of the profile's
+) -> list:  # of `Run`, each once; raises `UsageError` for a parameter that a notebook does not have, or that says where it writes
     "Which runs a request means."
-    if profile not in PROFILES: raise UsageError(f"unknown profile {profile!r}: known are {', '.join(PROFILES)}.")
+    if profile not in PROFILES:
+        raise UsageError(f"unknown profile {profile!r}: known are {', '.join(PROFILES)}.")
     mine = sorted(set(changes or {}) & set(OUTPUTS))
-    if mine: raise UsageError(f"{mine[0]!r} says where a notebook writes, which only the driver sets: leave it out, and name the folder of all results with --results.")
+    if mine:
+        raise UsageError(
+            f"{mine[0]!r} says where a notebook writes, which only the driver sets: leave it out, and name the folder of all results with --results."
+        )
     found = list_benchmarks(root)
     chosen = {name: lookup(found, name, "benchmark") for name in names} if names else found
-    runs = [_run(name, path, parameters | (changes or {}), Path(results)) for name, path in chosen.items() for parameters in profiles_of(path).get(profile, [])]
+    runs = [
+        _run(name, path, parameters | (changes or {}), Path(results))
+        for name, path in chosen.items()
+        for parameters in profiles_of(path).get(profile, [])
+    ]
     return list({run.folder: run for run in runs}.values())
 
 # %% ../../nbs/lab/runs.ipynb #c010
 def parameters_of(
     notebook: Path,  # a benchmark notebook
-) -> tuple:          # names that the cell tagged `parameters` assigns
+) -> tuple:  # names that the cell tagged `parameters` assigns
     "What a benchmark can be told."
     assigned = (node for node in ast.parse(_tagged(notebook, "parameters")).body if isinstance(node, ast.Assign))
     return tuple(target.id for node in assigned for target in node.targets)
@@ -112,9 +141,14 @@ def parameters_of(
 
 def _run(name: str, path: Path, parameters: dict, results: Path) -> Run:
     known = dict.fromkeys(parameters_of(path))
-    for parameter in parameters: lookup(known, parameter, f"parameter of the benchmark {name}")
-    sources = ["".join(cell["source"]) for cell in read_json(path)["cells"] if cell["cell_type"] == "code" and "profiles" not in cell["metadata"].get("tags", [])]
-    return Run(name, path, parameters, results/"runs"/name/fingerprint([sources, parameters], 12))
+    for parameter in parameters:
+        lookup(known, parameter, f"parameter of the benchmark {name}")
+    sources = [
+        "".join(cell["source"])
+        for cell in read_json(path)["cells"]
+        if cell["cell_type"] == "code" and "profiles" not in cell["metadata"].get("tags", [])
+    ]
+    return Run(name, path, parameters, results / "runs" / name / fingerprint([sources, parameters], 12))
 
 # %% ../../nbs/lab/runs.ipynb #c012
 BUSY, FOUND = 75, 76  # exit codes of a run that another process is working on, or has finished meanwhile
@@ -122,29 +156,45 @@ BUSY, FOUND = 75, 76  # exit codes of a run that another process is working on, 
 
 def _end(pid: int) -> None:
     "Kill what a process has started, and the process."
-    try: tree = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
-    except psutil.NoSuchProcess: return
+    try:
+        tree = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return
     for process in tree:
-        try: process.kill()
-        except psutil.NoSuchProcess: pass  # gone by itself meanwhile
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            pass  # gone by itself meanwhile
 
 
 def _follow(parent: int) -> None:
     "End with the parent."
-    while psutil.Process().ppid() == parent and psutil.pid_exists(parent): time.sleep(1)
+    while psutil.Process().ppid() == parent and psutil.pid_exists(parent):
+        time.sleep(1)
     _end(os.getpid())
 
 
 def _papermill(job: dict) -> None:
     "What the child does: notebook, target, parameters, done, log, parent, wait."
     from papermill import execute_notebook
+
     threading.Thread(target=_follow, args=[job["parent"]], daemon=True).start()
-    with locked(Path(job["target"]).parent/"run", wait=job["wait"]) as mine:
-        if not mine: sys.exit(BUSY)
-        if Run("", None, {}, Path(job["target"]).parent).done: sys.exit(FOUND)
+    with locked(Path(job["target"]).parent / "run", wait=job["wait"]) as mine:
+        if not mine:
+            sys.exit(BUSY)
+        if Run("", None, {}, Path(job["target"]).parent).done:
+            sys.exit(FOUND)
         Path(job["done"]).unlink(missing_ok=True)  # cut short, or its rows are
         open(job["log"], "w").close()  # of an earlier attempt
-        execute_notebook(job["notebook"], job["target"], job["parameters"], kernel_name="python3", cwd=str(Path(job["notebook"]).parent), progress_bar=False, autosave_cell_every=30)
+        execute_notebook(
+            job["notebook"],
+            job["target"],
+            job["parameters"],
+            kernel_name="python3",
+            cwd=str(Path(job["notebook"]).parent),
+            progress_bar=False,
+            autosave_cell_every=30,
+        )
 
 # %% ../../nbs/lab/runs.ipynb #c013
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -152,7 +202,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 def share_of_cores(
     jobs: int,  # runs that share this machine
-) -> int:       # threads for each, at least 1
+) -> int:  # threads for each, at least 1
     "Divide the cores that this process may use."
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, mine // jobs)
@@ -160,19 +210,29 @@ def share_of_cores(
 
 def _environment(threads: int) -> dict:
     "What a run finds in its environment; it works in another folder, so paths become absolute."
-    settings = {**dict.fromkeys(THREADS, str(threads)), "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore", "PYTHONIOENCODING": "utf-8"}
-    if os.environ.get("PRUNERESEARCH_DATA"): settings["PRUNERESEARCH_DATA"] = os.path.abspath(os.environ["PRUNERESEARCH_DATA"])
+    settings = {
+        **dict.fromkeys(THREADS, str(threads)),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    if os.environ.get("PRUNERESEARCH_DATA"):
+        settings["PRUNERESEARCH_DATA"] = os.path.abspath(os.environ["PRUNERESEARCH_DATA"])
     return settings
 
 
 def _memory(pid: int) -> int:
     "Bytes that a process and all it has started hold in main memory."
     held = 0
-    try: tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess: return 0
+    try:
+        tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
     for process in tree:
-        try: held += process.memory_info().rss
-        except psutil.NoSuchProcess: pass  # a process that ended between the two calls holds nothing
+        try:
+            held += process.memory_info().rss
+        except psutil.NoSuchProcess:
+            pass  # a process that ended between the two calls holds nothing
     return held
 
 
@@ -182,28 +242,43 @@ def _listen(stream, log: Path, tail) -> None:
         with open(log, "a", encoding="utf-8") as file:
             for line in stream:
                 tail.append(line)
-                file.write(line); file.flush()
+                file.write(line)
+                file.flush()
     except OSError as error:
         tail.append(f"{error.strerror}: the log {log.name}\n")
         tail.extend(stream)
 
 # %% ../../nbs/lab/runs.ipynb #c014
-def _watched(command: list, log: Path, threads: int, limit, stopped: Callable) -> tuple:  # (exit code, most bytes held, last lines, why it was ended)
+def _watched(
+    command: list, log: Path, threads: int, limit, stopped: Callable
+) -> tuple:  # (exit code, most bytes held, last lines, why it was ended)
     "Run a command to its end, or to its limits."
     tail, most, why = collections.deque(maxlen=200), 0, ""
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
-                             env={**os.environ, **_environment(threads)}, start_new_session=True)  # Ctrl-C reaches the driver only, which ends its runs
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, **_environment(threads)},
+        start_new_session=True,
+    )  # Ctrl-C reaches the driver only, which ends its runs
     listener = threading.Thread(target=_listen, args=[child.stdout, log, tail], daemon=True)
     listener.start()
     try:
         while child.poll() is None:
             most = max(most, _memory(child.pid))
-            if limit and most > limit: why = f"it held {most / 2**30:.2f} GiB of main memory and {limit / 2**30:.2f} GiB are allowed: raise --memory, or run less of it at once"
-            elif stopped(): why = "stopped"
-            if why: break
+            if limit and most > limit:
+                why = f"it held {most / 2**30:.2f} GiB of main memory and {limit / 2**30:.2f} GiB are allowed: raise --memory, or run less of it at once"
+            elif stopped():
+                why = "stopped"
+            if why:
+                break
             time.sleep(0.25)
     finally:
-        if child.poll() is None: _end(child.pid)
+        if child.poll() is None:
+            _end(child.pid)
         child.wait()
     listener.join(5)
     return child.returncode, most, list(tail), why
@@ -211,47 +286,85 @@ def _watched(command: list, log: Path, threads: int, limit, stopped: Callable) -
 # %% ../../nbs/lab/runs.ipynb #c015
 def execute(
     run: Run,
-    results: Path,       # folder of all results, handed to the notebook as `results`
-    threads: int = None, # of its numerical libraries; None: all cores
+    results: Path,  # folder of all results, handed to the notebook as `results`
+    threads: int = None,  # of its numerical libraries; None: all cores
     memory: int = None,  # bytes of main memory that the run may hold; None: no limit
     stopped: Callable = lambda: False,  # asked four times a second; True ends the run
-    wait: bool = True,   # for another process that works on the same run
-) -> dict:               # status "done", "failed", "skipped", "busy" or "stopped", seconds, peak_bytes, reason
+    wait: bool = True,  # for another process that works on the same run
+) -> dict:  # status "done", "failed", "skipped", "busy" or "stopped", seconds, peak_bytes, reason
     "Run one notebook through papermill in a process of its own. What goes wrong in it is told, never raised."
-    told = lambda status, reason="", seconds=0.0, peak=0: dict(status=status, seconds=seconds, peak_bytes=peak, reason=reason)
-    if run.done: return told("skipped")
-    started, folder, again = time.perf_counter(), run.folder.resolve(), "its result was cut short before, and was made again" if (run.folder/"result.json").exists() else ""
-    job = dict(notebook=str(run.notebook), target=str(folder/"notebook.ipynb"), done=str(folder/"result.json"), log=str(folder/"log.txt"), parent=os.getpid(), wait=wait,
-               parameters={"results": str(Path(results).resolve()), "output": str(folder), "done": str(folder/"result.json"), **run.parameters})
-    command = [sys.executable, "-c", "import json, sys; from pruneresearch.lab.runs import _papermill; _papermill(json.loads(sys.argv[1]))", json.dumps(job)]
+    told = lambda status, reason="", seconds=0.0, peak=0: dict(
+        status=status, seconds=seconds, peak_bytes=peak, reason=reason
+    )
+    if run.done:
+        return told("skipped")
+    started, folder, again = (
+        time.perf_counter(),
+        run.folder.resolve(),
+        "its result was cut short before, and was made again" if (run.folder / "result.json").exists() else "",
+    )
+    job = dict(
+        notebook=str(run.notebook),
+        target=str(folder / "notebook.ipynb"),
+        done=str(folder / "result.json"),
+        log=str(folder / "log.txt"),
+        parent=os.getpid(),
+        wait=wait,
+        parameters={
+            "results": str(Path(results).resolve()),
+            "output": str(folder),
+            "done": str(folder / "result.json"),
+            **run.parameters,
+        },
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "import json, sys; from pruneresearch.lab.runs import _papermill; _papermill(json.loads(sys.argv[1]))",
+        json.dumps(job),
+    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for _ in range(2):
-            code, peak, tail, why = _watched(command, folder/"log.txt", threads or share_of_cores(1), memory, stopped)
-            if why or code in (0, BUSY, FOUND) or _began(folder/"notebook.ipynb"): break
-    except OSError as error: return told("failed", _explained(f"{error.strerror}: {error.filename}" if error.filename else short_error(error)))
+            code, peak, tail, why = _watched(command, folder / "log.txt", threads or share_of_cores(1), memory, stopped)
+            if why or code in (0, BUSY, FOUND) or _began(folder / "notebook.ipynb"):
+                break
+    except OSError as error:
+        return told(
+            "failed", _explained(f"{error.strerror}: {error.filename}" if error.filename else short_error(error))
+        )
     seconds = time.perf_counter() - started
-    if why == "stopped": return told("stopped")
-    if code in (BUSY, FOUND): return told("busy" if code == BUSY else "skipped")
-    if code == 0 and run.done: return told("done", again, seconds, peak)
+    if why == "stopped":
+        return told("stopped")
+    if code in (BUSY, FOUND):
+        return told("busy" if code == BUSY else "skipped")
+    if code == 0 and run.done:
+        return told("done", again, seconds, peak)
     return told("failed", why or _reason(tail, code), seconds, peak)
 
 # %% ../../nbs/lab/runs.ipynb #c016
 def _began(notebook: Path) -> bool:
     "Whether a cell was started: kernels that start at the same moment may take each other's port, and then none is."
-    if not notebook.is_file(): return False
-    try: return any(cell["metadata"].get("papermill", {}).get("start_time") for cell in read_json(notebook)["cells"])
-    except RunError: return True  # killed while it wrote
+    if not notebook.is_file():
+        return False
+    try:
+        return any(cell["metadata"].get("papermill", {}).get("start_time") for cell in read_json(notebook)["cells"])
+    except RunError:
+        return True  # killed while it wrote
 
 
 FULL = os.strerror(errno.ENOSPC)
 
 
-def _explained(reason: str) -> str: return "the disk is full: free some space" if FULL in reason else reason
+def _explained(reason: str) -> str:
+    return "the disk is full: free some space" if FULL in reason else reason
 
 
 def _reason(tail: list, code: int) -> str:
     "The last line that says something, which for a Python error is the error."
     lines = [line.strip() for line in tail if line.strip()]
-    if any(FULL in line for line in lines): return _explained(FULL)
-    return (lines[-1] if lines else "no output")[:300] + (f" (exit code {code})" if code else " (no whole result.json was written)")
+    if any(FULL in line for line in lines):
+        return _explained(FULL)
+    return (lines[-1] if lines else "no output")[:300] + (
+        f" (exit code {code})" if code else " (no whole result.json was written)"
+    )

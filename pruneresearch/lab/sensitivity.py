@@ -12,42 +12,55 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
 import numpy as np
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-from ..model.anatomy import Anatomy, Group, anatomy
+
 from ..basics.errors import RunError, UsageError, lookup
-from ..pruning.choosing import Request, unit_scores, weight_scores
-from .compare import frame
-from ..pruning.masks import Masks, Pattern, check_sparsity, keep_highest, keep_highest_n_m, parse_pattern
-from ..measure.quality import check_fit, check_output, evaluating, window_length
-from ..model.loading import example_losses, forward, to_device, tokenizer_of
-from .plots import freeze, panels, style
-from ..pruning.engine import _calibration, check_request, load_methods, way_of
-from ..pruning.statistics import as_batches, calibrate, calibration_hash
 from ..data.tasks import batched
+from .compare import frame
+from .plots import freeze, panels, style
+from ..measure.quality import check_fit, check_output, evaluating, window_length
+from ..model.anatomy import Anatomy, Group, anatomy
+from ..model.loading import example_losses, forward, to_device, tokenizer_of
+from ..pruning.choosing import Request, unit_scores, weight_scores
+from ..pruning.engine import _calibration, check_request, load_methods, way_of
+from ..pruning.masks import Masks, Pattern, check_sparsity, keep_highest, keep_highest_n_m, parse_pattern
+from ..pruning.statistics import as_batches, calibrate, calibration_hash
 
 # %% ../../nbs/lab/sensitivity.ipynb #c006
 @dataclass(frozen=True, eq=False)
 class Part:
     "What is pruned alone: one linear layer, or the heads or the neurons of one block."
-    block: int            # index of the block; of the layer, where a module has no blocks
-    role: str             # "q" … "fc2", "heads" or "neurons"; "linear" where there are no blocks
-    layer: str            # qualified name of the layer; of the block, for heads and neurons
+
+    block: int  # index of the block; of the layer, where a module has no blocks
+    role: str  # "q" … "fc2", "heads" or "neurons"; "linear" where there are no blocks
+    layer: str  # qualified name of the layer; of the block, for heads and neurons
     linears: dict = field(repr=False)  # qualified name → nn.Linear, of all layers that change
     group: Group = field(default=None, repr=False)  # the heads or neurons
 
 
 def parts_of(
     structure: Anatomy,  # of the model
-    pattern: Pattern,    # as parsed
-) -> list:               # of `Part`, in forward order
+    pattern: Pattern,  # as parsed
+) -> list:  # of `Part`, in forward order
     "What a pattern can prune alone."
     blocks = structure.blocks
-    if pattern.kinds: return [Part(g.block, g.kind, blocks[g.block].name, g.linears, g) for g in structure.groups if g.kind in pattern.kinds]
-    if not blocks: return [Part(i, "linear", name, {name: linear}) for i, (name, linear) in enumerate(structure.linears.items())]
-    return [Part(block.index, role, block.names[role], {block.names[role]: linear}) for block in blocks for role, linear in block.linears.items()]
+    if pattern.kinds:
+        return [
+            Part(g.block, g.kind, blocks[g.block].name, g.linears, g)
+            for g in structure.groups
+            if g.kind in pattern.kinds
+        ]
+    if not blocks:
+        return [Part(i, "linear", name, {name: linear}) for i, (name, linear) in enumerate(structure.linears.items())]
+    return [
+        Part(block.index, role, block.names[role], {block.names[role]: linear})
+        for block in blocks
+        for role, linear in block.linears.items()
+    ]
 
 # %% ../../nbs/lab/sensitivity.ipynb #c009
 @contextmanager
@@ -56,21 +69,25 @@ def put_back(
 ) -> Iterator[None]:
     "These layers are the same bit for bit when the block is left, however it is left."
     kept = [(parameter, parameter.detach().clone()) for linear in linears.values() for parameter in linear.parameters()]
-    try: yield
+    try:
+        yield
     finally:
         with torch.no_grad():
-            for parameter, before in kept: parameter.copy_(before)
+            for parameter, before in kept:
+                parameter.copy_(before)
 
 # %% ../../nbs/lab/sensitivity.ipynb #c012
 def score_of(
     request: Request,
     part: Part,
-    seen: dict,                  # name → `Seen`; empty where the method needs no data
+    seen: dict,  # name → `Seen`; empty where the method needs no data
     generator: torch.Generator,  # for random scores
-):                               # (out, in) or (units,) scores; None for a method that solves
+):  # (out, in) or (units,) scores; None for a method that solves
     "How important are the weights or units of a part?"
-    if request.method.solve: return None
-    if part.group: return unit_scores(request, part.group, seen, generator, {})
+    if request.method.solve:
+        return None
+    if part.group:
+        return unit_scores(request, part.group, seen, generator, {})
     return weight_scores(request, part.linears, seen, generator, None)[f"{part.layer}.weight"]
 
 
@@ -78,116 +95,161 @@ def prune_part(
     request: Request,
     part: Part,
     model: nn.Module,  # which the part belongs to; changed in place
-    seen: dict,        # name → `Seen`
-    score: Tensor,     # of `score_of`
-    share: float,      # fraction in [0, 1) of the weights or units that goes
-) -> dict:             # parameter name → keep
+    seen: dict,  # name → `Seen`
+    score: Tensor,  # of `score_of`
+    share: float,  # fraction in [0, 1) of the weights or units that goes
+) -> dict:  # parameter name → keep
     "Prune one part and nothing else."
     pattern = request.pattern
     if request.method.solve:
         heard = copy.deepcopy({name: seen[name] for name in part.linears})  # a solver uses it up
-        return {f"{name}.weight": keep for name, keep in request.method.solve(part.linears, heard, pattern if pattern.n else share, {}).items()}
-    if part.group: keep = part.group.weight_masks(keep_highest(score, share).cpu())
-    elif pattern.n: keep = {f"{part.layer}.weight": keep_highest_n_m(score, pattern.n, pattern.m)}
-    else: keep = {f"{part.layer}.weight": keep_highest(score, share, per="row" if request.by_row else "layer")}
+        return {
+            f"{name}.weight": keep
+            for name, keep in request.method.solve(part.linears, heard, pattern if pattern.n else share, {}).items()
+        }
+    if part.group:
+        keep = part.group.weight_masks(keep_highest(score, share).cpu())
+    elif pattern.n:
+        keep = {f"{part.layer}.weight": keep_highest_n_m(score, pattern.n, pattern.m)}
+    else:
+        keep = {f"{part.layer}.weight": keep_highest(score, share, per="row" if request.by_row else "layer")}
     Masks(keep).apply(model)
     return keep
 
 # %% ../../nbs/lab/sensitivity.ipynb #c016
 def token_counts(
     batch: dict,  # of tensors
-):                # (examples,) how many tokens are predicted in each; None where a label belongs to a whole example
+):  # (examples,) how many tokens are predicted in each; None where a label belongs to a whole example
     "What a language model's loss is a mean over."
     labels = batch.get("labels")
-    if labels is None or labels.dim() != 2 or labels.is_floating_point(): return None
+    if labels is None or labels.dim() != 2 or labels.is_floating_point():
+        return None
     return (labels[:, 1:] != -100).sum(1)
 
 
 def unit_of(
     batch: dict,  # of tensors
-    loss=None,    # a loss of the caller's own
+    loss=None,  # a loss of the caller's own
 ) -> str:
     "What a loss is measured in."
-    if loss is not None: return "per example"
-    if token_counts(batch) is not None: return "nats per token"
-    return "squared error per example" if "labels" in batch and batch["labels"].is_floating_point() else "nats per example"
+    if loss is not None:
+        return "per example"
+    if token_counts(batch) is not None:
+        return "nats per token"
+    return (
+        "squared error per example" if "labels" in batch and batch["labels"].is_floating_point() else "nats per example"
+    )
 
 # %% ../../nbs/lab/sensitivity.ipynb #c017
 def example_loss_of(
     model: nn.Module,  # any model
-    batch: dict,       # of tensors with labels, on the model's device
-    task=None,         # a `Task`, whose demands on the output are checked
-) -> Tensor:           # (examples,)
+    batch: dict,  # of tensors with labels, on the model's device
+    task=None,  # a `Task`, whose demands on the output are checked
+) -> Tensor:  # (examples,)
     "The loss that the model was made for; raises `UsageError` where model and batch have none."
     output = forward(model, batch)
-    if task is not None: check_output(output, model, task)
-    if "start_positions" in batch: return example_losses(model, batch, output)
+    if task is not None:
+        check_output(output, model, task)
+    if "start_positions" in batch:
+        return example_losses(model, batch, output)
     logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor): raise UsageError(f"{type(model).__name__} has no head that gives a loss: load it with load_model(name, task), which adds one, or give a loss.")
-    if "labels" not in batch: raise UsageError("the data for the loss have no labels: give batches with labels, or a loss=function(model, batch) that needs none.")
+    if not isinstance(logits, Tensor):
+        raise UsageError(
+            f"{type(model).__name__} has no head that gives a loss: load it with load_model(name, task), which adds one, or give a loss."
+        )
+    if "labels" not in batch:
+        raise UsageError(
+            "the data for the loss have no labels: give batches with labels, or a loss=function(model, batch) that needs none."
+        )
     if logits.dim() != batch["labels"].dim() + 1 and not batch["labels"].is_floating_point():
-        raise UsageError(f"labels of shape {tuple(batch['labels'].shape)} do not fit an output of shape {tuple(logits.shape)}: give batches with one label per {'token' if logits.dim() == 3 else 'example'}.")
+        raise UsageError(
+            f"labels of shape {tuple(batch['labels'].shape)} do not fit an output of shape {tuple(logits.shape)}: give batches with one label per {'token' if logits.dim() == 3 else 'example'}."
+        )
     return example_losses(model, batch, output)
 
 # %% ../../nbs/lab/sensitivity.ipynb #c018
 def losses(
-    model: nn.Module,       # any model
-    batches: Iterable,      # dicts of tensors
+    model: nn.Module,  # any model
+    batches: Iterable,  # dicts of tensors
     loss: Callable = None,  # (model, batch) → (examples,) numbers; None: the model's own
-    task=None,              # a `Task`, whose demands on the output are checked
-) -> tuple:                 # (loss, weight) of each example, (examples,) float64 both; raises `RunError` where a loss is not finite
+    task=None,  # a `Task`, whose demands on the output are checked
+) -> tuple:  # (loss, weight) of each example, (examples,) float64 both; raises `RunError` where a loss is not finite
     "The loss of every example, and how much it counts in the mean."
     values, weights = [], []
     with evaluating(model):
         for batch in (to_device(batch, model) for batch in batches):
-            found, size = loss(model, batch) if loss else example_loss_of(model, batch, task), len(next(iter(batch.values())))
+            found, size = (
+                loss(model, batch) if loss else example_loss_of(model, batch, task),
+                len(next(iter(batch.values()))),
+            )
             if not isinstance(found, Tensor) or found.shape != (size,):
-                raise UsageError(f"the loss of a batch of {size} examples is {tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__}: give one number per example, a tensor of shape ({size},).")
+                raise UsageError(
+                    f"the loss of a batch of {size} examples is {tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__}: give one number per example, a tensor of shape ({size},)."
+                )
             counts = None if loss else token_counts(batch)
             values.append(found.detach().double().cpu())
             weights.append((torch.ones(size) if counts is None else counts).double().cpu())
-    if not torch.isfinite(torch.cat(values)).all(): raise RunError("the loss is not finite: the model's weights or its data hold NaN or infinite values.")
+    if not torch.isfinite(torch.cat(values)).all():
+        raise RunError("the loss is not finite: the model's weights or its data hold NaN or infinite values.")
     return torch.cat(values), torch.cat(weights)
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> float: return float((values * weights).sum() / weights.sum())
+def weighted_mean(values: Tensor, weights: Tensor) -> float:
+    return float((values * weights).sum() / weights.sum())
 
 # %% ../../nbs/lab/sensitivity.ipynb #c022
 def loss_batches(
-    model: nn.Module,      # any model that fits the task
-    task,                  # a `Task`; or
-    data=None,             # (n, length) token ids, or an iterable of batches
-    n: int = 128,          # at most so many examples or windows of the selection split
-    length: int = None,    # tokens per example or window
-    batch_size: int = 8,   # does not change the result
-    seed: int = 0,         # draws the examples
-) -> list:                 # of dicts of tensors
+    model: nn.Module,  # any model that fits the task
+    task,  # a `Task`; or
+    data=None,  # (n, length) token ids, or an iterable of batches
+    n: int = 128,  # at most so many examples or windows of the selection split
+    length: int = None,  # tokens per example or window
+    batch_size: int = 8,  # does not change the result
+    seed: int = 0,  # draws the examples
+) -> list:  # of dicts of tensors
     "What the loss is measured on."
     for name, value in (("n_loss", n), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1: raise UsageError(f"{name} must be a whole number from 1, got {value!r}.")
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{name} must be a whole number from 1, got {value!r}.")
     if data is not None:
-        try: batches = as_batches(data, batch_size)
-        except UsageError as error: raise UsageError(str(error).replace("calibration", "data", 1)) from None
-        if not batches: raise UsageError("there are no data for the loss: give at least one example.")
+        try:
+            batches = as_batches(data, batch_size)
+        except UsageError as error:
+            raise UsageError(str(error).replace("calibration", "data", 1)) from None
+        if not batches:
+            raise UsageError("there are no data for the loss: give at least one example.")
         return batches
-    if task is None: raise UsageError("the loss needs data: give a task, or data=token ids or batches that are not in the calibration set.")
+    if task is None:
+        raise UsageError(
+            "the loss needs data: give a task, or data=token ids or batches that are not in the calibration set."
+        )
     rows = task.encode("selection", tokenizer_of(model), window_length(model, task, length))
-    return batched(rows.shuffle(seed=seed).select(range(min(n, len(rows)))), task.collate(tokenizer_of(model)), batch_size)
+    return batched(
+        rows.shuffle(seed=seed).select(range(min(n, len(rows)))), task.collate(tokenizer_of(model)), batch_size
+    )
 
 # %% ../../nbs/lab/sensitivity.ipynb #c023
 def _inputs(batches: list) -> set:
     "A name for the inputs of each example; labels do not count."
     own = [{key: batch[key] for key in ("input_ids", "attention_mask", "inputs") if key in batch} for batch in batches]
-    return {calibration_hash([{key: value[i:i + 1] for key, value in batch.items()}]) for batch in own if set(batch) - {"attention_mask"} for i in range(len(next(iter(batch.values()))))}
+    return {
+        calibration_hash([{key: value[i : i + 1] for key, value in batch.items()}])
+        for batch in own
+        if set(batch) - {"attention_mask"}
+        for i in range(len(next(iter(batch.values()))))
+    }
 
 
 def require_apart(
     calibration: list,  # batches
-    data: list,         # batches
+    data: list,  # batches
 ) -> None:
     "Raise `UsageError` where an example is in both."
     both = len(_inputs(calibration) & _inputs(data))
-    if both: raise UsageError(f"the calibration set and the data for the loss have {both} {'example' if both == 1 else 'examples'} in common: measure the loss on others.")
+    if both:
+        raise UsageError(
+            f"the calibration set and the data for the loss have {both} {'example' if both == 1 else 'examples'} in common: measure the loss on others."
+        )
 
 # %% ../../nbs/lab/sensitivity.ipynb #c026
 ALONE = ("score", "units", "solve")  # ways of a method that decide about one layer or one group at a time
@@ -197,26 +259,39 @@ def _method(name: str, pattern: Pattern):
     "A method that can prune one part alone."
     methods = load_methods()
     method = lookup(methods, name, "method")
-    if way_of(method) in ALONE: return method
-    fitting = sorted(m.name for m in methods.values() if way_of(m) == "score" or way_of(m) == ("units" if pattern.kinds else "solve"))
-    raise UsageError(f"method {name!r} decides about the whole model, not about one layer: choose {', '.join(fitting[:-1])} or {fitting[-1]}.")
+    if way_of(method) in ALONE:
+        return method
+    fitting = sorted(
+        m.name for m in methods.values() if way_of(m) == "score" or way_of(m) == ("units" if pattern.kinds else "solve")
+    )
+    raise UsageError(
+        f"method {name!r} decides about the whole model, not about one layer: choose {', '.join(fitting[:-1])} or {fitting[-1]}."
+    )
 
 
 def _shares(sparsity, pattern: Pattern) -> list:
     "One sparsity, or several, as a list."
-    if sparsity is None: return [1 - pattern.n / pattern.m if pattern.n else 0.5]
+    if sparsity is None:
+        return [1 - pattern.n / pattern.m if pattern.n else 0.5]
     shares = list(sparsity) if isinstance(sparsity, Iterable) and not isinstance(sparsity, str) else [sparsity]
-    if not shares: raise UsageError("the list of sparsities is empty: give at least one, such as 0.5.")
+    if not shares:
+        raise UsageError("the list of sparsities is empty: give at least one, such as 0.5.")
     return [check_sparsity(share) for share in shares]
 
 
 def _asked(model: nn.Module, method: str, sparsity, pattern: str, seed: int) -> tuple:
     "(`Request`, sparsities), or the `UsageError` that says why not."
     parsed = parse_pattern(pattern)
-    if parsed.kind == "blocks": raise UsageError("pattern 'blocks' takes whole blocks, and this is about what is in them: choose unstructured, N:M, heads, neurons or heads+neurons.")
+    if parsed.kind == "blocks":
+        raise UsageError(
+            "pattern 'blocks' takes whole blocks, and this is about what is in them: choose unstructured, N:M, heads, neurons or heads+neurons."
+        )
     found, shares = _method(method, parsed), _shares(sparsity, parsed)
-    for share in shares: check_request(model, method, share, pattern)
-    return Request(found, anatomy(model), parsed, "row" if found.allocation == "row" else "layer", None, seed=seed), shares
+    for share in shares:
+        check_request(model, method, share, pattern)
+    return Request(
+        found, anatomy(model), parsed, "row" if found.allocation == "row" else "layer", None, seed=seed
+    ), shares
 
 # %% ../../nbs/lab/sensitivity.ipynb #c027
 def _line(part: Part, share: float, keep: dict, dense: tuple, after: Tensor) -> dict:
@@ -225,62 +300,98 @@ def _line(part: Part, share: float, keep: dict, dense: tuple, after: Tensor) -> 
     loss, base, n = weighted_mean(after, weights), weighted_mean(before, weights), len(before)
     spread = (weights * (after - before - (loss - base))).square().sum()
     removed = sum(int((~mask).sum()) for mask in keep.values() if mask.dim() > 1)
-    return dict(sparsity=share, block=part.block, role=part.role, layer=part.layer, weights=sum(linear.weight.numel() for linear in part.linears.values()), removed=removed, dense=base, loss=loss, increase=loss - base,
-                error=float((spread * n / (n - 1)).sqrt() / weights.sum()) if n > 1 else np.nan, per_million=1e6 * (loss - base) / removed if removed else np.nan)
+    return dict(
+        sparsity=share,
+        block=part.block,
+        role=part.role,
+        layer=part.layer,
+        weights=sum(linear.weight.numel() for linear in part.linears.values()),
+        removed=removed,
+        dense=base,
+        loss=loss,
+        increase=loss - base,
+        error=float((spread * n / (n - 1)).sqrt() / weights.sum()) if n > 1 else np.nan,
+        per_million=1e6 * (loss - base) / removed if removed else np.nan,
+    )
 
 # %% ../../nbs/lab/sensitivity.ipynb #c028
 def sensitivity(
-    model: nn.Module,          # any model that `prune` takes; the same afterwards, bit for bit
-    task=None,                 # a `Task` to calibrate and to measure the loss on; or
+    model: nn.Module,  # any model that `prune` takes; the same afterwards, bit for bit
+    task=None,  # a `Task` to calibrate and to measure the loss on; or
     *,
-    calibration=None,          # (n, length) token ids, or an iterable of batches
-    data=None,                 # the same for the loss; no example may be in both
-    loss: Callable = None,     # (model, batch) → (examples,) numbers; None: the model's own
-    method: str = "wanda",     # a name of `list_methods` that scores weights or units, or solves layer by layer
-    sparsity=None,             # fraction in [0, 1) of the weights or units of each part, or a list of them; None: 0.5, or what N:M asks for
+    calibration=None,  # (n, length) token ids, or an iterable of batches
+    data=None,  # the same for the loss; no example may be in both
+    loss: Callable = None,  # (model, batch) → (examples,) numbers; None: the model's own
+    method: str = "wanda",  # a name of `list_methods` that scores weights or units, or solves layer by layer
+    sparsity=None,  # fraction in [0, 1) of the weights or units of each part, or a list of them; None: 0.5, or what N:M asks for
     pattern: str = "unstructured",  # "unstructured", "N:M", "heads", "neurons" or "heads+neurons"
     n_calibration: int = 128,  # examples or sequences of the training split
-    n_loss: int = 128,         # at most so many of the selection split
-    length: int = None,        # tokens per example or sequence, of both; None: as for `prune`
-    batch_size: int = 8,       # of both; does not change the result
-    seed: int = 0,             # draws both, and random scores
-    progress: bool = False,    # show bars
-):                             # a pandas.DataFrame, one line per sparsity and part, see below
+    n_loss: int = 128,  # at most so many of the selection split
+    length: int = None,  # tokens per example or sequence, of both; None: as for `prune`
+    batch_size: int = 8,  # of both; does not change the result
+    seed: int = 0,  # draws both, and random scores
+    progress: bool = False,  # show bars
+):  # a pandas.DataFrame, one line per sparsity and part, see below
     "What the loss does when one layer, or the heads or neurons of one block, is pruned and nothing else. Raises `UsageError` before any work where the request makes no sense."
     request, shares = _asked(model, method, sparsity, pattern, seed)
-    if task is not None: check_fit(model, task)
+    if task is not None:
+        check_fit(model, task)
     held_out = loss_batches(model, task, data, n_loss, length, batch_size, seed)
     batches = _calibration(model, task, calibration, request, n_calibration, length, batch_size)
     require_apart(batches, held_out)
     seen = calibrate(model, batches, request.structure.linears, request.needs, progress) if request.needs else {}
     dense, generator, rows = losses(model, held_out, loss, task), request.generator(), []
-    common = dict(model=getattr(model, "display_name", type(model).__name__), task=task.name if task is not None else "", method=method, pattern=pattern)
+    common = dict(
+        model=getattr(model, "display_name", type(model).__name__),
+        task=task.name if task is not None else "",
+        method=method,
+        pattern=pattern,
+    )
     for part in tqdm(parts_of(request.structure, request.pattern), "one at a time", disable=not progress):
         score = score_of(request, part, seen, generator)
         for share in shares:
             with put_back(part.linears):
                 keep = prune_part(request, part, model, seen, score, share)
-                rows.append(common | _line(part, share, keep, dense, losses(model, held_out, loss, task)[0]) | dict(unit=unit_of(held_out[0], loss)))
+                rows.append(
+                    common
+                    | _line(part, share, keep, dense, losses(model, held_out, loss, task)[0])
+                    | dict(unit=unit_of(held_out[0], loss))
+                )
     return frame(rows)
 
 # %% ../../nbs/lab/sensitivity.ipynb #c034
-FLOOR = 1/1000  # of the largest increase: what is smaller counts as this
+FLOOR = 1 / 1000  # of the largest increase: what is smaller counts as this
 KEYS = ("model", "task", "method", "pattern", "sparsity")
 
 
 def _require_table(table) -> None:
-    missing = [name for name in (*KEYS, "block", "role", "layer", "increase", "error", "unit") if name not in getattr(table, "columns", ())]
-    if missing: raise UsageError(f"this is no table of sensitivity, it has no column {missing[0]}: give what sensitivity(…) returns.")
-    if not len(table): raise UsageError("the table is empty: give what sensitivity(…) returns.")
-    if table.duplicated([*KEYS, "block", "role"]).any(): raise UsageError("the table has two lines for the same layer, method and sparsity: draw one table after the other, or their means.")
+    missing = [
+        name
+        for name in (*KEYS, "block", "role", "layer", "increase", "error", "unit")
+        if name not in getattr(table, "columns", ())
+    ]
+    if missing:
+        raise UsageError(
+            f"this is no table of sensitivity, it has no column {missing[0]}: give what sensitivity(…) returns."
+        )
+    if not len(table):
+        raise UsageError("the table is empty: give what sensitivity(…) returns.")
+    if table.duplicated([*KEYS, "block", "role"]).any():
+        raise UsageError(
+            "the table has two lines for the same layer, method and sparsity: draw one table after the other, or their means."
+        )
 
 
 def _scale(increases):
     "Colours for increases: logarithmic, unless nothing has increased."
     from matplotlib.colors import LogNorm, Normalize
+
     top = increases.max()
-    if not top > 0: return Normalize(0, 1)
-    return LogNorm(min(increases[increases >= FLOOR * top].min(), top / 2) / 1.2, top)  # the smallest is not as pale as what is below
+    if not top > 0:
+        return Normalize(0, 1)
+    return LogNorm(
+        min(increases[increases >= FLOOR * top].min(), top / 2) / 1.2, top
+    )  # the smallest is not as pale as what is below
 
 # %% ../../nbs/lab/sensitivity.ipynb #c035
 def _draw_cells(axis, lines, scale):
@@ -288,35 +399,73 @@ def _draw_cells(axis, lines, scale):
     import seaborn as sns
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
+
     roles = list(dict.fromkeys(lines["role"]))
     grid, error = (lines.pivot(index="block", columns="role", values=column)[roles] for column in ("increase", "error"))
-    digits = max(0, 2 - int(np.floor(np.log10(max(grid.abs().max().max(), 1e-6)))))  # three figures of the panel's largest number
+    digits = max(
+        0, 2 - int(np.floor(np.log10(max(grid.abs().max().max(), 1e-6))))
+    )  # three figures of the panel's largest number
     write = lambda value, doubt: f"({value:.{digits}f})" if abs(value) < 2 * doubt else f"{value:.{digits}f}"
-    texts = [[write(round(v, digits) + 0.0, e) for v, e in zip(*rows)] for rows in zip(grid.to_numpy(), error.to_numpy())]
+    texts = [
+        [write(round(v, digits) + 0.0, e) for v, e in zip(*rows)] for rows in zip(grid.to_numpy(), error.to_numpy())
+    ]
     plain = roles == ["linear"]
-    if plain: grid = grid.rename(index=lines.drop_duplicates("block").set_index("block")["layer"])
-    sns.heatmap(grid.clip(scale.vmin, scale.vmax), ax=axis, norm=scale, cmap=ListedColormap(colormaps["Blues"](np.linspace(0.1, 1, 256))), cbar=False,
-                annot=texts, fmt="", annot_kws={"fontsize": 8}, linewidths=1, xticklabels=[""] if plain else True)
-    axis.set(xlabel="" if plain else "units that go" if set(roles) <= {"heads", "neurons"} else "linear layer", ylabel="linear layer" if plain else "block")
+    if plain:
+        grid = grid.rename(index=lines.drop_duplicates("block").set_index("block")["layer"])
+    sns.heatmap(
+        grid.clip(scale.vmin, scale.vmax),
+        ax=axis,
+        norm=scale,
+        cmap=ListedColormap(colormaps["Blues"](np.linspace(0.1, 1, 256))),
+        cbar=False,
+        annot=texts,
+        fmt="",
+        annot_kws={"fontsize": 8},
+        linewidths=1,
+        xticklabels=[""] if plain else True,
+    )
+    axis.set(
+        xlabel="" if plain else "units that go" if set(roles) <= {"heads", "neurons"} else "linear layer",
+        ylabel="linear layer" if plain else "block",
+    )
     axis.tick_params(rotation=0, length=0)
     return axis.collections[0]
 
 # %% ../../nbs/lab/sensitivity.ipynb #c036
 def sensitivity_map(
     table,  # of `sensitivity`, or several of them put together
-):          # a matplotlib Figure, one panel per sparsity, method and pattern; raises `UsageError` for anything else
+):  # a matplotlib Figure, one panel per sparsity, method and pattern; raises `UsageError` for anything else
     "The increases as a heat map, blocks × layers."
     _require_table(table)
-    if table["unit"].nunique() > 1: raise UsageError(f"losses in {' and in '.join(table['unit'].unique())} cannot share a scale of colours: draw them apart.")
+    if table["unit"].nunique() > 1:
+        raise UsageError(
+            f"losses in {' and in '.join(table['unit'].unique())} cannot share a scale of colours: draw them apart."
+        )
     from matplotlib.ticker import LogLocator
+
     by_panel, scale = {key: lines for key, lines in table.groupby(list(KEYS), sort=False)}, _scale(table["increase"])
     with style():
-        figure, axes = panels([(f"{model} on {task}" if task else model, method, f"{pattern} at {100*sparsity:.4g} %", "none") for model, task, method, pattern, sparsity in by_panel],
-                              "Loss increase when one part alone is pruned", height=max(2.8, 1.6 + 0.32*table["block"].nunique()))
+        figure, axes = panels(
+            [
+                (f"{model} on {task}" if task else model, method, f"{pattern} at {100 * sparsity:.4g} %", "none")
+                for model, task, method, pattern, sparsity in by_panel
+            ],
+            "Loss increase when one part alone is pruned",
+            height=max(2.8, 1.6 + 0.32 * table["block"].nunique()),
+        )
         cells = [_draw_cells(axis, lines, scale) for axis, lines in zip(axes, by_panel.values())]
-        bar = figure.colorbar(cells[0], ax=axes, label=f"increase of loss,\n{table['unit'].iloc[0]}", format="%g", ticks=LogLocator(subs=(1, 2, 5)) if scale.vmin > 0 else None, extend="min", aspect=2*max(10, table["block"].nunique()))
+        bar = figure.colorbar(
+            cells[0],
+            ax=axes,
+            label=f"increase of loss,\n{table['unit'].iloc[0]}",
+            format="%g",
+            ticks=LogLocator(subs=(1, 2, 5)) if scale.vmin > 0 else None,
+            extend="min",
+            aspect=2 * max(10, table["block"].nunique()),
+        )
         bar.ax.minorticks_off()
-        if (table["increase"].abs() < 2 * table["error"]).any(): figure.supxlabel("In parentheses: less than two standard errors from zero.", fontsize=8, x=0.01, ha="left")
+        if (table["increase"].abs() < 2 * table["error"]).any():
+            figure.supxlabel("In parentheses: less than two standard errors from zero.", fontsize=8, x=0.01, ha="left")
         freeze(figure)
     return figure
 
@@ -324,24 +473,31 @@ def sensitivity_map(
 def _costs(table, sparsity: float):
     "Per block, at the nearest sparsity: (increase per weight removed, weights); raises `UsageError` for a table that does not say."
     _require_table(table)
-    if len(table[["model", "task", "method", "pattern"]].drop_duplicates()) > 1: raise UsageError("shares follow from the lines of one model and one method: choose them from the table.")
-    if (pattern := table["pattern"].iloc[0]) != "unstructured": raise UsageError(f"a list of sparsities is for single weights, and this table is about pattern {pattern!r}: make one with pattern='unstructured'.")
+    if len(table[["model", "task", "method", "pattern"]].drop_duplicates()) > 1:
+        raise UsageError("shares follow from the lines of one model and one method: choose them from the table.")
+    if (pattern := table["pattern"].iloc[0]) != "unstructured":
+        raise UsageError(
+            f"a list of sparsities is for single weights, and this table is about pattern {pattern!r}: make one with pattern='unstructured'."
+        )
     nearest = min(table.loc[table["removed"] > 0, "sparsity"], key=lambda s: abs(s - sparsity), default=None)
-    if nearest is None: raise UsageError("nothing was removed in this table: make one at a higher sparsity.")
+    if nearest is None:
+        raise UsageError("nothing was removed in this table: make one at a higher sparsity.")
     blocks = table[table["sparsity"] == nearest].groupby("block")[["increase", "removed", "weights"]].sum()
     return (blocks["increase"] / blocks["removed"].clip(lower=1)).to_numpy(), blocks["weights"].to_numpy()
 
 
 def shares_from(
-    table,               # of `sensitivity`, unstructured
-    sparsity: float,     # fraction in [0, 1) of all weights in the table
+    table,  # of `sensitivity`, unstructured
+    sparsity: float,  # fraction in [0, 1) of all weights in the table
     span: float = 0.16,  # λ in (0, 1), how far the least and the most sensitive block are apart
-) -> list:               # one fraction in [0, 1) per block, with this mean over the weights: a sparsity for `prune`
+) -> list:  # one fraction in [0, 1) per block, with this mean over the weights: a sparsity for `prune`
     "Sensitive blocks keep more."
     check_sparsity(sparsity)
-    if not (isinstance(span, (int, float)) and 0 < span < 1): raise UsageError(f"the span must be a fraction between 0 and 1 such as 0.16, got {span!r}.")
+    if not (isinstance(span, (int, float)) and 0 < span < 1):
+        raise UsageError(f"the span must be a fraction between 0 and 1 such as 0.16, got {span!r}.")
     cost, weights = _costs(table, sparsity)
-    if not cost.max() > 0: return [float(sparsity)] * len(cost)  # nothing hurts
+    if not cost.max() > 0:
+        return [float(sparsity)] * len(cost)  # nothing hurts
     depth = np.log(np.maximum(cost, FLOOR * cost.max()))
     less = span * (depth - depth.min()) / (np.ptp(depth) or 1)
     shift = np.average(less, weights=weights) - less

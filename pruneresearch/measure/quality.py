@@ -10,42 +10,60 @@ __all__ = ['TOKENS_AT_ONCE', 'MEASURES', 'HOOKS', 'check_fit', 'check_output', '
            'require_no_hooks', 'latency', 'Phase', 'watched_memory', 'watched_cuda', 'measured']
 
 # %% ../../nbs/measure/quality.ipynb #c004
-import threading, time
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch import nn, Tensor
-from ..model.anatomy import anatomy
+from torch import Tensor, nn
+
 from ..basics.errors import RunError, UsageError, lookup
 from ..basics.fingerprints import fingerprint
-from ..model.loading import context_of, length_for, example_losses, forward, require_fit, to_device, tokenizer_of
+from ..model.anatomy import anatomy
+from pruneresearch.model.loading import (
+    context_of,
+    example_losses,
+    forward,
+    length_for,
+    require_fit,
+    to_device,
+    tokenizer_of,
+)
 
 # %% ../../nbs/measure/quality.ipynb #c006
 def check_fit(
     model: nn.Module,  # any model
-    task,              # a `Task`
-) -> None:             # raises `UsageError` when the architecture cannot do the task
+    task,  # a `Task`
+) -> None:  # raises `UsageError` when the architecture cannot do the task
     "Refuse a task that is not for this architecture."
     config = getattr(model, "config", None)
     require_fit(getattr(config, "model_type", None) or "mlp", task, type(model).__name__)
 
 
 def check_output(
-    output,            # of the model, on one batch
+    output,  # of the model, on one batch
     model: nn.Module,  # that gave it
-    task,              # a `Task`
-) -> None:             # raises `UsageError` for a missing or a wrong head, `RunError` for NaN
+    task,  # a `Task`
+) -> None:  # raises `UsageError` for a missing or a wrong head, `RunError` for NaN
     "Refuse an output that the task's metrics could not mean."
     qa = task.kind == "question-answering"
     logits = getattr(output, "start_logits" if qa else "logits", output if isinstance(output, Tensor) else None)
     if logits is None:
-        raise UsageError(f"{type(model).__name__} has no head for {task.kind}: load it with load_model(name, task), which adds one.")
+        raise UsageError(
+            f"{type(model).__name__} has no head for {task.kind}: load it with load_model(name, task), which adds one."
+        )
     width, classes = logits.shape[-1], max(1, len(task.labels))
     if task.kind in ("classification", "regression") and (logits.dim() != 2 or width != classes):
-        raise UsageError(f"the model gives {width} numbers per example, task {task.name!r} needs {classes}: load it with load_model(name, task).")
-    if logits.isnan().any(): raise RunError(f"the output of {type(model).__name__} is not a number: the model has diverged, prune less or lower the learning rate.")
+        raise UsageError(
+            f"the model gives {width} numbers per example, task {task.name!r} needs {classes}: load it with load_model(name, task)."
+        )
+    if logits.isnan().any():
+        raise RunError(
+            f"the output of {type(model).__name__} is not a number: the model has diverged, prune less or lower the learning rate."
+        )
 
 # %% ../../nbs/measure/quality.ipynb #c008
 @contextmanager
@@ -56,15 +74,17 @@ def evaluating(
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(): yield
+        with torch.no_grad():
+            yield
     finally:
-        for module, mode in training.items(): module.training = mode
+        for module, mode in training.items():
+            module.training = mode
 
 # %% ../../nbs/measure/quality.ipynb #c011
 def outputs_of(
     model: nn.Module,  # in evaluation mode
-    task,              # a `Task`
-    batches,           # with labels
+    task,  # a `Task`
+    batches,  # with labels
 ) -> Iterator[tuple]:  # of (batch, output), the batch on the model's device
     "Run the model over batches, checking that what comes out can be measured."
     for batch in batches:
@@ -75,39 +95,56 @@ def outputs_of(
 
 # %% ../../nbs/measure/quality.ipynb #c012
 def like_lengths(
-    rows,             # an encoded split
+    rows,  # an encoded split
     batch_size: int,  # examples per batch
-) -> list:            # of lists of row numbers, each row once
+) -> list:  # of lists of row numbers, each row once
     "Rows of like length together, so that little of a batch is padding."
-    if batch_size < 1: raise UsageError(f"a batch of {batch_size} rows cannot be made: ask for at least 1.")
-    sizes = [len(ids) for ids in rows["input_ids"]] if "input_ids" in rows.column_names else [0]*len(rows)
+    if batch_size < 1:
+        raise UsageError(f"a batch of {batch_size} rows cannot be made: ask for at least 1.")
+    sizes = [len(ids) for ids in rows["input_ids"]] if "input_ids" in rows.column_names else [0] * len(rows)
     order = sorted(range(len(rows)), key=sizes.__getitem__)
-    return [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def predicted(
-    model, task, split, tokenizer, length, batch_size, of,  # of: output → one prediction per example
+    model,
+    task,
+    split,
+    tokenizer,
+    length,
+    batch_size,
+    of,  # of: output → one prediction per example
 ) -> tuple:  # (predictions, references), lists in the order of the split
     "Predictions of a whole split."
     rows, collate, found = task.encode(split, tokenizer, length), task.collate(tokenizer), {}
     parts = like_lengths(rows, batch_size)
-    for part, (batch, output) in zip(parts, outputs_of(model, task, (collate([rows[i] for i in part]) for part in parts))):
+    for part, (batch, output) in zip(
+        parts, outputs_of(model, task, (collate([rows[i] for i in part]) for part in parts))
+    ):
         found |= dict(zip(part, zip(of(getattr(output, "logits", output)), batch["labels"].tolist())))
     return tuple(list(column) for column in zip(*(found[i] for i in range(len(rows)))))
 
 # %% ../../nbs/measure/quality.ipynb #c013
 def macro_metrics(
-    predictions: list, references: list,  # classes, by number
-) -> dict:                                # f1, precision
+    predictions: list,
+    references: list,  # classes, by number
+) -> dict:  # f1, precision
     "Means over the classes."
     from pruneresearch.data.metrics import load_metric
-    return {name: load_metric(name).compute(predictions=predictions, references=references, average="macro")[name] for name in ("f1", "precision")}
+
+    return {
+        name: load_metric(name).compute(predictions=predictions, references=references, average="macro")[name]
+        for name in ("f1", "precision")
+    }
 
 
 def measure_classification(model, task, split, tokenizer, length, batch_size):
     "The task's metrics of the predicted classes, and F1 and precision as means over classes; outcomes 1 (right) and 0 (wrong) when accuracy is the main metric."
     from pruneresearch.data.metrics import load_metric
-    predictions, references = predicted(model, task, split, tokenizer, length, batch_size, lambda logits: logits.argmax(-1).tolist())
+
+    predictions, references = predicted(
+        model, task, split, tokenizer, length, batch_size, lambda logits: logits.argmax(-1).tolist()
+    )
     metrics = {}
     for name in task.metrics:
         how = {"average": "macro"} if name in ("f1", "precision", "recall") and len(task.labels) > 2 else {}
@@ -120,9 +157,13 @@ def measure_classification(model, task, split, tokenizer, length, batch_size):
 def measure_regression(model, task, split, tokenizer, length, batch_size):
     "Correlations of the predicted numbers; a correlation is not a mean over items, so there are no outcomes."
     from pruneresearch.data.metrics import load_metric
-    predictions, references = predicted(model, task, split, tokenizer, length, batch_size, lambda logits: logits.squeeze(-1).float().tolist())
+
+    predictions, references = predicted(
+        model, task, split, tokenizer, length, batch_size, lambda logits: logits.squeeze(-1).float().tolist()
+    )
     metrics = {}
-    for name in task.metrics: metrics |= load_metric(name).compute(predictions=predictions, references=references)
+    for name in task.metrics:
+        metrics |= load_metric(name).compute(predictions=predictions, references=references)
     return metrics, None, None
 
 # %% ../../nbs/measure/quality.ipynb #c015
@@ -130,9 +171,9 @@ TOKENS_AT_ONCE = 1024  # of a language model: the logits of so many tokens still
 
 
 def windows_at_once(
-    length: int,      # tokens per window
-    most: int = 32,   # however short they are
-) -> int:             # from 1
+    length: int,  # tokens per window
+    most: int = 32,  # however short they are
+) -> int:  # from 1
     "How many windows a language model reads together."
     return max(1, min(most, TOKENS_AT_ONCE // length))
 
@@ -140,11 +181,14 @@ def windows_at_once(
 def measure_language_modelling(model, task, split, tokenizer, length, batch_size):
     "Perplexity; outcomes are mean negative log-likelihoods (nats) per window, weights their predicted tokens."
     from pruneresearch.data.metrics import load_metric
+
     outcomes, weights = [], []
-    for batch, output in outputs_of(model, task, task.batches(split, tokenizer, windows_at_once(length, batch_size), length)):
+    for batch, output in outputs_of(
+        model, task, task.batches(split, tokenizer, windows_at_once(length, batch_size), length)
+    ):
         outcomes += example_losses(model, batch, output).tolist()
         weights += (batch["labels"][:, 1:] != -100).sum(1).tolist()
-    sums = [loss*count for loss, count in zip(outcomes, weights)]
+    sums = [loss * count for loss, count in zip(outcomes, weights)]
     return load_metric("perplexity").compute(predictions=sums, references=weights), outcomes, weights
 
 # %% ../../nbs/measure/quality.ipynb #c017
@@ -152,6 +196,7 @@ def measure_question_answering(model, task, split, tokenizer, length, batch_size
     "Exact match and F1 of the answers; the outcome of a question is its share in the main metric."
     from pruneresearch.data.metrics import answer_f1, answer_match, load_metric, normalise_answer
     from pruneresearch.data.tasks import answers, references
+
     features, starts, ends = task.encode(split, tokenizer, length), [], []
     for _, output in outputs_of(model, task, task.batches(split, tokenizer, batch_size, length)):
         starts += list(output.start_logits.float().cpu().numpy())
@@ -165,44 +210,62 @@ def measure_question_answering(model, task, split, tokenizer, length, batch_size
     return metrics, outcomes, None
 
 
-MEASURES = {"classification": measure_classification, "regression": measure_regression,
-            "language-modelling": measure_language_modelling, "question-answering": measure_question_answering}
+MEASURES = {
+    "classification": measure_classification,
+    "regression": measure_regression,
+    "language-modelling": measure_language_modelling,
+    "question-answering": measure_question_answering,
+}
 
 # %% ../../nbs/measure/quality.ipynb #c019
 def window_length(
-    model: nn.Module,    # any model
-    task,                # a `Task`
+    model: nn.Module,  # any model
+    task,  # a `Task`
     length: int = None,  # asked for
-) -> int:                # tokens per example or window, 0 for tasks without tokens; raises `UsageError` when the model cannot read so many
+) -> (
+    int
+):  # tokens per example or window, 0 for tasks without tokens; raises `UsageError` when the model cannot read so many
     "The length of an evaluation: as asked for, else the task's default, never beyond the model's context."
-    if task.inputs == ("vector",): return 0
+    if task.inputs == ("vector",):
+        return 0
     context, length = context_of(model), length_for(model, task, length)
     if context and length > context:
-        raise UsageError(f"a length of {length} tokens is more than the {context} this model can read: ask for at most {context}.")
+        raise UsageError(
+            f"a length of {length} tokens is more than the {context} this model can read: ask for at most {context}."
+        )
     return length
 
 
 def protocol(
-    model: nn.Module,     # any model
-    task,                 # a `Task`
+    model: nn.Module,  # any model
+    task,  # a `Task`
     split: str = "test",  # the split that is measured
-    length: int = None,   # tokens per example or window; None: the task's default
-) -> dict:                # plain values; equal protocols make comparable numbers
+    length: int = None,  # tokens per example or window; None: the task's default
+) -> dict:  # plain values; equal protocols make comparable numbers
     "All that an evaluation depends on besides the weights."
     from importlib.metadata import version
+
     from pruneresearch.data.tasks import tokenizer_hash
-    return {"task": task.name, "data": task.fingerprint(), "split": split, "join": task.join, "length": window_length(model, task, length),
-            "tokenizer": tokenizer_hash(tokenizer_of(model)), "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-            "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")}}
+
+    return {
+        "task": task.name,
+        "data": task.fingerprint(),
+        "split": split,
+        "join": task.join,
+        "length": window_length(model, task, length),
+        "tokenizer": tokenizer_hash(tokenizer_of(model)),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+    }
 
 # %% ../../nbs/measure/quality.ipynb #c020
 def evaluate_with_outcomes(
-    model: nn.Module,      # any model that fits the task
-    task,                  # a `Task`
-    split: str = "test",   # "test" is the reported split; choices are made on "selection"
+    model: nn.Module,  # any model that fits the task
+    task,  # a `Task`
+    split: str = "test",  # "test" is the reported split; choices are made on "selection"
     batch_size: int = 32,  # examples at once; language modelling reduces it for long windows
-    length: int = None,    # tokens per example or window; None: the task's default
-) -> tuple:                # (metrics with "fingerprint", outcomes per item or None, weights per item or None)
+    length: int = None,  # tokens per example or window; None: the task's default
+) -> tuple:  # (metrics with "fingerprint", outcomes per item or None, weights per item or None)
     "Evaluate a model; raises `UsageError` when it does not fit the task, `RunError` when its output is not a number."
     lookup(task.splits, split, "split")
     check_fit(model, task)
@@ -213,39 +276,47 @@ def evaluate_with_outcomes(
 
 
 def evaluate_model(
-    model: nn.Module,      # any model that fits the task
-    task,                  # a `Task`
-    split: str = "test",   # "test" is the reported split; choices are made on "selection"
+    model: nn.Module,  # any model that fits the task
+    task,  # a `Task`
+    split: str = "test",  # "test" is the reported split; choices are made on "selection"
     batch_size: int = 32,  # examples at once; language modelling reduces it for long windows
-    length: int = None,    # tokens per example or window; None: the task's default
-) -> dict:                 # metric → value, as fractions or perplexity, and "fingerprint" of the protocol
+    length: int = None,  # tokens per example or window; None: the task's default
+) -> dict:  # metric → value, as fractions or perplexity, and "fingerprint" of the protocol
     "Evaluate a model; raises `UsageError` when it does not fit the task, `RunError` when its output is not a number."
     return evaluate_with_outcomes(model, task, split, batch_size, length)[0]
 
 # %% ../../nbs/measure/quality.ipynb #c028
 def parameter_counts(
-    model: nn.Module,       # any model
+    model: nn.Module,  # any model
     scope: str = "blocks",  # see `anatomy`
-) -> dict:                  # counts, the two sparsities as fractions, bytes
+) -> dict:  # counts, the two sparsities as fractions, bytes
     "How large a model is, as it is: `total`, `nonzero`, `prunable`, `prunable_nonzero`, `sparsity`, `sparsity_all`, `bytes_dense`, `bytes_sparse`."
     in_scope = list({id(linear.weight): linear.weight for linear in anatomy(model, scope).linears.values()}.values())
     every = list(model.parameters())
     total, nonzero = sum(p.numel() for p in every), sum(int(p.count_nonzero()) for p in every)
     prunable, kept = sum(w.numel() for w in in_scope), sum(int(w.count_nonzero()) for w in in_scope)
-    dense = sum(p.numel()*p.element_size() for p in every)
-    saved = sum(max(0, (w.numel() - int(w.count_nonzero()))*w.element_size() - -(-w.numel() // 8)) for w in in_scope)
-    return {"total": total, "nonzero": nonzero, "prunable": prunable, "prunable_nonzero": kept,
-            "sparsity": 1 - kept/prunable if prunable else 0.0, "sparsity_all": 1 - nonzero/total if total else 0.0,
-            "bytes_dense": dense, "bytes_sparse": dense - saved}
+    dense = sum(p.numel() * p.element_size() for p in every)
+    saved = sum(max(0, (w.numel() - int(w.count_nonzero())) * w.element_size() - -(-w.numel() // 8)) for w in in_scope)
+    return {
+        "total": total,
+        "nonzero": nonzero,
+        "prunable": prunable,
+        "prunable_nonzero": kept,
+        "sparsity": 1 - kept / prunable if prunable else 0.0,
+        "sparsity_all": 1 - nonzero / total if total else 0.0,
+        "bytes_dense": dense,
+        "bytes_sparse": dense - saved,
+    }
 
 # %% ../../nbs/measure/quality.ipynb #c031
 def macs(
     model: nn.Module,  # any model
-    batch,             # dict of tensors, as a task makes them
-) -> int:              # multiply–accumulates of one forward pass over the whole batch
+    batch,  # dict of tensors, as a task makes them
+) -> int:  # multiply–accumulates of one forward pass over the whole batch
     "Counted multiply–accumulates (half of the counted floating-point operations)."
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
+
     with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         forward(model, to_device(batch, model))
     return counter.get_total_flops() // 2
@@ -253,15 +324,19 @@ def macs(
 # %% ../../nbs/measure/quality.ipynb #c034
 def inference_bytes(
     model: nn.Module,  # any model
-    batch,             # dict of tensors, as a task makes them
-) -> int:              # bytes of weights, buffers and activations, at the moment when they are most
+    batch,  # dict of tensors, as a task makes them
+) -> int:  # bytes of weights, buffers and activations, at the moment when they are most
     "Counted peak memory of one forward pass without gradients."
     from torch.distributed._tools.mem_tracker import MemTracker
+
     batch = to_device(batch, model)
-    with evaluating(model), MemTracker() as tracker: forward(model, batch)
-    held = sum(p.numel()*p.element_size() for p in (*model.parameters(), *model.buffers()))
+    with evaluating(model), MemTracker() as tracker:
+        forward(model, batch)
+    held = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
     peaks = tracker.get_tracker_snapshot("peak").values()
-    return held + sum(size for peak in peaks for kind, size in peak.items() if getattr(kind, "name", "") in ("ACT", "TEMP", "OTH"))
+    return held + sum(
+        size for peak in peaks for kind, size in peak.items() if getattr(kind, "name", "") in ("ACT", "TEMP", "OTH")
+    )
 
 # %% ../../nbs/measure/quality.ipynb #c037
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -269,38 +344,52 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 def require_no_hooks(
     model: nn.Module,  # any model
-) -> None:             # raises `RunError` naming the modules that carry hooks
+) -> None:  # raises `RunError` naming the modules that carry hooks
     "Refuse a model whose time would include somebody's hooks."
-    hooked = [name or type(model).__name__ for name, module in model.named_modules() for kind in HOOKS
-              for hook in (getattr(module, kind) or {}).values() if not str(getattr(hook, "__module__", "")).startswith("transformers.")]
+    hooked = [
+        name or type(model).__name__
+        for name, module in model.named_modules()
+        for kind in HOOKS
+        for hook in (getattr(module, kind) or {}).values()
+        if not str(getattr(hook, "__module__", "")).startswith("transformers.")
+    ]
     if hooked:
-        raise RunError(f"{len(hooked)} hooks are on the model ({', '.join(dict.fromkeys(hooked[:3]))}) and would be timed with it: "
-                       "remove them first, or make masks permanent.")
+        raise RunError(
+            f"{len(hooked)} hooks are on the model ({', '.join(dict.fromkeys(hooked[:3]))}) and would be timed with it: "
+            "remove them first, or make masks permanent."
+        )
 
 
 def latency(
-    model: nn.Module,            # any model without hooks
-    batch,                       # dict of tensors, as a task makes them
-    min_run_time: float = 0.3,   # seconds of measurement, at least; five blocks are always measured
-) -> dict:                       # median and iqr (seconds per forward pass), runs (passes measured), threads
+    model: nn.Module,  # any model without hooks
+    batch,  # dict of tensors, as a task makes them
+    min_run_time: float = 0.3,  # seconds of measurement, at least; five blocks are always measured
+) -> dict:  # median and iqr (seconds per forward pass), runs (passes measured), threads
     "Time of a forward pass in inference mode, after warm-up."
     from torch.utils.benchmark import Timer
+
     require_no_hooks(model)
     batch, threads = to_device(batch, model), torch.get_num_threads()
     timer = Timer("forward(model, batch)", globals=dict(forward=forward, model=model, batch=batch), num_threads=threads)
     with evaluating(model), torch.inference_mode():
         once = timer.timeit(3).median  # also warms up
-        measured = timer.blocked_autorange(min_run_time=max(min_run_time, 5*once))
-    return {"median": measured.median, "iqr": measured.iqr, "runs": len(measured.times)*measured.number_per_run, "threads": threads}
+        measured = timer.blocked_autorange(min_run_time=max(min_run_time, 5 * once))
+    return {
+        "median": measured.median,
+        "iqr": measured.iqr,
+        "runs": len(measured.times) * measured.number_per_run,
+        "threads": threads,
+    }
 
 # %% ../../nbs/measure/quality.ipynb #c040
 @dataclass
 class Phase:
     "What a phase took; complete when the block of `measured` has ended."
-    device: str                 # "cpu" or the CUDA device
-    start_bytes: int            # memory in use when it began
-    seconds: float = 0.0        # wall clock
-    peak_total_bytes: int = 0   # largest memory in use during the phase
+
+    device: str  # "cpu" or the CUDA device
+    start_bytes: int  # memory in use when it began
+    seconds: float = 0.0  # wall clock
+    peak_total_bytes: int = 0  # largest memory in use during the phase
 
     @property
     def peak_bytes(self) -> int:
@@ -310,24 +399,31 @@ class Phase:
 
 @contextmanager
 def watched_memory(
-    phase: Phase,              # receives the peak
-    mapped: bool = False,      # count pages of mapped files too
-    interval: float = 0.005,   # seconds between two looks
+    phase: Phase,  # receives the peak
+    mapped: bool = False,  # count pages of mapped files too
+    interval: float = 0.005,  # seconds between two looks
 ) -> Iterator[None]:
     "Follow the memory of this process."
     import psutil
+
     process, done = psutil.Process(), threading.Event()
 
-    def held(now): return now.rss - (0 if mapped else getattr(now, "shared", 0))
+    def held(now):
+        return now.rss - (0 if mapped else getattr(now, "shared", 0))
 
-    def look(): phase.peak_total_bytes = max(phase.peak_total_bytes, held(process.memory_info()))
+    def look():
+        phase.peak_total_bytes = max(phase.peak_total_bytes, held(process.memory_info()))
+
     phase.start_bytes = phase.peak_total_bytes = held(process.memory_info())
 
     def watch():
-        while not done.wait(interval): look()
+        while not done.wait(interval):
+            look()
+
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
-    try: yield
+    try:
+        yield
     finally:
         done.set()
         thread.join()
@@ -342,7 +438,8 @@ def watched_cuda(
     torch.cuda.synchronize(phase.device)
     torch.cuda.reset_peak_memory_stats(phase.device)
     phase.start_bytes = torch.cuda.memory_allocated(phase.device)
-    try: yield
+    try:
+        yield
     finally:
         torch.cuda.synchronize(phase.device)
         phase.peak_total_bytes = torch.cuda.max_memory_allocated(phase.device)
@@ -350,15 +447,17 @@ def watched_cuda(
 
 @contextmanager
 def measured(
-    device=None,          # "cpu" or a CUDA device; None: CUDA when there is one
-    mapped: bool = False, # on the CPU: count pages of mapped files too, which the system takes back whenever it likes
+    device=None,  # "cpu" or a CUDA device; None: CUDA when there is one
+    mapped: bool = False,  # on the CPU: count pages of mapped files too, which the system takes back whenever it likes
 ) -> Iterator[Phase]:  # `.seconds`, `.peak_bytes` (increase) and `.peak_total_bytes` are final after the block
     "Seconds and peak memory of what happens in the block."
     device = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     phase = Phase(device, 0)
     with watched_cuda(phase) if device.startswith("cuda") else watched_memory(phase, mapped):
         start = time.perf_counter()
-        try: yield phase
+        try:
+            yield phase
         finally:
-            if device.startswith("cuda"): torch.cuda.synchronize(device)
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
             phase.seconds = time.perf_counter() - start

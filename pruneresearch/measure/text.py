@@ -7,9 +7,12 @@ __all__ = ['PART', 'PROMPTS', 'GREEDY', 'divergence', 'agreement_on', 'agreement
            'likelihood', 'text_quality', 'writing_speed']
 
 # %% ../../nbs/measure/text.ipynb #c003
-import math, time
+import math
+import time
+
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
+
 from ..basics.errors import RunError, UsageError
 from .quality import evaluating, window_length, windows_at_once
 from ..model.loading import context_of, forward, to_device, tokenizer_of
@@ -19,9 +22,9 @@ PART = 128  # tokens whose distributions are compared at once: a vocabulary is l
 
 
 def divergence(
-    dense: Tensor,   # (…, vocabulary) logits
+    dense: Tensor,  # (…, vocabulary) logits
     pruned: Tensor,  # (…, vocabulary) logits
-) -> tuple:          # (KL (…,) in nats, same first choice (…,) bool)
+) -> tuple:  # (KL (…,) in nats, same first choice (…,) bool)
     "How far one distribution of the next token is from another."
     p, q = dense.double().log_softmax(-1), pruned.double().log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1), dense.argmax(-1) == pruned.argmax(-1)
@@ -30,67 +33,87 @@ def divergence(
 def agreement_on(
     model: nn.Module,  # pruned
     dense: nn.Module,  # the model it was made from
-    batches,           # windows with labels
-) -> dict:             # kl (nats per token), top1_agreement (fraction), tokens (how many were compared)
+    batches,  # windows with labels
+) -> dict:  # kl (nats per token), top1_agreement (fraction), tokens (how many were compared)
     "Agreement with the dense model about the next token, on these windows. Raises `UsageError` where the two have different vocabularies."
     kl, same, count = 0.0, 0, 0
     with evaluating(model), evaluating(dense):
         for batch in batches:
             ours, theirs = (forward(one, to_device(batch, one)).logits[:, :-1] for one in (model, dense))
-            if ours.shape != theirs.shape: raise UsageError(f"the models have vocabularies of {ours.shape[-1]:,} and {theirs.shape[-1]:,} tokens: compare a model with the one it was made from.")
+            if ours.shape != theirs.shape:
+                raise UsageError(
+                    f"the models have vocabularies of {ours.shape[-1]:,} and {theirs.shape[-1]:,} tokens: compare a model with the one it was made from."
+                )
             predicted = (batch["labels"][:, 1:] != -100).to(theirs.device)
             for p, q in zip(theirs[predicted].split(PART), ours.to(theirs.device)[predicted].split(PART)):
                 far, equal = divergence(p, q)
                 kl, same, count = kl + far.sum().item(), same + int(equal.sum()), count + len(far)
-    if not math.isfinite(kl): raise RunError("the outputs of a model hold NaN or infinite values, so nothing can be said about agreement: look for such values in its weights.")
+    if not math.isfinite(kl):
+        raise RunError(
+            "the outputs of a model hold NaN or infinite values, so nothing can be said about agreement: look for such values in its weights."
+        )
     return {"kl": kl / count, "top1_agreement": same / count, "tokens": count}
 
 # %% ../../nbs/measure/text.ipynb #c006
 def agreement(
-    model: nn.Module,      # pruned
-    dense: nn.Module,      # the model it was made from
-    task,                  # a language-modelling `Task`
+    model: nn.Module,  # pruned
+    dense: nn.Module,  # the model it was made from
+    task,  # a language-modelling `Task`
     split: str = "test",
-    windows: int = None,   # the first so many; None: all of them
-    length: int = None,    # tokens per window; None: the task's default
-) -> dict:                 # as `agreement_on`
+    windows: int = None,  # the first so many; None: all of them
+    length: int = None,  # tokens per window; None: the task's default
+) -> dict:  # as `agreement_on`
     "Agreement with the dense model about the next token, on a split of a task."
-    if task.kind != "language-modelling": raise UsageError(f"agreement about the next token needs a language-modelling task, {task.name!r} is {task.kind}.")
+    if task.kind != "language-modelling":
+        raise UsageError(
+            f"agreement about the next token needs a language-modelling task, {task.name!r} is {task.kind}."
+        )
     length = window_length(dense, task, length)
-    return agreement_on(model, dense, task.batches(split, tokenizer_of(dense), windows_at_once(length), length, limit=windows))
+    return agreement_on(
+        model, dense, task.batches(split, tokenizer_of(dense), windows_at_once(length), length, limit=windows)
+    )
 
 # %% ../../nbs/measure/text.ipynb #c010
-PROMPTS = ("Return the number of", "If the argument is not given, the", "Raise an exception when the file", "The list of all")  # for models of English text about programs
+PROMPTS = (
+    "Return the number of",
+    "If the argument is not given, the",
+    "Raise an exception when the file",
+    "The list of all",
+)  # for models of English text about programs
 
 
-GREEDY = dict(do_sample=False, num_beams=1, use_cache=True, repetition_penalty=1.0, no_repeat_ngram_size=0, pad_token_id=0)  # whatever a checkpoint would have preferred
+GREEDY = dict(
+    do_sample=False, num_beams=1, use_cache=True, repetition_penalty=1.0, no_repeat_ngram_size=0, pad_token_id=0
+)  # whatever a checkpoint would have preferred
 
 
 @torch.no_grad()
 def continuations(
-    model: nn.Module,            # a causal language model
-    prompts=PROMPTS,             # texts
-    new_tokens: int = 40,        # how many are written at most; a model stops at its end-of-text token
-) -> list:                       # of dicts prompt (token ids), ids (what was written), text
+    model: nn.Module,  # a causal language model
+    prompts=PROMPTS,  # texts
+    new_tokens: int = 40,  # how many are written at most; a model stops at its end-of-text token
+) -> list:  # of dicts prompt (token ids), ids (what was written), text
     "What a model writes after each prompt, choosing the likeliest token each time."
     tokenizer, written = tokenizer_of(model), []
-    if tokenizer is None: raise UsageError("this model has no tokenizer, so it cannot write: give a language model.")
+    if tokenizer is None:
+        raise UsageError("this model has no tokenizer, so it cannot write: give a language model.")
     with evaluating(model):
         for prompt in prompts:
             ids = torch.tensor([tokenizer(prompt)["input_ids"]], device=next(model.parameters()).device)
             out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, **GREEDY)
-            new = out[0, ids.shape[1]:].tolist()
+            new = out[0, ids.shape[1] :].tolist()
             written.append(dict(prompt=ids[0].tolist(), ids=new, text=tokenizer.decode(new, skip_special_tokens=True)))
     return written
 
 
-def _grams(ids: list, n: int) -> list: return [tuple(ids[i:i + n]) for i in range(len(ids) - n + 1)]
+def _grams(ids: list, n: int) -> list:
+    return [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
 
 # %% ../../nbs/measure/text.ipynb #c011
 def distinct(
     texts: list,  # of lists of token ids
     n: int,
-) -> float:       # in (0, 1]; NaN where no text has n tokens
+) -> float:  # in (0, 1]; NaN where no text has n tokens
     "Share of different n-grams among all of them (Li et al. 2016)."
     grams = [gram for ids in texts for gram in _grams(ids, n)]
     return len(set(grams)) / len(grams) if grams else math.nan
@@ -99,7 +122,7 @@ def distinct(
 def repetition(
     texts: list,  # of lists of token ids
     n: int = 4,
-) -> float:       # in [0, 1); NaN where no text has n tokens
+) -> float:  # in [0, 1); NaN where no text has n tokens
     "Share of a text's n-grams that stood in it before, mean over the texts (Welleck et al. 2020)."
     shares = [1 - len(set(grams)) / len(grams) for grams in (_grams(ids, n) for ids in texts) if grams]
     return sum(shares) / len(shares) if shares else math.nan
@@ -108,48 +131,63 @@ def repetition(
 @torch.no_grad()
 def likelihood(
     dense: nn.Module,  # the judge
-    written: list,     # as `continuations` gives them
-) -> float:            # perplexity of what was written, given the prompts; NaN where nothing was
+    written: list,  # as `continuations` gives them
+) -> float:  # perplexity of what was written, given the prompts; NaN where nothing was
     "How natural the dense model finds a text."
     losses = []
     with evaluating(dense):
         for one in written:
             ids = torch.tensor([one["prompt"] + one["ids"]], device=next(dense.parameters()).device)
             chances = dense(ids).logits[0, :-1].float().log_softmax(-1)
-            losses += (-chances.gather(1, ids[0, 1:, None])[len(one["prompt"]) - 1:, 0]).tolist()
+            losses += (-chances.gather(1, ids[0, 1:, None])[len(one["prompt"]) - 1 :, 0]).tolist()
     return math.exp(sum(losses) / len(losses)) if losses else math.nan
 
 
 def text_quality(
-    model: nn.Module,      # pruned, or dense
-    dense: nn.Module,      # the judge
+    model: nn.Module,  # pruned, or dense
+    dense: nn.Module,  # the judge
     prompts=PROMPTS,
     new_tokens: int = 40,
-) -> dict:                 # distinct_1, distinct_2, repetition_4, dense_perplexity, texts
+) -> dict:  # distinct_1, distinct_2, repetition_4, dense_perplexity, texts
     "The texts of a model, and what can be counted about them."
     written = continuations(model, prompts, new_tokens)
     ids = [one["ids"] for one in written]
-    return {"distinct_1": distinct(ids, 1), "distinct_2": distinct(ids, 2), "repetition_4": repetition(ids), "dense_perplexity": likelihood(dense, written),
-            "texts": [one["text"] for one in written]}
+    return {
+        "distinct_1": distinct(ids, 1),
+        "distinct_2": distinct(ids, 2),
+        "repetition_4": repetition(ids),
+        "dense_perplexity": likelihood(dense, written),
+        "texts": [one["text"] for one in written],
+    }
 
 # %% ../../nbs/measure/text.ipynb #c015
 def writing_speed(
-    model: nn.Module,       # a causal language model
-    prompt: int = 128,      # tokens that are read
-    new_tokens: int = 32,   # tokens that are written, from 2
-    rounds: int = 5,        # of measurement, after one to warm up
-) -> dict:                  # prefill and decode, each with seconds (median), iqr (s) and tokens_per_second
+    model: nn.Module,  # a causal language model
+    prompt: int = 128,  # tokens that are read
+    new_tokens: int = 32,  # tokens that are written, from 2
+    rounds: int = 5,  # of measurement, after one to warm up
+) -> dict:  # prefill and decode, each with seconds (median), iqr (s) and tokens_per_second
     "Tokens per second for reading a prompt and for writing, one sequence at a time."
-    if new_tokens < 2: raise UsageError(f"the speed of writing needs two new tokens at least, got {new_tokens}.")
+    if new_tokens < 2:
+        raise UsageError(f"the speed of writing needs two new tokens at least, got {new_tokens}.")
     room = context_of(model)
-    if room and prompt + new_tokens > room: raise UsageError(f"{prompt} + {new_tokens} tokens are more than the {room} this model can hold: ask for fewer.")
+    if room and prompt + new_tokens > room:
+        raise UsageError(f"{prompt} + {new_tokens} tokens are more than the {room} this model can hold: ask for fewer.")
     ids = torch.full((1, prompt), 3, device=next(model.parameters()).device)
+
     def seconds(n):
         start = time.perf_counter()
         model.generate(ids, attention_mask=torch.ones_like(ids), min_new_tokens=n, max_new_tokens=n, **GREEDY)
-        if ids.is_cuda: torch.cuda.synchronize()
+        if ids.is_cuda:
+            torch.cuda.synchronize()
         return time.perf_counter() - start
-    with evaluating(model): times = torch.tensor([(seconds(1), seconds(new_tokens)) for _ in range(rounds + 1)][1:], dtype=torch.float64)
+
+    with evaluating(model):
+        times = torch.tensor([(seconds(1), seconds(new_tokens)) for _ in range(rounds + 1)][1:], dtype=torch.float64)
     read, write = times[:, 0], (times[:, 1] - times[:, 0])
-    of = lambda values, tokens: {"seconds": values.median().item(), "iqr": (values.quantile(0.75) - values.quantile(0.25)).item(), "tokens_per_second": tokens / values.median().item()}
+    of = lambda values, tokens: {
+        "seconds": values.median().item(),
+        "iqr": (values.quantile(0.75) - values.quantile(0.25)).item(),
+        "tokens_per_second": tokens / values.median().item(),
+    }
     return {"prefill": of(read, prompt), "decode": of(write, new_tokens - 1)}

@@ -13,80 +13,113 @@ __all__ = ['ACTIVATIONS', 'SETTING_KINDS', 'RULE_ARGUMENTS', 'CHECKED_SIZES', 'M
 import json
 from contextlib import ExitStack
 from pathlib import Path
+
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
-from ..model.anatomy import Group, anatomy
+
 from ..basics.errors import UsageError, lookup
 from ..basics.files import read_record
-from ..pruning.masks import Masks, count_pruned, keep_highest, share_of
-from ..measure.quality import evaluate_model, evaluating, inference_bytes, latency, macro_metrics, measured, parameter_counts
+from ..data.tasks import first_examples, load_task
+from pruneresearch.measure.quality import (
+    evaluate_model,
+    evaluating,
+    inference_bytes,
+    latency,
+    macro_metrics,
+    measured,
+    parameter_counts,
+)
+from ..model.anatomy import Group, anatomy
 from ..model.loading import forward, load_model, to_device, tokenizer_of
 from ..pruning.engine import Method, register_method
-from ..training.recovery import recover
+from ..pruning.masks import Masks, count_pruned, keep_highest, share_of
 from ..pruning.statistics import absolute_change, by_example
 from ..shipping.surgery import remove
-from ..data.tasks import first_examples, load_task
+from ..training.recovery import recover
 
 # %% ../../nbs/methods/activation_change.ipynb #c005
 ACTIVATIONS = ("pre", "post")  # where neurons are read: before or behind the activation function
 
 
 def tapped(
-    group: Group,            # heads or neurons of one block
-    activation: str = "pre", # of `ACTIVATIONS`
-) -> tuple:                  # (name of a linear, "in" or "out")
+    group: Group,  # heads or neurons of one block
+    activation: str = "pre",  # of `ACTIVATIONS`
+) -> tuple:  # (name of a linear, "in" or "out")
     "Which side of which layer shows the activations of a group."
     lookup(dict.fromkeys(ACTIVATIONS), activation, "activation")
-    if activation == "pre" and group.kind == "neurons" and len(group.producers) == 1: return next(iter(group.producers)), "out"
+    if activation == "pre" and group.kind == "neurons" and len(group.producers) == 1:
+        return next(iter(group.producers)), "out"
     return group.consumer, "in"
 
 
 class LayerTracker:
     "What the heads and neurons of every block gave in the last forward pass; the hooks are there until `remove`, or the end of the `with` block."
+
     def __init__(
         self,
-        model: nn.Module,        # a transformers model
-        activation: str = "pre", # of `ACTIVATIONS`
+        model: nn.Module,  # a transformers model
+        activation: str = "pre",  # of `ACTIVATIONS`
     ):
         self.activations, self._handles = {}, []  # (block, kind) → (batch, tokens, width)
         for group in anatomy(model).groups:
             name, side = tapped(group, activation)
-            self._handles.append(group.linears[name].register_forward_hook(self._catch((group.block, group.kind), side)))
+            self._handles.append(
+                group.linears[name].register_forward_hook(self._catch((group.block, group.kind), side))
+            )
 
     def _catch(self, key, side):
-        def hook(linear, inputs, output): self.activations[key] = (inputs[0] if side == "in" else output).detach()
+        def hook(linear, inputs, output):
+            self.activations[key] = (inputs[0] if side == "in" else output).detach()
+
         return hook
 
     def remove(self) -> None:
         "Take the hooks off."
-        while self._handles: self._handles.pop().remove()
+        while self._handles:
+            self._handles.pop().remove()
 
-    def __enter__(self): return self
-    def __exit__(self, *error): self.remove()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.remove()
 
 # %% ../../nbs/methods/activation_change.ipynb #c007
 class NeuronTracker:
     "Previous and current activations, and how far they are apart on average."
-    def __init__(self): self.previous, self.current, self.sums = {}, {}, {}
+
+    def __init__(self):
+        self.previous, self.current, self.sums = {}, {}, {}
 
     def record(
         self,
-        activations: dict,            # (block, kind) → (batch, tokens, width), as `LayerTracker` has them
-        attention_mask: Tensor = None,# (batch, tokens), 1 = real; None: no padding
+        activations: dict,  # (block, kind) → (batch, tokens, width), as `LayerTracker` has them
+        attention_mask: Tensor = None,  # (batch, tokens), 1 = real; None: no padding
     ) -> None:
         "Take in one forward pass. Batches of different shapes are compared where both have an example and a token."
         self.previous, self.current = self.current, {}
         for key, x in activations.items():
             x = by_example(x, len(attention_mask) if attention_mask is not None else len(x))
-            real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if attention_mask is None else attention_mask.bool()
+            real = (
+                torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+                if attention_mask is None
+                else attention_mask.bool()
+            )
             self.current[key] = (x, real)
-            if key in self.previous: self.sums[key] = self.sums.get(key, 0) + _between(self.previous[key], self.current[key])
+            if key in self.previous:
+                self.sums[key] = self.sums.get(key, 0) + _between(self.previous[key], self.current[key])
 
     def changes(self, model: nn.Module) -> dict:  # (block, kind) → (units,), mean absolute change
         "The change of every head and neuron. Raises `UsageError` after fewer than two passes."
-        if not self.sums: raise UsageError("no previous activation was recorded: a change needs two forward passes at least.")
-        return {(g.block, g.kind): per_unit(g, (self.sums[g.block, g.kind][:-1] / self.sums[g.block, g.kind][-1].clamp(min=1)).float()) for g in anatomy(model).groups}
+        if not self.sums:
+            raise UsageError("no previous activation was recorded: a change needs two forward passes at least.")
+        return {
+            (g.block, g.kind): per_unit(
+                g, (self.sums[g.block, g.kind][:-1] / self.sums[g.block, g.kind][-1].clamp(min=1)).float()
+            )
+            for g in anatomy(model).groups
+        }
 
 
 def _between(previous: tuple, current: tuple) -> Tensor:
@@ -97,18 +130,18 @@ def _between(previous: tuple, current: tuple) -> Tensor:
 
 
 def per_unit(
-    group: Group,    # heads or neurons of one block
+    group: Group,  # heads or neurons of one block
     values: Tensor,  # (width,), one per dimension
-) -> Tensor:         # (units,), the mean over each unit's dimensions
+) -> Tensor:  # (units,), the mean over each unit's dimensions
     "Values of dimensions become values of units."
     return values.reshape(group.count, -1).mean(1)
 
 # %% ../../nbs/methods/activation_change.ipynb #c008
 def track(
-    model: nn.Module,        # a transformers model
-    batches,                 # dicts of tensors; each is one forward pass
-    activation: str = "pre", # of `ACTIVATIONS`
-) -> NeuronTracker:          # that has recorded every pass; the model carries no hook any more
+    model: nn.Module,  # a transformers model
+    batches,  # dicts of tensors; each is one forward pass
+    activation: str = "pre",  # of `ACTIVATIONS`
+) -> NeuronTracker:  # that has recorded every pass; the model carries no hook any more
     "Run the model over batches in evaluation mode and record every pass."
     tracker = NeuronTracker()
     with evaluating(model), LayerTracker(model, activation) as layers:
@@ -120,135 +153,212 @@ def track(
 
 # %% ../../nbs/methods/activation_change.ipynb #c012
 def generate_pruning_mask(
-    change: Tensor,          # (units,), of one layer
-    threshold: float = None, # in [0, 1] of the layer's largest change, or raw where `normalize` is False: units below it go
+    change: Tensor,  # (units,), of one layer
+    threshold: float = None,  # in [0, 1] of the layer's largest change, or raw where `normalize` is False: units below it go
     *,
     quantile: float = None,  # or the share of units that goes, in [0, 1)
-    size: int = None,        # or how many stay
+    size: int = None,  # or how many stay
     normalize: bool = True,  # divide by the layer's largest change first
-) -> Tensor:                 # (units,) bool, True = stays
+) -> Tensor:  # (units,) bool, True = stays
     "Which units of a layer stay. Raises `UsageError` unless exactly one rule is given and makes sense."
-    rules = {name: value for name, value in (("threshold", threshold), ("quantile", quantile), ("size", size)) if value is not None}
-    if len(rules) != 1: raise UsageError(f"give one of threshold, quantile and size, not {' and '.join(rules) or 'none'}.")
+    rules = {
+        name: value
+        for name, value in (("threshold", threshold), ("quantile", quantile), ("size", size))
+        if value is not None
+    }
+    if len(rules) != 1:
+        raise UsageError(f"give one of threshold, quantile and size, not {' and '.join(rules) or 'none'}.")
     if threshold is not None:
-        if not (0 <= threshold <= 1 if normalize else threshold >= 0): raise UsageError(f"a threshold must be in [0, 1], or from 0 for raw changes, got {threshold}.")
+        if not (0 <= threshold <= 1 if normalize else threshold >= 0):
+            raise UsageError(f"a threshold must be in [0, 1], or from 0 for raw changes, got {threshold}.")
         largest = torch.arange(len(change), device=change.device) == change.argmax()
         return largest | (change >= threshold * (change.max() if normalize else 1))
     count = len(change) - count_pruned(quantile, len(change)) if size is None else size
-    if not 0 <= (quantile or 0) < 1 or not 1 <= count <= len(change): raise UsageError(f"of {len(change)} units between 1 and {len(change)} can stay, asked for {' '.join(f'{k} {v}' for k, v in rules.items())}.")
+    if not 0 <= (quantile or 0) < 1 or not 1 <= count <= len(change):
+        raise UsageError(
+            f"of {len(change)} units between 1 and {len(change)} can stay, asked for {' '.join(f'{k} {v}' for k, v in rules.items())}."
+        )
     return keep_highest(change[None], share_of(len(change) - count, len(change)))[0]
 
 # %% ../../nbs/methods/activation_change.ipynb #c015
-SETTING_KINDS = {"attention": "heads", "intermediate": "neurons"}        # word in the settings → kind of unit
-RULE_ARGUMENTS = {"thresholds": "threshold", "quantiles": "quantile", "sizes": "size"}  # → argument of `generate_pruning_mask`
-CHECKED_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")  # checked against the model
-MODEL_SETTINGS = {"model_path": "tiny-bert", "activation": "pre", "normalize": True, "passes": 2, "fold": False,
-                  **dict.fromkeys(CHECKED_SIZES), **{f"{part}_{rule}": None for part in SETTING_KINDS for rule in RULE_ARGUMENTS}}
+SETTING_KINDS = {"attention": "heads", "intermediate": "neurons"}  # word in the settings → kind of unit
+RULE_ARGUMENTS = {
+    "thresholds": "threshold",
+    "quantiles": "quantile",
+    "sizes": "size",
+}  # → argument of `generate_pruning_mask`
+CHECKED_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)  # checked against the model
+MODEL_SETTINGS = {
+    "model_path": "tiny-bert",
+    "activation": "pre",
+    "normalize": True,
+    "passes": 2,
+    "fold": False,
+    **dict.fromkeys(CHECKED_SIZES),
+    **{f"{part}_{rule}": None for part in SETTING_KINDS for rule in RULE_ARGUMENTS},
+}
 
 
 def settings(
-    given,           # a dictionary, or the path of a JSON file
+    given,  # a dictionary, or the path of a JSON file
     defaults: dict,  # every setting there is
-    what: str,       # for messages
-) -> dict:           # the defaults with what is given
+    what: str,  # for messages
+) -> dict:  # the defaults with what is given
     "Settings from a file or a dictionary. Raises `UsageError` for one that does not exist."
     given = read_record(given) if isinstance(given, (str, Path)) else given
-    for name in given: lookup(defaults, name, f"setting in the {what}")
+    for name in given:
+        lookup(defaults, name, f"setting in the {what}")
     return {**defaults, **given}
 
 
 def unit_masks_by_rule(
-    model: nn.Module,        # a transformers model
-    changes: dict,           # (block, kind) → (units,)
-    model_config,            # settings, see `MODEL_SETTINGS`
-) -> dict:                   # (block, kind) → bool (units,), True = stays; kinds without a rule are left out
+    model: nn.Module,  # a transformers model
+    changes: dict,  # (block, kind) → (units,)
+    model_config,  # settings, see `MODEL_SETTINGS`
+) -> dict:  # (block, kind) → bool (units,), True = stays; kinds without a rule are left out
     "Which heads and neurons stay, by the rules of the settings."
     config, units = settings(model_config, MODEL_SETTINGS, "model configuration"), {}
     blocks = len(anatomy(model).blocks)
     for part, kind in SETTING_KINDS.items():
         found = {rule: config[f"{part}_{rule}"] for rule in RULE_ARGUMENTS if config[f"{part}_{rule}"] is not None}
-        if len(found) > 1: raise UsageError(f"the {kind} have {' and '.join(f'{part}_{rule}' for rule in found)}: give one of them.")
+        if len(found) > 1:
+            raise UsageError(f"the {kind} have {' and '.join(f'{part}_{rule}' for rule in found)}: give one of them.")
         for rule, values in found.items():
             values = values if isinstance(values, (list, tuple)) else [values] * blocks
-            if len(values) != blocks: raise UsageError(f"{part}_{rule} has {len(values)} entries, this model has {blocks} blocks: give one number, or one per block.")
+            if len(values) != blocks:
+                raise UsageError(
+                    f"{part}_{rule} has {len(values)} entries, this model has {blocks} blocks: give one number, or one per block."
+                )
             for (block, own), change in changes.items():
-                if own == kind: units[block, kind] = generate_pruning_mask(change, **{RULE_ARGUMENTS[rule]: values[block]}, normalize=config["normalize"])
-    if not units: raise UsageError(f"no rule says what goes: give attention_thresholds or intermediate_thresholds, or {' or '.join(list(RULE_ARGUMENTS)[1:])} instead of thresholds.")
+                if own == kind:
+                    units[block, kind] = generate_pruning_mask(
+                        change, **{RULE_ARGUMENTS[rule]: values[block]}, normalize=config["normalize"]
+                    )
+    if not units:
+        raise UsageError(
+            f"no rule says what goes: give attention_thresholds or intermediate_thresholds, or {' or '.join(list(RULE_ARGUMENTS)[1:])} instead of thresholds."
+        )
     return units
 
 # %% ../../nbs/methods/activation_change.ipynb #c017
 def update_output_dense_layer(
     model: nn.Module,  # changed in place
-    layer_name: str,   # qualified name of a linear layer, such as bert.encoder.layer.0.output.dense
-    keep: Tensor,      # (in,) bool, True where an input is still there
-    device=None,       # where the new weight shall be; None: where the old one is
-) -> nn.Linear:        # the layer
+    layer_name: str,  # qualified name of a linear layer, such as bert.encoder.layer.0.output.dense
+    keep: Tensor,  # (in,) bool, True where an input is still there
+    device=None,  # where the new weight shall be; None: where the old one is
+) -> nn.Linear:  # the layer
     "Give a layer the columns of the inputs that are left. Raises `UsageError` for a layer that is not there, or a mere number of columns."
-    layer = lookup({name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}, layer_name, "linear layer")
+    layer = lookup(
+        {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)},
+        layer_name,
+        "linear layer",
+    )
     inputs = layer.weight.shape[1]
     if not isinstance(keep, Tensor) or keep.dtype != torch.bool or keep.shape != (inputs,):
-        raise UsageError(f"{layer_name} has {inputs} inputs: say which of them stay, with a bool tensor of shape ({inputs},); a number of columns does not say which.")
+        raise UsageError(
+            f"{layer_name} has {inputs} inputs: say which of them stay, with a bool tensor of shape ({inputs},); a number of columns does not say which."
+        )
     weight = layer.weight.detach()[:, keep.to(layer.weight.device)].to(device or layer.weight.device)
     layer.weight, layer.in_features = nn.Parameter(weight, layer.weight.requires_grad), int(keep.sum())
-    if layer.bias is not None: layer.bias.data = layer.bias.data.to(weight.device)
+    if layer.bias is not None:
+        layer.bias.data = layer.bias.data.to(weight.device)
     return layer
 
 
 def apply_pruning_to_model(
-    model_config,                   # settings, see `MODEL_SETTINGS`: a dictionary or the path of a JSON file
-    model: nn.Module,               # changed in place
+    model_config,  # settings, see `MODEL_SETTINGS`: a dictionary or the path of a JSON file
+    model: nn.Module,  # changed in place
     neuron_tracker: NeuronTracker,  # that has recorded two passes at least
-    fold=None,                      # calibration batches: fold the mean of what goes into the bias that reads it
-) -> nn.Module:                     # the same, smaller
+    fold=None,  # calibration batches: fold the mean of what goes into the bias that reads it
+) -> nn.Module:  # the same, smaller
     "Take out the heads and neurons whose activations change too little."
     units = unit_masks_by_rule(model, neuron_tracker.changes(model), model_config)
     return remove(model, Masks.from_units(model, units), fold=fold, inplace=True)
 
 # %% ../../nbs/methods/activation_change.ipynb #c024
 def change_score(
-    group: Group,            # heads or neurons of one block
-    seen: dict,              # linear name → `Seen`
-    activation: str = "pre", # of `ACTIVATIONS`
-) -> Tensor:                 # (units,), in [0, 1]
+    group: Group,  # heads or neurons of one block
+    seen: dict,  # linear name → `Seen`
+    activation: str = "pre",  # of `ACTIVATIONS`
+) -> Tensor:  # (units,), in [0, 1]
     "Mean absolute change of each unit, over the largest of its layer"
     name, side = tapped(group, activation)
     change = per_unit(group, seen[name].change if side == "in" else seen[name].output_change)
     return change / change.max().clamp(min=torch.finfo(change.dtype).tiny)
 
 
-CHANGE = register_method(Method("activation-change", units=lambda group, seen: change_score(group, seen, "pre"), needs=("change", "output_change"),
-    formula="|a_t − a_{t−1}|", source="mean change between two passes, before the activation function"))
-CHANGE_POST = register_method(Method("activation-change-post", units=lambda group, seen: change_score(group, seen, "post"), needs=("change",),
-    formula="|a_t − a_{t−1}|", source="the same behind the activation function"))
+CHANGE = register_method(
+    Method(
+        "activation-change",
+        units=lambda group, seen: change_score(group, seen, "pre"),
+        needs=("change", "output_change"),
+        formula="|a_t − a_{t−1}|",
+        source="mean change between two passes, before the activation function",
+    )
+)
+CHANGE_POST = register_method(
+    Method(
+        "activation-change-post",
+        units=lambda group, seen: change_score(group, seen, "post"),
+        needs=("change",),
+        formula="|a_t − a_{t−1}|",
+        source="the same behind the activation function",
+    )
+)
 
 # %% ../../nbs/methods/activation_change.ipynb #c033
 OPTIMIZER_TYPES = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 OPTIMIZER_SETTINGS = {"type": "AdamW", "lr": 5e-5, "weight_decay": 0.01, "momentum": 0.0}
-RUN_SETTINGS = {"task": "sentiment", "epochs": 3, "batch_size": 16, "max_length": None, "learning_rate": None, "optimizer": {}, "seeds": [42],
-                "train_examples": None, "data_dir": None}
+RUN_SETTINGS = {
+    "task": "sentiment",
+    "epochs": 3,
+    "batch_size": 16,
+    "max_length": None,
+    "learning_rate": None,
+    "optimizer": {},
+    "seeds": [42],
+    "train_examples": None,
+    "data_dir": None,
+}
 
 
 def create_optimizer(
     model: nn.Module,  # whose parameters it shall move
-    config: dict,      # run settings; its "optimizer" holds type (AdamW or SGD), lr, weight_decay, momentum (SGD)
+    config: dict,  # run settings; its "optimizer" holds type (AdamW or SGD), lr, weight_decay, momentum (SGD)
 ) -> torch.optim.Optimizer:
     "An optimizer from settings; weight decay acts on matrices only. Raises `UsageError` for unknown types and settings."
     own = settings(config.get("optimizer") or {}, OPTIMIZER_SETTINGS, "optimizer's settings")
     make = lookup(OPTIMIZER_TYPES, own["type"].lower(), "optimizer")
-    if own["momentum"] and make is not torch.optim.SGD: raise UsageError(f"momentum belongs to SGD, not to {own['type']}: leave it out.")
+    if own["momentum"] and make is not torch.optim.SGD:
+        raise UsageError(f"momentum belongs to SGD, not to {own['type']}: leave it out.")
     extra = {"momentum": own["momentum"]} if make is torch.optim.SGD else {}
-    parts = [([p for p in model.parameters() if p.requires_grad and (p.dim() > 1) == decayed], own["weight_decay"] * decayed) for decayed in (True, False)]
-    return make([{"params": p, "weight_decay": decay} for p, decay in parts], lr=config.get("learning_rate") or own["lr"], **extra)
+    parts = [
+        ([p for p in model.parameters() if p.requires_grad and (p.dim() > 1) == decayed], own["weight_decay"] * decayed)
+        for decayed in (True, False)
+    ]
+    return make(
+        [{"params": p, "weight_decay": decay} for p, decay in parts],
+        lr=config.get("learning_rate") or own["lr"],
+        **extra,
+    )
 
 
 def compute_metrics(
     logits: Tensor,  # (n, classes)
     labels: Tensor,  # (n,)
-) -> dict:           # accuracy, f1, precision; the last two as means over the classes
+) -> dict:  # accuracy, f1, precision; the last two as means over the classes
     "Classification metrics. A micro average would make precision another word for accuracy."
     from pruneresearch.data.metrics import load_metric
+
     predictions, references = torch.as_tensor(logits).argmax(-1).tolist(), torch.as_tensor(labels).tolist()
-    return load_metric("accuracy").compute(predictions=predictions, references=references) | macro_metrics(predictions, references)
+    return load_metric("accuracy").compute(predictions=predictions, references=references) | macro_metrics(
+        predictions, references
+    )
 
 
 def set_seed(
@@ -256,12 +366,15 @@ def set_seed(
 ) -> None:
     "Make what follows repeatable."
     import transformers
+
     transformers.set_seed(seed)
 
 # %% ../../nbs/methods/activation_change.ipynb #c036
 class ResourceLogger(TrainerCallback):
     "A callback of `transformers.Trainer`: `summary` holds seconds, examples_per_second and peak_bytes (increase) of the last training run."
-    def __init__(self): self.summary, self._watch = {}, ExitStack()
+
+    def __init__(self):
+        self.summary, self._watch = {}, ExitStack()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._watch.close()
@@ -270,42 +383,74 @@ class ResourceLogger(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         self._watch.close()
         examples = state.global_step * args.train_batch_size * args.gradient_accumulation_steps
-        self.summary = dict(seconds=self._phase.seconds, examples_per_second=examples / self._phase.seconds, peak_bytes=self._phase.peak_bytes)
+        self.summary = dict(
+            seconds=self._phase.seconds,
+            examples_per_second=examples / self._phase.seconds,
+            peak_bytes=self._phase.peak_bytes,
+        )
 
 # %% ../../nbs/methods/activation_change.ipynb #c037
 def measure_model(
     model: nn.Module,  # fine-tuned, without hooks
-    task,              # a classification `Task`
+    task,  # a classification `Task`
     length: int = None,
-) -> dict:             # accuracy, f1, precision; parameters, inference_bytes, latency_s (median) for a batch of 32
+) -> dict:  # accuracy, f1, precision; parameters, inference_bytes, latency_s (median) for a batch of 32
     "Quality on the reported split, size, peak memory and time of inference."
-    batch, found = task.batches("test", tokenizer_of(model), batch_size=32, length=length, limit=32)[0], evaluate_model(model, task, length=length)
-    return {"accuracy": found["accuracy"], "f1": found["macro_f1"], "precision": found["macro_precision"], "parameters": parameter_counts(model)["total"],
-            "inference_bytes": inference_bytes(model, batch), "latency_s": latency(model, batch)["median"]}
+    batch, found = (
+        task.batches("test", tokenizer_of(model), batch_size=32, length=length, limit=32)[0],
+        evaluate_model(model, task, length=length),
+    )
+    return {
+        "accuracy": found["accuracy"],
+        "f1": found["macro_f1"],
+        "precision": found["macro_precision"],
+        "parameters": parameter_counts(model)["total"],
+        "inference_bytes": inference_bytes(model, batch),
+        "latency_s": latency(model, batch)["median"],
+    }
 
 
 def fine_tune_and_evaluate(
-    model_config,    # what to prune and how, see `MODEL_SETTINGS`: a dictionary or the path of a JSON file
-    config,          # how to train, see `RUN_SETTINGS`: a dictionary or the path of a JSON file
+    model_config,  # what to prune and how, see `MODEL_SETTINGS`: a dictionary or the path of a JSON file
+    config,  # how to train, see `RUN_SETTINGS`: a dictionary or the path of a JSON file
     callbacks=None,  # more callbacks of `transformers.Trainer`
-) -> list:           # dicts, two per seed: "model" is "unpruned" or "pruned", then the measurements and the training's resources
+) -> list:  # dicts, two per seed: "model" is "unpruned" or "pruned", then the measurements and the training's resources
     "Track, prune, fine-tune and evaluate, beside the unpruned model trained alike. Raises `UsageError` for settings that do not fit."
-    model_config, config = settings(model_config, MODEL_SETTINGS, "model configuration"), settings(config, RUN_SETTINGS, "run configuration")
+    model_config, config = (
+        settings(model_config, MODEL_SETTINGS, "model configuration"),
+        settings(config, RUN_SETTINGS, "run configuration"),
+    )
     task, rows = _task(config), []
     _check_rules(model_config, _unpruned(model_config, config, task, seed=0))
     for seed in config["seeds"]:
         for name, make in (("unpruned", _unpruned), ("pruned", _pruned)):
             set_seed(seed)
             model, logger = make(model_config, config, task, seed), ResourceLogger()
-            recover(model, task, epochs=config["epochs"], batch_size=config["batch_size"], optimizer=create_optimizer(model, config), length=config["max_length"],
-                    callbacks=[logger, *(callbacks or [])], seed=seed)
-            rows.append({"seed": seed, "model": name, **measure_model(model, task, config["max_length"]), **{f"training_{k}": v for k, v in logger.summary.items()}})
+            recover(
+                model,
+                task,
+                epochs=config["epochs"],
+                batch_size=config["batch_size"],
+                optimizer=create_optimizer(model, config),
+                length=config["max_length"],
+                callbacks=[logger, *(callbacks or [])],
+                seed=seed,
+            )
+            rows.append(
+                {
+                    "seed": seed,
+                    "model": name,
+                    **measure_model(model, task, config["max_length"]),
+                    **{f"training_{k}": v for k, v in logger.summary.items()},
+                }
+            )
     return rows
 
 # %% ../../nbs/methods/activation_change.ipynb #c038
 def _task(config: dict):
     task = load_task(config["task"], data_dir=config["data_dir"])
-    if task.kind != "classification": raise UsageError(f"accuracy, F1 and precision are for classification, {task.name!r} is {task.kind}.")
+    if task.kind != "classification":
+        raise UsageError(f"accuracy, F1 and precision are for classification, {task.name!r} is {task.kind}.")
     return first_examples(task, config["train_examples"])
 
 
@@ -314,20 +459,38 @@ def _unpruned(model_config: dict, config: dict, task, seed: int) -> nn.Module:
     model = load_model(model_config["model_path"], task, seed=seed)
     for name in CHECKED_SIZES:
         if model_config[name] not in (None, found := getattr(model.config, name, None)):
-            raise UsageError(f"the model configuration says {name} {model_config[name]}, {model_config['model_path']!r} has {found}: correct one of them.")
+            raise UsageError(
+                f"the model configuration says {name} {model_config[name]}, {model_config['model_path']!r} has {found}: correct one of them."
+            )
     return model
 
 
 def _check_rules(model_config: dict, model: nn.Module) -> None:
     "Raise what pruning would raise, before anything is trained."
     lookup(dict.fromkeys(ACTIVATIONS), model_config["activation"], "activation")
-    if not isinstance(model_config["passes"], int) or model_config["passes"] < 2: raise UsageError(f"a change needs two passes at least, got {model_config['passes']}.")
-    unit_masks_by_rule(model, {(group.block, group.kind): torch.ones(group.count) for group in anatomy(model).groups}, model_config)
+    if not isinstance(model_config["passes"], int) or model_config["passes"] < 2:
+        raise UsageError(f"a change needs two passes at least, got {model_config['passes']}.")
+    unit_masks_by_rule(
+        model, {(group.block, group.kind): torch.ones(group.count) for group in anatomy(model).groups}, model_config
+    )
 
 
 def _pruned(model_config: dict, config: dict, task, seed: int) -> nn.Module:
     "The same start after tracking and pruning."
     model = _unpruned(model_config, config, task, seed)
     size = config["batch_size"]
-    batches = list(task.calibration(tokenizer_of(model), n=size * model_config["passes"], length=config["max_length"], seed=seed, batch_size=size))
-    return apply_pruning_to_model(model_config, model, track(model, batches, model_config["activation"]), fold=batches if model_config["fold"] else None)
+    batches = list(
+        task.calibration(
+            tokenizer_of(model),
+            n=size * model_config["passes"],
+            length=config["max_length"],
+            seed=seed,
+            batch_size=size,
+        )
+    )
+    return apply_pruning_to_model(
+        model_config,
+        model,
+        track(model, batches, model_config["activation"]),
+        fold=batches if model_config["fold"] else None,
+    )

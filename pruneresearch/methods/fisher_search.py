@@ -9,40 +9,56 @@ __all__ = ['FISHER_SEARCH', 'mask_gradients', 'rearranged', 'rescale', 'Found', 
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
+
 from ..basics.errors import UsageError
-from ..pruning.budget import cost_terms, kept_share, search, shares_of
-from ..training.gates import sites
-from ..pruning.masks import Masks
 from ..model.loading import example_losses, forward, length_for, to_device, tokenizer_of
+from ..pruning.budget import cost_terms, kept_share, search, shares_of
 from ..pruning.engine import Method, register_method
+from ..pruning.masks import Masks
 from ..pruning.statistics import by_example, frozen_except, real_tokens
+from ..training.gates import sites
 
 # %% ../../nbs/methods/fisher_search.ipynb #c005
 def mask_gradients(
-    model: nn.Module,        # a transformers model
-    batches: Iterable,       # dicts of tensors with labels
-    kinds=("heads", "neurons"), # "heads", "neurons" or both
+    model: nn.Module,  # a transformers model
+    batches: Iterable,  # dicts of tensors with labels
+    kinds=("heads", "neurons"),  # "heads", "neurons" or both
     progress: bool = False,  # show a bar
-) -> dict:                   # (block, kind) → (examples, units) float32, ∂ℓ_n/∂m at m = 1
+) -> dict:  # (block, kind) → (examples, units) float32, ∂ℓ_n/∂m at m = 1
     "What every example would feel if a unit were turned down."
     places, found = sites(model, kinds), {}
     masks, handles = {}, []
-    def on_input(site): return lambda module, inputs: (_times(inputs[0], masks[site.key].repeat_interleave(site.width, 1)), *inputs[1:])
+
+    def on_input(site):
+        return lambda module, inputs: (_times(inputs[0], masks[site.key].repeat_interleave(site.width, 1)), *inputs[1:])
+
     try:
-        for site in places: handles.append(site.linear.register_forward_pre_hook(on_input(site)))
+        for site in places:
+            handles.append(site.linear.register_forward_pre_hook(on_input(site)))
         with frozen_except(model, []), torch.enable_grad():
             for batch in tqdm(batches, "mask gradients", disable=not progress):
                 batch = to_device(batch, model)
                 examples = len(next(iter(batch.values())))
-                masks.update({site.key: torch.ones(examples, site.count, device=site.linear.weight.device, requires_grad=True) for site in places})
-                gradients = torch.autograd.grad(example_losses(model, batch).sum(), [masks[site.key] for site in places])
-                for site, gradient in zip(places, gradients): found.setdefault(site.key, []).append(gradient)
+                masks.update(
+                    {
+                        site.key: torch.ones(examples, site.count, device=site.linear.weight.device, requires_grad=True)
+                        for site in places
+                    }
+                )
+                gradients = torch.autograd.grad(
+                    example_losses(model, batch).sum(), [masks[site.key] for site in places]
+                )
+                for site, gradient in zip(places, gradients):
+                    found.setdefault(site.key, []).append(gradient)
     finally:
-        for handle in handles: handle.remove()
-    if not found: raise UsageError("the calibration set is empty: give at least one example.")
+        for handle in handles:
+            handle.remove()
+    if not found:
+        raise UsageError("the calibration set is empty: give at least one example.")
     return {key: torch.cat(parts) for key, parts in found.items()}
 
 
@@ -53,20 +69,22 @@ def _times(x: Tensor, mask: Tensor) -> Tensor:
 
 # %% ../../nbs/methods/fisher_search.ipynb #c007
 def rearranged(
-    keep: Tensor,      # (units,) bool, True = stays
-    gradients: Tensor, # (examples, units), see `mask_gradients`
-) -> Tensor:           # (units,) bool, as many as before
+    keep: Tensor,  # (units,) bool, True = stays
+    gradients: Tensor,  # (examples, units), see `mask_gradients`
+) -> Tensor:  # (units,) bool, as many as before
     "Exchange units while that lowers the loss of those that go, Σ F over pairs (Kwon et al. 2022, section 4.2)."
     fisher, keep = (gradients.T.double() @ gradients.double()) / len(gradients), keep.clone()
     smallest = 1e-12 * float(fisher.diagonal().sum())
     while True:
         gone, stay = (~keep).nonzero().flatten(), keep.nonzero().flatten()
-        if not len(gone) or not len(stay): return keep
+        if not len(gone) or not len(stay):
+            return keep
         r = fisher[:, gone].sum(1)
         own = fisher.diagonal()
         change = (own[gone] - 2 * r[gone])[:, None] + (own[stay] + 2 * r[stay])[None] - 2 * fisher[gone][:, stay]
         best = int(change.argmin())
-        if change.flatten()[best] >= -smallest: return keep
+        if change.flatten()[best] >= -smallest:
+            return keep
         keep[gone[best // len(stay)]], keep[stay[best % len(stay)]] = True, False
 
 # %% ../../nbs/methods/fisher_search.ipynb #c011
@@ -74,17 +92,26 @@ def rearranged(
 def _moments(dense: nn.Module, pruned: nn.Module, name: str, batches: list) -> tuple:
     "XᵀX, (in, in), and YᵀX, (out, in), float64: inputs x of a layer in the pruned model, its outputs y (without bias) in the dense one."
     seen, layers = {}, (dense.get_submodule(name), pruned.get_submodule(name))
-    handles = [layers[0].register_forward_hook(lambda layer, inputs, output: seen.update(y=output - (0 if layer.bias is None else layer.bias))),
-               layers[1].register_forward_pre_hook(lambda layer, inputs: seen.update(x=inputs[0]))]
+    handles = [
+        layers[0].register_forward_hook(
+            lambda layer, inputs, output: seen.update(y=output - (0 if layer.bias is None else layer.bias))
+        ),
+        layers[1].register_forward_pre_hook(lambda layer, inputs: seen.update(x=inputs[0])),
+    ]
     xx = yx = 0
     try:
         for batch in batches:
             batch = to_device(batch, pruned)
-            for model in (dense, pruned): forward(model, batch)
-            x, y = (real_tokens(by_example(seen[k], len(next(iter(batch.values())))), batch.get("attention_mask")).double() for k in "xy")
+            for model in (dense, pruned):
+                forward(model, batch)
+            x, y = (
+                real_tokens(by_example(seen[k], len(next(iter(batch.values())))), batch.get("attention_mask")).double()
+                for k in "xy"
+            )
             xx, yx = xx + x.T @ x, yx + y.T @ x
     finally:
-        for handle in handles: handle.remove()
+        for handle in handles:
+            handle.remove()
     return xx, yx
 
 # %% ../../nbs/methods/fisher_search.ipynb #c012
@@ -92,23 +119,30 @@ def _moments(dense: nn.Module, pruned: nn.Module, name: str, batches: list) -> t
 def rescale(
     model: nn.Module,  # pruned: what goes is zero already; changed in place
     dense: nn.Module,  # what it was
-    keep: dict,        # (block, kind) → bool (units,)
-    batches: list,     # dicts of tensors
-    limit: float = 10, # of a factor
-    damping: float = 1e-4, # of the mean diagonal
+    keep: dict,  # (block, kind) → bool (units,)
+    batches: list,  # dicts of tensors
+    limit: float = 10,  # of a factor
+    damping: float = 1e-4,  # of the mean diagonal
     progress: bool = False,
-) -> dict:             # (block, kind) → (units,) factors, 1 where nothing was changed
+) -> dict:  # (block, kind) → (units,) factors, 1 where nothing was changed
     "Give each unit that stays a factor, so that its layer gives again what it gave (Kwon et al. 2022, section 4.3)."
     factors, names = {}, {module: name for name, module in model.named_modules()}
     for site in tqdm(sites(model, dict.fromkeys(kind for _, kind in keep)), "rescaling", disable=not progress):
         kept, weight = keep[site.key].to(site.linear.weight.device), site.linear.weight.double()
         xx, yx = _moments(dense, model, names[site.linear], batches)
         unit = lambda matrix: matrix.reshape(site.count, site.width, site.count, site.width).sum((1, 3))
-        left, right = unit(xx * (weight.T @ weight))[kept][:, kept], (weight * yx).sum(0).reshape(site.count, site.width).sum(1)[kept]
+        left, right = (
+            unit(xx * (weight.T @ weight))[kept][:, kept],
+            (weight * yx).sum(0).reshape(site.count, site.width).sum(1)[kept],
+        )
         ones = torch.ones(len(right), dtype=right.dtype, device=right.device)
-        found = ones + torch.linalg.solve(left + damping * left.diagonal().mean() * torch.eye(len(right), dtype=right.dtype, device=right.device), right - left @ ones)
+        found = ones + torch.linalg.solve(
+            left + damping * left.diagonal().mean() * torch.eye(len(right), dtype=right.dtype, device=right.device),
+            right - left @ ones,
+        )
         factor = torch.ones(site.count, dtype=right.dtype, device=right.device)
-        if found.isfinite().all() and found.abs().max() <= limit: factor[kept] = found
+        if found.isfinite().all() and found.abs().max() <= limit:
+            factor[kept] = found
         site.linear.weight.mul_(factor.repeat_interleave(site.width).to(site.linear.weight.dtype))
         factors[site.key] = factor.float()
     return factors
@@ -117,36 +151,55 @@ def rescale(
 @dataclass
 class Found:
     "What a search decided."
-    masks: Masks      # of whole heads and neurons, applied
-    keep: dict        # (block, kind) → bool (units,)
-    kept: float       # share of the model's MACs that stays
-    factors: dict     # (block, kind) → (units,); empty without rescaling
+
+    masks: Masks  # of whole heads and neurons, applied
+    keep: dict  # (block, kind) → bool (units,)
+    kept: float  # share of the model's MACs that stays
+    factors: dict  # (block, kind) → (units,); empty without rescaling
 
 # %% ../../nbs/methods/fisher_search.ipynb #c015
 def fisher_search(
-    model: nn.Module,          # fine-tuned; changed in place
-    task,                      # a `Task`; examples come from its train split
-    target_macs: float,        # share of the model's MACs that shall stay, in (0, 1)
-    kinds=("heads", "neurons"), # what can go
-    n: int = 2048,             # examples for the Fisher information
+    model: nn.Module,  # fine-tuned; changed in place
+    task,  # a `Task`; examples come from its train split
+    target_macs: float,  # share of the model's MACs that shall stay, in (0, 1)
+    kinds=("heads", "neurons"),  # what can go
+    n: int = 2048,  # examples for the Fisher information
     rearrange: bool = True,
-    n_rescale: int = 256,      # examples for rescaling; 0: none
-    length: int = None, batch_size: int = 32, seed: int = 0,
+    n_rescale: int = 256,  # examples for rescaling; 0: none
+    length: int = None,
+    batch_size: int = 32,
+    seed: int = 0,
     progress: bool = False,
 ) -> Found:
     "Prune heads and neurons to a budget of MACs without training (Kwon et al. 2022)."
-    if not 0 < target_macs < 1: raise UsageError(f"target_macs must be a fraction in (0, 1), got {target_macs!r}.")
+    if not 0 < target_macs < 1:
+        raise UsageError(f"target_macs must be a fraction in (0, 1), got {target_macs!r}.")
     length = length_for(model, task, length)
     terms = cost_terms(model, length=length)
-    batches = list(task.calibration(tokenizer_of(model), n=min(n, len(task.splits["train"])), length=length, seed=seed, batch_size=batch_size))
+    batches = list(
+        task.calibration(
+            tokenizer_of(model), n=min(n, len(task.splits["train"])), length=length, seed=seed, batch_size=batch_size
+        )
+    )
     gradients = mask_gradients(model, batches, kinds, progress)
     keep = search({key: g.square().mean(0) for key, g in gradients.items()}, terms, target_macs)
-    if rearrange: keep = {key: rearranged(kept, gradients[key]) for key, kept in keep.items()}
+    if rearrange:
+        keep = {key: rearranged(kept, gradients[key]) for key, kept in keep.items()}
     masks = Masks.from_units(model, keep)
     dense = copy.deepcopy(model) if n_rescale else None
     masks.apply(model)
-    factors = rescale(model, dense, keep, batches[:-(-n_rescale // batch_size)], progress=progress) if n_rescale else {}
+    factors = (
+        rescale(model, dense, keep, batches[: -(-n_rescale // batch_size)], progress=progress) if n_rescale else {}
+    )
     return Found(masks, keep, float(kept_share(terms, shares_of(keep))), factors)
 
-FISHER_SEARCH = register_method(Method("fisher-search", masks=lambda model, task, keep, kinds, **settings: fisher_search(model, task, keep, kinds, **settings).masks,
-    formula="Σ (∂ℓ/∂m)²", allocation="macs", source="mask search, rearrangement and rescaling (Kwon et al. 2022)"))
+
+FISHER_SEARCH = register_method(
+    Method(
+        "fisher-search",
+        masks=lambda model, task, keep, kinds, **settings: fisher_search(model, task, keep, kinds, **settings).masks,
+        formula="Σ (∂ℓ/∂m)²",
+        allocation="macs",
+        source="mask search, rearrangement and rescaling (Kwon et al. 2022)",
+    )
+)

@@ -9,11 +9,41 @@ __all__ = ['GRADIENT', 'TAYLOR', 'FISHER', 'FISHER_WEIGHTED']
 from ..pruning.engine import Method, register_method
 from ..pruning.scores import fisher_score, fisher_weighted_score, gradient_score, taylor_score
 
-GRADIENT = register_method(Method("gradient", lambda weight, seen, generator: gradient_score(seen.gradient),
-    needs=("gradient",), formula="|g|", source="Mozer and Smolensky 1989, by weight"))
-TAYLOR = register_method(Method("taylor", lambda weight, seen, generator: taylor_score(weight, seen.gradient),
-    needs=("gradient",), loss=True, formula="|W·g|", source="Molchanov et al. 2017"))
-FISHER = register_method(Method("fisher", lambda weight, seen, generator: fisher_score(seen.squared_gradient),
-    needs=("squared_gradient",), formula="Σ g²", source="Theis et al. 2018"))
-FISHER_WEIGHTED = register_method(Method("fisher_weighted", lambda weight, seen, generator: fisher_weighted_score(weight, seen.squared_gradient),
-    needs=("squared_gradient",), loss=True, formula="W²·Σ g²", source="LeCun et al. 1990"))
+GRADIENT = register_method(
+    Method(
+        "gradient",
+        lambda weight, seen, generator: gradient_score(seen.gradient),
+        needs=("gradient",),
+        formula="|g|",
+        source="Mozer and Smolensky 1989, by weight",
+    )
+)
+TAYLOR = register_method(
+    Method(
+        "taylor",
+        lambda weight, seen, generator: taylor_score(weight, seen.gradient),
+        needs=("gradient",),
+        loss=True,
+        formula="|W·g|",
+        source="Molchanov et al. 2017",
+    )
+)
+FISHER = register_method(
+    Method(
+        "fisher",
+        lambda weight, seen, generator: fisher_score(seen.squared_gradient),
+        needs=("squared_gradient",),
+        formula="Σ g²",
+        source="Theis et al. 2018",
+    )
+)
+FISHER_WEIGHTED = register_method(
+    Method(
+        "fisher_weighted",
+        lambda weight, seen, generator: fisher_weighted_score(weight, seen.squared_gradient),
+        needs=("squared_gradient",),
+        loss=True,
+        formula="W²·Σ g²",
+        source="LeCun et al. 1990",
+    )
+)

@@ -10,22 +10,33 @@ __all__ = ['SCALES', 'GATHERED', 'COMPARISONS', 'MARGIN', 'CONVOLUTIONS', 'GRADP
            'register_strategy', 'draw_looks']
 
 # %% ../../nbs/methods/gradprobe.ipynb #c003
-import math, weakref
+import math
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral, Real
+
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-from ..model.anatomy import anatomy
+
 from ..basics.errors import RunError, UsageError, lookup
-from ..pruning.choosing import Request, masks_at_once, weight_scores
-from ..pruning.masks import Masks, Pattern, check_allocation, check_sparsity, keep_all_but, keep_highest, parse_pattern
+from ..model.anatomy import anatomy
 from ..model.loading import example_losses, forward, to_device
+from ..pruning.choosing import Request, masks_at_once, weight_scores
 from ..pruning.engine import METHODS, Method, load_methods, register_method, rounds_of
+from pruneresearch.pruning.masks import (
+    Masks,
+    Pattern,
+    check_allocation,
+    check_sparsity,
+    keep_all_but,
+    keep_highest,
+    parse_pattern,
+)
 from ..pruning.scores import magnitude_score, unit_score
 from ..pruning.statistics import calibrate, frozen_except
 
@@ -39,30 +50,43 @@ GATHERED = {  # what is kept of the gradients of several batches → how it take
 
 def gradients(
     model: nn.Module,
-    weights: dict,      # name → parameter
+    weights: dict,  # name → parameter
     batches: list,
-    loss: Callable,     # (model, batch) → loss, one number with a graph
-    gather: str,        # of `GATHERED`
+    loss: Callable,  # (model, batch) → loss, one number with a graph
+    gather: str,  # of `GATHERED`
     progress: Callable = lambda: None,  # called after each batch
-) -> dict:              # name → float32 tensor: max |∂L/∂w| over the batches, or Σ ∂L/∂w
+) -> dict:  # name → float32 tensor: max |∂L/∂w| over the batches, or Σ ∂L/∂w
     "Walk over the batches once. Raises `UsageError` for a loss without gradients, `RunError` for a gradient that is not finite."
     found = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     scale = max(SCALES.get(weight.dtype, 1.0) for weight in weights.values())
     with frozen_except(model, list(weights.values())), torch.enable_grad():
         for batch in batches:
-            grads = torch.autograd.grad(_one_number(loss(model, batch)) * scale, list(weights.values()), allow_unused=True)
+            grads = torch.autograd.grad(
+                _one_number(loss(model, batch)) * scale, list(weights.values()), allow_unused=True
+            )
             for name, gradient in zip(weights, grads):
-                if gradient is not None: GATHERED[gather](found[name], gradient.float().div_(scale))
+                if gradient is not None:
+                    GATHERED[gather](found[name], gradient.float().div_(scale))
             progress()
     for name, total in found.items():
-        if not torch.isfinite(total).all(): raise RunError(f"the gradient of {name} is not finite: look for NaN or infinite values in the weights or the data.")
+        if not torch.isfinite(total).all():
+            raise RunError(
+                f"the gradient of {name} is not finite: look for NaN or infinite values in the weights or the data."
+            )
     return found
 
 # %% ../../nbs/methods/gradprobe.ipynb #c006
 def _one_number(loss) -> Tensor:
-    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad: return loss
-    what = f"a tensor of shape {tuple(loss.shape)}{'' if loss.requires_grad else ' without gradients'}" if isinstance(loss, Tensor) else type(loss).__name__
-    raise UsageError(f"the loss is {what}: it must be one number that depends on the model's weights, such as nn.CrossEntropyLoss()(outputs, targets).")
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    what = (
+        f"a tensor of shape {tuple(loss.shape)}{'' if loss.requires_grad else ' without gradients'}"
+        if isinstance(loss, Tensor)
+        else type(loss).__name__
+    )
+    raise UsageError(
+        f"the loss is {what}: it must be one number that depends on the model's weights, such as nn.CrossEntropyLoss()(outputs, targets)."
+    )
 
 
 def own_loss(model: nn.Module, batch) -> Tensor:
@@ -72,26 +96,31 @@ def own_loss(model: nn.Module, batch) -> Tensor:
 
 def loss_with(
     loss_fn: Callable = None,  # (outputs, targets) → loss; None: `own_loss`
-) -> Callable:                 # (model, batch) → loss
+) -> Callable:  # (model, batch) → loss
     "A loss for batches as data loaders give them: (inputs, targets), or dicts with labels. Raises `UsageError` for a class instead of a function."
-    if isinstance(loss_fn, type): raise UsageError(f"loss_fn is the class {loss_fn.__name__}: make one, {loss_fn.__name__}().")
-    if loss_fn is None: return own_loss
+    if isinstance(loss_fn, type):
+        raise UsageError(f"loss_fn is the class {loss_fn.__name__}: make one, {loss_fn.__name__}().")
+    if loss_fn is None:
+        return own_loss
+
     def loss(model, batch):
         if isinstance(batch, Mapping):
             batch = to_device(batch, model)
-            if "labels" not in batch: raise UsageError("this batch has no labels for the loss: add them, or leave loss_fn out.")
+            if "labels" not in batch:
+                raise UsageError("this batch has no labels for the loss: add them, or leave loss_fn out.")
             output, targets = forward(model, batch), batch["labels"]
         else:
             device = next(model.parameters()).device
             output, targets = model(batch[0].to(device)), batch[1].to(device)
         return loss_fn(getattr(output, "logits", output), targets)
+
     return loss
 
 # %% ../../nbs/methods/gradprobe.ipynb #c008
 @contextmanager
 def shrunk(
     model: nn.Module,
-    masks: dict,    # parameter name → bool, True = shrink
+    masks: dict,  # parameter name → bool, True = shrink
     factor: float,  # what is left of a weight, in [0, 1)
 ) -> Iterator[None]:
     "For the length of a block these weights are smaller; then each has its old bits back."
@@ -99,25 +128,42 @@ def shrunk(
     before = {name: parameters[name].detach()[mask] for name, mask in masks.items()}
     try:
         with torch.no_grad():
-            for name, mask in masks.items(): parameters[name][mask] = before[name] * factor
+            for name, mask in masks.items():
+                parameters[name][mask] = before[name] * factor
         yield
     finally:
         with torch.no_grad():
-            for name, mask in masks.items(): parameters[name][mask] = before[name]
+            for name, mask in masks.items():
+                parameters[name][mask] = before[name]
 
 # %% ../../nbs/methods/gradprobe.ipynb #c012
 @dataclass(frozen=True)
 class Comparison:
     "What two looks say about candidates."
-    gather: str       # of `GATHERED`
-    terms: Callable   # (before, after, weight, factor) → tensors shaped like the weight, to be averaged over the weights of a unit
-    worth: Callable   # (*terms, threshold) → how much each entry is worth keeping; under the rule, what is not above 0 goes
+
+    gather: str  # of `GATHERED`
+    terms: Callable  # (before, after, weight, factor) → tensors shaped like the weight, to be averaged over the weights of a unit
+    worth: (
+        Callable  # (*terms, threshold) → how much each entry is worth keeping; under the rule, what is not above 0 goes
+    )
 
 
 COMPARISONS = {
-    "rule": Comparison("largest", lambda before, after, weight, factor: (before, after), lambda before, after, threshold: after - (1 + threshold) * before),
-    "ratio": Comparison("largest", lambda before, after, weight, factor: (before, after), lambda before, after, _: after / before.clamp(min=1e-30)),
-    "loss": Comparison("sum", lambda before, after, weight, factor: (weight * (1 - factor) / 2 * (before + after),), lambda change, _: change.abs()),
+    "rule": Comparison(
+        "largest",
+        lambda before, after, weight, factor: (before, after),
+        lambda before, after, threshold: after - (1 + threshold) * before,
+    ),
+    "ratio": Comparison(
+        "largest",
+        lambda before, after, weight, factor: (before, after),
+        lambda before, after, _: after / before.clamp(min=1e-30),
+    ),
+    "loss": Comparison(
+        "sum",
+        lambda before, after, weight, factor: (weight * (1 - factor) / 2 * (before + after),),
+        lambda change, _: change.abs(),
+    ),
 }
 MARGIN = 0.2  # of the weights that would stay, so many are candidates too where a comparison ranks
 
@@ -125,91 +171,139 @@ MARGIN = 0.2  # of the weights that would stay, so many are candidates too where
 @dataclass(frozen=True)
 class CandidateGroup:
     "Entries that are compared with each other."
-    key: object      # parameter name, or (block, kind)
-    weights: dict    # name → parameter
-    read: Callable   # {name: tensor shaped like the weight} → one number per entry
-    chosen: Callable # {parameter name: bool} → bool per entry
-    spread: Callable # bool per entry → {parameter name: bool}
+
+    key: object  # parameter name, or (block, kind)
+    weights: dict  # name → parameter
+    read: Callable  # {name: tensor shaped like the weight} → one number per entry
+    chosen: Callable  # {parameter name: bool} → bool per entry
+    spread: Callable  # bool per entry → {parameter name: bool}
 
 
 def _of_weights(name: str, parameter) -> CandidateGroup:
-    return CandidateGroup(name, {name: parameter}, lambda found: found[name], lambda masks: masks[name], lambda gone: {name: gone})
+    return CandidateGroup(
+        name, {name: parameter}, lambda found: found[name], lambda masks: masks[name], lambda gone: {name: gone}
+    )
 
 
 def _of_units(group) -> CandidateGroup:
-    weights, consumer = {f"{name}.weight": linear.weight for name, linear in group.linears.items()}, f"{group.consumer}.weight"
-    return CandidateGroup((group.block, group.kind), weights, lambda found: unit_score(group, found), lambda masks: masks[consumer].all(0).view(group.count, group.columns).all(1),
-                 lambda gone: {name: ~keep for name, keep in group.weight_masks(~gone).items()})
+    weights, consumer = (
+        {f"{name}.weight": linear.weight for name, linear in group.linears.items()},
+        f"{group.consumer}.weight",
+    )
+    return CandidateGroup(
+        (group.block, group.kind),
+        weights,
+        lambda found: unit_score(group, found),
+        lambda masks: masks[consumer].all(0).view(group.count, group.columns).all(1),
+        lambda gone: {name: ~keep for name, keep in group.weight_masks(~gone).items()},
+    )
 
 
 def candidate_groups(
     model: nn.Module,
     candidates: dict,  # parameter name → bool, True = candidate
     pattern: Pattern,
-) -> list:             # of `Place`, those that have a candidate
+) -> list:  # of `Place`, those that have a candidate
     "Where candidates are, as single weights or as whole units."
-    if pattern.kinds: found = [_of_units(group) for group in anatomy(model).groups if group.kind in pattern.kinds and f"{group.consumer}.weight" in candidates]
-    else: found = [_of_weights(name, parameter) for name, parameter in model.named_parameters() if name in candidates]
+    if pattern.kinds:
+        found = [
+            _of_units(group)
+            for group in anatomy(model).groups
+            if group.kind in pattern.kinds and f"{group.consumer}.weight" in candidates
+        ]
+    else:
+        found = [_of_weights(name, parameter) for name, parameter in model.named_parameters() if name in candidates]
     return [place for place in found if place.chosen(candidates).any()]
 
 # %% ../../nbs/methods/gradprobe.ipynb #c016
 def evidence(
     model: nn.Module,
     batches: list,
-    loss: Callable,             # (model, batch) → loss
-    candidates: dict,           # parameter name → bool, True = may go
-    comparison: str = "rule",   # of `COMPARISONS`
-    factor: float = 0.1,        # what is left of a candidate for the second look, in [0, 1)
+    loss: Callable,  # (model, batch) → loss
+    candidates: dict,  # parameter name → bool, True = may go
+    comparison: str = "rule",  # of `COMPARISONS`
+    factor: float = 0.1,  # what is left of a candidate for the second look, in [0, 1)
     pattern: Pattern = Pattern("unstructured"),
-    by_layer: bool = False,     # gradients of one place at a time
+    by_layer: bool = False,  # gradients of one place at a time
     progress: bool = False,
-) -> Iterator[tuple]:           # (`Place`, the comparison's terms: tensors with one number per entry)
+) -> Iterator[tuple]:  # (`Place`, the comparison's terms: tensors with one number per entry)
     "What two looks at the gradients see; the weights are what they were."
     how, spots = lookup(COMPARISONS, comparison, "comparison"), candidate_groups(model, candidates, pattern)
     parts = [[spot] for spot in spots] if by_layer else [spots] * bool(spots)
     with tqdm(total=2 * len(parts) * len(batches), desc="probing", disable=not progress) as bar:
-        for part in parts: yield from _two_looks(part, model, batches, loss, candidates, how, factor, bar.update)
+        for part in parts:
+            yield from _two_looks(part, model, batches, loss, candidates, how, factor, bar.update)
 
 
-def _two_looks(part: list, model: nn.Module, batches: list, loss: Callable, candidates: dict, how: Comparison, factor: float, progress: Callable) -> Iterator[tuple]:
+def _two_looks(
+    part: list,
+    model: nn.Module,
+    batches: list,
+    loss: Callable,
+    candidates: dict,
+    how: Comparison,
+    factor: float,
+    progress: Callable,
+) -> Iterator[tuple]:
     "One pass over the batches before and one after the candidates shrink, for the gradients of some places."
     weights = {name: weight for spot in part for name, weight in spot.weights.items()}
     before = gradients(model, weights, batches, loss, how.gather, progress)
-    with shrunk(model, candidates, factor): after = gradients(model, weights, batches, loss, how.gather, progress)
+    with shrunk(model, candidates, factor):
+        after = gradients(model, weights, batches, loss, how.gather, progress)
     for spot in part:
-        terms = [how.terms(before.pop(name), after.pop(name), weight.detach().float(), factor) for name, weight in spot.weights.items()]
+        terms = [
+            how.terms(before.pop(name), after.pop(name), weight.detach().float(), factor)
+            for name, weight in spot.weights.items()
+        ]
         yield spot, tuple(spot.read(dict(zip(spot.weights, each))) for each in zip(*terms))
 
 # %% ../../nbs/methods/gradprobe.ipynb #c018
 def _lowest(worth: Tensor, candidates: Tensor, count: int) -> Tensor:
     "So many candidates, or all of them, that are worth least; among equals, the first."
-    return ~keep_all_but(worth.masked_fill(~candidates, torch.inf).reshape(1, -1), max(0, count)).view(worth.shape) & candidates
+    return (
+        ~keep_all_but(worth.masked_fill(~candidates, torch.inf).reshape(1, -1), max(0, count)).view(worth.shape)
+        & candidates
+    )
 
 
-def _left(masks: dict, gone: dict) -> dict: return {name: mask & ~gone[name] if name in gone else mask for name, mask in masks.items()}
+def _left(masks: dict, gone: dict) -> dict:
+    return {name: mask & ~gone[name] if name in gone else mask for name, mask in masks.items()}
 
 
 def second_look(
     model: nn.Module,
     batches: list,
-    loss: Callable,       # (model, batch) → loss
-    asked: dict,          # parameter name → bool: what a strategy would prune at the sparsity wanted
-    wider: dict = None,   # what it would prune of a higher one, where the comparison ranks; None: `asked`
-    gone: dict = None,    # what earlier rounds have pruned
-    comparison: str = "rule", threshold: float = 0.0,
-    instead: dict = None, # parameter name → scores that say which weights go; the comparison only says how many of each place
+    loss: Callable,  # (model, batch) → loss
+    asked: dict,  # parameter name → bool: what a strategy would prune at the sparsity wanted
+    wider: dict = None,  # what it would prune of a higher one, where the comparison ranks; None: `asked`
+    gone: dict = None,  # what earlier rounds have pruned
+    comparison: str = "rule",
+    threshold: float = 0.0,
+    instead: dict = None,  # parameter name → scores that say which weights go; the comparison only says how many of each place
     among: str = "candidates",  # they choose from: "candidates", or "all"
-    **settings,           # factor, pattern, by_layer and progress, as for `evidence`
-) -> dict:                # parameter name → bool, True = prune, earlier rounds included
+    **settings,  # factor, pattern, by_layer and progress, as for `evidence`
+) -> dict:  # parameter name → bool, True = prune, earlier rounds included
     "From candidates to a decision: of each place at most as many as asked for, what is gone included."
     worth, gone = lookup(COMPARISONS, comparison, "comparison").worth, gone or {}
     count = lambda place, masks: int(place.chosen(masks).sum()) if set(place.weights) <= set(masks) else 0
     candidates, found = _left(wider or asked, gone), dict(gone)
-    if wider: candidates = _with_spares(model, asked, candidates, gone, settings.get("pattern"))
+    if wider:
+        candidates = _with_spares(model, asked, candidates, gone, settings.get("pattern"))
     for place, terms in evidence(model, batches, loss, candidates, comparison, **settings):
         value, may = worth(*terms, threshold), place.chosen(candidates)
-        part = _lowest(value, may & (value <= 0) if comparison == "rule" else may, count(place, asked) - count(place, gone))
-        if instead: part = _lowest(place.read(instead), may if among == "candidates" else ~place.chosen(gone) if set(place.weights) <= set(gone) else torch.ones_like(may), int(part.sum()))
+        part = _lowest(
+            value, may & (value <= 0) if comparison == "rule" else may, count(place, asked) - count(place, gone)
+        )
+        if instead:
+            part = _lowest(
+                place.read(instead),
+                may
+                if among == "candidates"
+                else ~place.chosen(gone)
+                if set(place.weights) <= set(gone)
+                else torch.ones_like(may),
+                int(part.sum()),
+            )
         found |= {name: mask | found[name] if name in found else mask for name, mask in place.spread(part).items()}
         del terms, value  # not needed while the next layer's gradients are taken
     return {name: found[name] if name in found else torch.zeros_like(mask) for name, mask in {**gone, **asked}.items()}
@@ -218,7 +312,10 @@ def second_look(
 def _with_spares(model: nn.Module, asked: dict, candidates: dict, gone: dict, pattern: Pattern = None) -> dict:
     "A ranking of units needs more candidates than go: where there are none, as with two heads, all of the group are."
     for place in candidate_groups(model, asked, pattern) if pattern and pattern.kinds else ():
-        if int(place.chosen(candidates).sum()) + (int(place.chosen(gone).sum()) if gone else 0) > int(place.chosen(asked).sum()): continue
+        if int(place.chosen(candidates).sum()) + (int(place.chosen(gone).sum()) if gone else 0) > int(
+            place.chosen(asked).sum()
+        ):
+            continue
         every = place.spread(torch.ones_like(place.chosen(asked)))
         candidates = candidates | _left(every, gone)
     return candidates
@@ -229,11 +326,17 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def prunable(
     model: nn.Module,  # any module
-) -> dict:             # name → weight
+) -> dict:  # name → weight
     "Weights of the linear layers in transformer blocks; in other modules, of all linear and convolution layers. Never embeddings, also where they share their weight with a layer."
     structure = anatomy(model)
-    layers = structure.linears if structure.blocks else {**structure.linears, **{name: m for name, m in model.named_modules() if isinstance(m, CONVOLUTIONS)}}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}  # layers that share a weight have one name for it
+    layers = (
+        structure.linears
+        if structure.blocks
+        else {**structure.linears, **{name: m for name, m in model.named_modules() if isinstance(m, CONVOLUTIONS)}}
+    )
+    names = {
+        id(parameter): name for name, parameter in model.named_parameters()
+    }  # layers that share a weight have one name for it
     weights = {names[id(layer.weight)]: layer.weight for layer in layers.values()}
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return {name: weight for name, weight in weights.items() if id(weight) not in embedded}
@@ -241,20 +344,24 @@ def prunable(
 # %% ../../nbs/methods/gradprobe.ipynb #c022
 class PruningStrategy(ABC):
     "Names the weights that may be redundant."
+
     pattern = Pattern("unstructured")  # candidates are single weights, or whole units of these kinds
-    gone: Masks = None                 # what earlier rounds have pruned, set before a strategy is asked again
+    gone: Masks = None  # what earlier rounds have pruned, set before a strategy is asked again
 
     @abstractmethod
-    def select_weights_to_prune(self,
+    def select_weights_to_prune(
+        self,
         model: nn.Module,
         sparsity: float,  # fraction in [0, 1)
-    ) -> dict:            # parameter name → bool tensor of its shape, True = prune
+    ) -> dict:  # parameter name → bool tensor of its shape, True = prune
         "Candidates."
 
     @abstractmethod
-    def get_name(self) -> str: "For reports."
+    def get_name(self) -> str:
+        "For reports."
 
-    def prepare(self,
+    def prepare(
+        self,
         model: nn.Module,
         batches: list,  # those of the probe: (inputs, targets) or dicts, as the data loader gave them
     ) -> None:
@@ -263,155 +370,271 @@ class PruningStrategy(ABC):
 
 class MagnitudePruning(PruningStrategy):
     "The smallest |w| of each layer."
-    def select_weights_to_prune(self, model, sparsity):
-        return {name: ~keep_highest(magnitude_score(weight.detach()), check_sparsity(sparsity)) for name, weight in prunable(model).items()}
 
-    def get_name(self): return "magnitude"
+    def select_weights_to_prune(self, model, sparsity):
+        return {
+            name: ~keep_highest(magnitude_score(weight.detach()), check_sparsity(sparsity))
+            for name, weight in prunable(model).items()
+        }
+
+    def get_name(self):
+        return "magnitude"
 
 # %% ../../nbs/methods/gradprobe.ipynb #c023
 class ScoreStrategy(PruningStrategy):
     "Any score of this library proposes: its lowest weights, or its lowest heads and neurons."
-    def __init__(self,
-        method: str,                    # a name of `list_methods` that scores weights or units
-        pattern: str = "unstructured",  # as for `prune`
-        allocation: str = None,         # None: the method's own
-        seed: int = 0,                  # of random scores
-    ):
-        self.method, self.pattern, self.seed, self.batches = lookup(load_methods(), method, "method"), parse_pattern(pattern), seed, []
-        require_scores(self.method, self.pattern)
-        self.allocation = check_allocation(self.pattern, allocation or ("layer" if self.pattern.structured else self.method.allocation))
-        if self.allocation not in ("row", "layer", "global"): raise UsageError(f"a strategy spreads one sparsity by row, layer or global, not {self.allocation!r}: for the rest use prune with method gradprobe.")
 
-    def prepare(self, model, batches): self.batches = [batch if isinstance(batch, Mapping) else {"inputs": batch[0], "labels": batch[1]} for batch in batches]
+    def __init__(
+        self,
+        method: str,  # a name of `list_methods` that scores weights or units
+        pattern: str = "unstructured",  # as for `prune`
+        allocation: str = None,  # None: the method's own
+        seed: int = 0,  # of random scores
+    ):
+        self.method, self.pattern, self.seed, self.batches = (
+            lookup(load_methods(), method, "method"),
+            parse_pattern(pattern),
+            seed,
+            [],
+        )
+        require_scores(self.method, self.pattern)
+        self.allocation = check_allocation(
+            self.pattern, allocation or ("layer" if self.pattern.structured else self.method.allocation)
+        )
+        if self.allocation not in ("row", "layer", "global"):
+            raise UsageError(
+                f"a strategy spreads one sparsity by row, layer or global, not {self.allocation!r}: for the rest use prune with method gradprobe."
+            )
+
+    def prepare(self, model, batches):
+        self.batches = [
+            batch if isinstance(batch, Mapping) else {"inputs": batch[0], "labels": batch[1]} for batch in batches
+        ]
 
     def select_weights_to_prune(self, model, sparsity):
-        if self.method.needs and not self.batches: raise UsageError(f"strategy {self.method.name!r} needs data: call its prepare(model, batches) before, as GradProbe does.")
-        request = Request(self.method, anatomy(model), self.pattern, self.allocation, check_sparsity(sparsity), seed=self.seed)
-        return {name: ~keep for name, keep in masks_at_once(request, model, sparsity, self.batches, self.gone).keep.items()}
+        if self.method.needs and not self.batches:
+            raise UsageError(
+                f"strategy {self.method.name!r} needs data: call its prepare(model, batches) before, as GradProbe does."
+            )
+        request = Request(
+            self.method, anatomy(model), self.pattern, self.allocation, check_sparsity(sparsity), seed=self.seed
+        )
+        return {
+            name: ~keep for name, keep in masks_at_once(request, model, sparsity, self.batches, self.gone).keep.items()
+        }
 
-    def get_name(self): return self.method.name
+    def get_name(self):
+        return self.method.name
 
 
 class WandaPruning(ScoreStrategy):
     "The lowest |w|·‖x‖ of each row (Sun et al. 2024), with the norms of the dense model on the probe's batches."
-    def __init__(self): super().__init__("wanda")
+
+    def __init__(self):
+        super().__init__("wanda")
 
 
 def require_scores(method: Method, pattern: Pattern) -> None:
     "Raise `UsageError` where a method cannot propose, or a pattern has no single candidates."
-    if not (method.score or method.units or method.choose): raise UsageError(f"method {method.name!r} gives no scores to propose candidates by: choose one that does, such as magnitude, wanda or taylor.")
-    if method.units and not pattern.kinds: raise UsageError(f"method {method.name!r} scores whole heads and neurons: choose pattern heads, neurons or heads+neurons.")
-    if pattern.kind in ("n:m", "blocks"): raise UsageError("gradients are compared weight by weight or unit by unit: choose pattern unstructured, heads, neurons or heads+neurons.")
+    if not (method.score or method.units or method.choose):
+        raise UsageError(
+            f"method {method.name!r} gives no scores to propose candidates by: choose one that does, such as magnitude, wanda or taylor."
+        )
+    if method.units and not pattern.kinds:
+        raise UsageError(
+            f"method {method.name!r} scores whole heads and neurons: choose pattern heads, neurons or heads+neurons."
+        )
+    if pattern.kind in ("n:m", "blocks"):
+        raise UsageError(
+            "gradients are compared weight by weight or unit by unit: choose pattern unstructured, heads, neurons or heads+neurons."
+        )
 
 # %% ../../nbs/methods/gradprobe.ipynb #c024
 def proposed(
     strategy: PruningStrategy,
     model: nn.Module,
     sparsity: float,  # fraction in [0, 1)
-) -> dict:            # parameter name → bool, True = prune, on the parameter's device
+) -> dict:  # parameter name → bool, True = prune, on the parameter's device
     "Ask a strategy, and refuse an answer that does not fit the model or came with changed weights."
     parameters, name = dict(model.named_parameters()), strategy.get_name()
     before = {key: parameter.detach().clone() for key, parameter in parameters.items()}
     found = strategy.select_weights_to_prune(model, sparsity)
     changed = [key for key, parameter in parameters.items() if not _same_bits(parameter.detach(), before[key])]
     with torch.no_grad():
-        for key in changed: parameters[key].copy_(before[key])
-    if changed: raise UsageError(f"strategy {name!r} changed {changed[0]} while selecting; the weights are put back: let it work on copies.")
-    if not isinstance(found, Mapping): raise UsageError(f"strategy {name!r} gave {type(found).__name__}: it must give a dict, parameter name → bool tensor with True for prune.")
+        for key in changed:
+            parameters[key].copy_(before[key])
+    if changed:
+        raise UsageError(
+            f"strategy {name!r} changed {changed[0]} while selecting; the weights are put back: let it work on copies."
+        )
+    if not isinstance(found, Mapping):
+        raise UsageError(
+            f"strategy {name!r} gave {type(found).__name__}: it must give a dict, parameter name → bool tensor with True for prune."
+        )
     for key, mask in found.items():
-        if key not in parameters: raise UsageError(f"strategy {name!r} names {key!r}, which is no parameter of this model: use the names of model.named_parameters().")
+        if key not in parameters:
+            raise UsageError(
+                f"strategy {name!r} names {key!r}, which is no parameter of this model: use the names of model.named_parameters()."
+            )
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != parameters[key].shape:
             what = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-            raise UsageError(f"strategy {name!r} gave {what} for {key}: it must be a bool tensor of shape {tuple(parameters[key].shape)}, True for prune.")
-    if not found: raise UsageError(f"strategy {name!r} names no parameter: give a mask for each that it covers, all False where nothing goes.")
-    if strategy.pattern.kinds: _kept(found).units(model)  # raises where units are not whole
+            raise UsageError(
+                f"strategy {name!r} gave {what} for {key}: it must be a bool tensor of shape {tuple(parameters[key].shape)}, True for prune."
+            )
+    if not found:
+        raise UsageError(
+            f"strategy {name!r} names no parameter: give a mask for each that it covers, all False where nothing goes."
+        )
+    if strategy.pattern.kinds:
+        _kept(found).units(model)  # raises where units are not whole
     return {key: mask.to(parameters[key].device) for key, mask in found.items()}
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool: return torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (a, b)))
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (a, b)))
 
 # %% ../../nbs/methods/gradprobe.ipynb #c026
 class GradProbe:
     "Prunes a model by comparing gradients before and after candidates shrink."
-    def __init__(self,
+
+    def __init__(
+        self,
         model: nn.Module,
         strategy: PruningStrategy,  # proposes candidates
-        device=None,                # where the model goes; None: where it is
+        device=None,  # where the model goes; None: where it is
     ):
         _check_parts(model, strategy)
-        self.model, self.strategy, self.held = model if device is None else to_named_device(model, device), strategy, None
+        self.model, self.strategy, self.held = (
+            model if device is None else to_named_device(model, device),
+            strategy,
+            None,
+        )
         self.masks = {}  # parameter name → bool, True = pruned
 
-    def prune(self,
-        dataloader,                 # gives (inputs, targets), or dicts with labels
-        loss_fn: Callable = None,   # (outputs, targets) → loss; None: the model's own, for dicts with labels
-        sparsity: float = 0.5,      # fraction of what the strategy covers; the rule reaches less
-        num_batches: int = 10,      # how many are looked at
-        reduction_factor: float = 0.1,    # what is left of a candidate for the second look, in [0, 1)
+    def prune(
+        self,
+        dataloader,  # gives (inputs, targets), or dicts with labels
+        loss_fn: Callable = None,  # (outputs, targets) → loss; None: the model's own, for dicts with labels
+        sparsity: float = 0.5,  # fraction of what the strategy covers; the rule reaches less
+        num_batches: int = 10,  # how many are looked at
+        reduction_factor: float = 0.1,  # what is left of a candidate for the second look, in [0, 1)
         gradient_threshold: float = 0.0,  # relative growth that the rule allows
         verbose: bool = True,
         *,
-        comparison: str = "rule",   # or "ratio" or "loss", which reach the sparsity
-        candidates: float = None,   # share that shrinks where a comparison ranks; None: a fifth of what would stay is judged too
-        by_layer: bool = False,     # gradients of one layer at a time: less memory, more passes
-        schedule: str = "one-shot", rounds: int = 1,  # several rounds on a "linear" or "cubic" schedule
-        between: Callable = None,   # called as between(model, masks) after each round but the last, with the masks held, e.g. to train
-    ) -> dict:                      # parameter name → bool, True = pruned
+        comparison: str = "rule",  # or "ratio" or "loss", which reach the sparsity
+        candidates: float = None,  # share that shrinks where a comparison ranks; None: a fifth of what would stay is judged too
+        by_layer: bool = False,  # gradients of one layer at a time: less memory, more passes
+        schedule: str = "one-shot",
+        rounds: int = 1,  # several rounds on a "linear" or "cubic" schedule
+        between: Callable = None,  # called as between(model, masks) after each round but the last, with the masks held, e.g. to train
+    ) -> dict:  # parameter name → bool, True = pruned
         "Decide, and set to zero what goes; everything else keeps its bits. Raises `UsageError` before any work where the request makes no sense."
         check_probe(sparsity, reduction_factor, gradient_threshold, comparison, candidates)
-        targets, loss, batches = rounds_of(schedule, sparsity, rounds), loss_with(loss_fn), self._looked_at(dataloader, num_batches, loss_fn)
+        targets, loss, batches = (
+            rounds_of(schedule, sparsity, rounds),
+            loss_with(loss_fn),
+            self._looked_at(dataloader, num_batches, loss_fn),
+        )
         self.masks = self._still_zero()
         for i, target in enumerate(targets):
             if i and between:
-                with _kept(self.masks).hold(self.model): between(self.model, _kept(self.masks))
+                with _kept(self.masks).hold(self.model):
+                    between(self.model, _kept(self.masks))
             asked, wider = self._proposals(target, _wider(target, comparison, candidates))
-            self.masks = second_look(self.model, batches, loss, asked, wider, self.masks, comparison, gradient_threshold,
-                                     factor=reduction_factor, pattern=self.strategy.pattern, by_layer=by_layer, progress=verbose)
+            self.masks = second_look(
+                self.model,
+                batches,
+                loss,
+                asked,
+                wider,
+                self.masks,
+                comparison,
+                gradient_threshold,
+                factor=reduction_factor,
+                pattern=self.strategy.pattern,
+                by_layer=by_layer,
+                progress=verbose,
+            )
             _kept(self.masks).apply(self.model)
-            if verbose: print(f"{self.strategy.get_name()} proposed {_share(asked):.2%}, {comparison} pruned {_share(self.masks):.2%}")
+            if verbose:
+                print(
+                    f"{self.strategy.get_name()} proposed {_share(asked):.2%}, {comparison} pruned {_share(self.masks):.2%}"
+                )
         return self.masks
 
 # %% ../../nbs/methods/gradprobe.ipynb #c027
 def _check_parts(model, strategy) -> None:
-    if not isinstance(model, nn.Module): raise UsageError(f"GradProbe prunes a torch.nn.Module, got {type(model).__name__}.")
-    if not isinstance(strategy, PruningStrategy): raise UsageError(f"a strategy is an object such as MagnitudePruning(), got {strategy!r}.")
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"GradProbe prunes a torch.nn.Module, got {type(model).__name__}.")
+    if not isinstance(strategy, PruningStrategy):
+        raise UsageError(f"a strategy is an object such as MagnitudePruning(), got {strategy!r}.")
 
 
 def to_named_device(model: nn.Module, device) -> nn.Module:
     "The model, moved; raises `UsageError` for a device that is not there."
-    try: return model.to(device)
-    except (RuntimeError, AssertionError, TypeError) as error: raise UsageError(f"the model cannot move to device {device!r} ({str(error).splitlines()[0]}): say cpu, or cuda where there is one.") from None
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise UsageError(
+            f"the model cannot move to device {device!r} ({str(error).splitlines()[0]}): say cpu, or cuda where there is one."
+        ) from None
 
 
 def check_probe(sparsity, factor, threshold, comparison, candidates) -> None:
     "Raise `UsageError` for settings that make no sense."
     check_sparsity(sparsity)
     lookup(COMPARISONS, comparison, "comparison")
-    if not (isinstance(factor, Real) and 0 <= factor < 1): raise UsageError(f"what is left of a candidate must be a fraction in [0, 1), got {factor!r}: 0.1 leaves a tenth.")
-    if not (isinstance(threshold, Real) and 0 <= threshold < math.inf): raise UsageError(f"the threshold must be a number from 0, got {threshold!r}: 0.1 allows gradients to grow by a tenth.")
-    if candidates is None: return
-    if comparison == "rule": raise UsageError("the rule judges what the strategy proposes at the sparsity itself: leave candidates out, or choose comparison ratio or loss.")
-    if not (isinstance(candidates, Real) and sparsity <= candidates < 1): raise UsageError(f"candidates must be a fraction in [{sparsity}, 1), got {candidates!r}: a ranking needs at least what shall go.")
+    if not (isinstance(factor, Real) and 0 <= factor < 1):
+        raise UsageError(
+            f"what is left of a candidate must be a fraction in [0, 1), got {factor!r}: 0.1 leaves a tenth."
+        )
+    if not (isinstance(threshold, Real) and 0 <= threshold < math.inf):
+        raise UsageError(
+            f"the threshold must be a number from 0, got {threshold!r}: 0.1 allows gradients to grow by a tenth."
+        )
+    if candidates is None:
+        return
+    if comparison == "rule":
+        raise UsageError(
+            "the rule judges what the strategy proposes at the sparsity itself: leave candidates out, or choose comparison ratio or loss."
+        )
+    if not (isinstance(candidates, Real) and sparsity <= candidates < 1):
+        raise UsageError(
+            f"candidates must be a fraction in [{sparsity}, 1), got {candidates!r}: a ranking needs at least what shall go."
+        )
 
 
 def _wider(target, comparison: str, candidates: float = None):
     "The share that shrinks: a number, or a list or dict of them as the target is."
-    if comparison == "rule": return None
-    if isinstance(target, dict): return {kind: _wider(share, comparison, candidates) for kind, share in target.items()}
-    if isinstance(target, list): return [_wider(share, comparison, candidates) for share in target]
+    if comparison == "rule":
+        return None
+    if isinstance(target, dict):
+        return {kind: _wider(share, comparison, candidates) for kind, share in target.items()}
+    if isinstance(target, list):
+        return [_wider(share, comparison, candidates) for share in target]
     return target + MARGIN * (1 - target) if candidates is None else max(target, candidates)
 
 # %% ../../nbs/methods/gradprobe.ipynb #c028
 def _looked_at(self, dataloader, count: int, loss_fn=None) -> list:
     "The first batches, drawn once and shown to the strategy."
-    if not isinstance(count, Integral) or count < 1: raise UsageError(f"num_batches must be a whole number from 1, got {count!r}.")
-    if isinstance(dataloader, (Mapping, Tensor)) or not hasattr(dataloader, "__iter__"): raise UsageError(f"dataloader must give batches, got {type(dataloader).__name__}: use a DataLoader, or a list of batches.")
+    if not isinstance(count, Integral) or count < 1:
+        raise UsageError(f"num_batches must be a whole number from 1, got {count!r}.")
+    if isinstance(dataloader, (Mapping, Tensor)) or not hasattr(dataloader, "__iter__"):
+        raise UsageError(
+            f"dataloader must give batches, got {type(dataloader).__name__}: use a DataLoader, or a list of batches."
+        )
     batches = list(islice(iter(dataloader), count))
-    if not batches: raise UsageError("the data loader gives no batch: give it data.")
+    if not batches:
+        raise UsageError("the data loader gives no batch: give it data.")
     for batch in batches:
-        if isinstance(batch, Mapping): continue
-        if not (isinstance(batch, (tuple, list)) and len(batch) == 2): raise UsageError(f"a batch must be (inputs, targets) or a dict with labels, got {type(batch).__name__}{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}.")
-        if loss_fn is None: raise UsageError("batches of (inputs, targets) need a loss: give loss_fn, such as nn.CrossEntropyLoss().")
+        if isinstance(batch, Mapping):
+            continue
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            raise UsageError(
+                f"a batch must be (inputs, targets) or a dict with labels, got {type(batch).__name__}{f' of {len(batch)}' if isinstance(batch, (tuple, list)) else ''}."
+            )
+        if loss_fn is None:
+            raise UsageError("batches of (inputs, targets) need a loss: give loss_fn, such as nn.CrossEntropyLoss().")
     self.strategy.prepare(self.model, batches)
     return batches
 
@@ -424,15 +647,19 @@ def _proposals(self, target: float, wider=None) -> tuple:
     return asked, {name: mask | more[name] if name in more else mask for name, mask in asked.items()}
 
 
-def _kept(masks: dict) -> Masks: return Masks({name: ~mask for name, mask in masks.items()})
+def _kept(masks: dict) -> Masks:
+    return Masks({name: ~mask for name, mask in masks.items()})
 
 
-def _share(masks: dict) -> float: return sum(int(mask.sum()) for mask in masks.values()) / max(1, sum(mask.numel() for mask in masks.values()))
+def _share(masks: dict) -> float:
+    return sum(int(mask.sum()) for mask in masks.values()) / max(1, sum(mask.numel() for mask in masks.values()))
+
 
 def _still_zero(self) -> dict:
     "Masks of an earlier call, as far as their weights are still zero."
     parameters = dict(self.model.named_parameters())
     return {name: mask.to(parameters[name].device) & (parameters[name] == 0) for name, mask in self.masks.items()}
+
 
 GradProbe._looked_at, GradProbe._proposals, GradProbe._still_zero = _looked_at, _proposals, _still_zero
 
@@ -446,74 +673,151 @@ def _get_sparsity(self) -> float:
 
 def _apply_mask_permanently(self) -> None:
     "From now on pruned weights are exactly zero after every step of every optimizer, for as long as the model lives; copies of it are not held. Call it again after another `prune`."
-    if not self.masks: raise UsageError("nothing is pruned yet: call prune first.")
-    if self.held: self.held()  # masks of an earlier call
+    if not self.masks:
+        raise UsageError("nothing is pruned yet: call prune first.")
+    if self.held:
+        self.held()  # masks of an earlier call
     self.held = weakref.finalize(self.model, _let_go, _kept(self.masks).attach(self.model))
 
 
 def _let_go(hooks: list) -> None:
-    for hook in hooks: hook.remove()
+    for hook in hooks:
+        hook.remove()
 
 # %% ../../nbs/methods/gradprobe.ipynb #c031
-def _sweep(self,
-    dataloader, loss_fn: Callable, eval_fn: Callable,  # as for `prune`; eval_fn: model → a number
+def _sweep(
+    self,
+    dataloader,
+    loss_fn: Callable,
+    eval_fn: Callable,  # as for `prune`; eval_fn: model → a number
     sparsity: float = 0.5,
     thresholds=(0.0, 0.05, 0.1, 0.2, 0.5),
-    num_batches: int = 10, reduction_factor: float = 0.1, verbose: bool = True,
+    num_batches: int = 10,
+    reduction_factor: float = 0.1,
+    verbose: bool = True,
 ) -> dict:  # lists: thresholds, sparsities (fractions of what the strategy covers), weights_pruned (counts), metrics
     "What each threshold of the rule would prune, and what that would do to a metric. Two looks serve all thresholds; the model is left as it was."
     thresholds = tuple(thresholds)
-    for threshold in thresholds: check_probe(sparsity, reduction_factor, threshold, "rule", None)
+    for threshold in thresholds:
+        check_probe(sparsity, reduction_factor, threshold, "rule", None)
     batches = self._looked_at(dataloader, num_batches, loss_fn)
     self.masks = self._still_zero()
     asked, _ = self._proposals(sparsity)
-    seen = list(evidence(self.model, batches, loss_with(loss_fn), asked, factor=reduction_factor, pattern=self.strategy.pattern, progress=verbose))
+    seen = list(
+        evidence(
+            self.model,
+            batches,
+            loss_with(loss_fn),
+            asked,
+            factor=reduction_factor,
+            pattern=self.strategy.pattern,
+            progress=verbose,
+        )
+    )
     rows = []
     for threshold in thresholds:
-        parts = [place.spread(place.chosen(asked) & (COMPARISONS["rule"].worth(*terms, threshold) <= 0)) for place, terms in seen]
+        parts = [
+            place.spread(place.chosen(asked) & (COMPARISONS["rule"].worth(*terms, threshold) <= 0))
+            for place, terms in seen
+        ]
         gone = {name: mask for part in parts for name, mask in part.items()}
         count = sum(int(mask.sum()) for mask in gone.values())
-        with shrunk(self.model, gone, 0.0): rows.append((threshold, count / sum(mask.numel() for mask in asked.values()), count, eval_fn(self.model)))
-        if verbose: print("threshold {:g}: {:.2%} pruned, {} weights, metric {}".format(*rows[-1]))
-    return {name: [row[i] for row in rows] for i, name in enumerate(("thresholds", "sparsities", "weights_pruned", "metrics"))}
+        with shrunk(self.model, gone, 0.0):
+            rows.append((threshold, count / sum(mask.numel() for mask in asked.values()), count, eval_fn(self.model)))
+        if verbose:
+            print("threshold {:g}: {:.2%} pruned, {} weights, metric {}".format(*rows[-1]))
+    return {
+        name: [row[i] for row in rows]
+        for i, name in enumerate(("thresholds", "sparsities", "weights_pruned", "metrics"))
+    }
 
-GradProbe.get_sparsity, GradProbe.apply_mask_permanently, GradProbe.sweep_gradient_thresholds = _get_sparsity, _apply_mask_permanently, _sweep
+
+GradProbe.get_sparsity, GradProbe.apply_mask_permanently, GradProbe.sweep_gradient_thresholds = (
+    _get_sparsity,
+    _apply_mask_permanently,
+    _sweep,
+)
 
 # %% ../../nbs/methods/gradprobe.ipynb #c033
 def _choosing_by(comparison: str) -> dict:
     "`choose` and `check` of a `Method`."
-    def choose(request: Request, model: nn.Module, target, batches: list, before=None, *, strategy: str = "magnitude", candidates: float = None,
-               factor: float = 0.1, threshold: float = 0.0, by_layer: bool = False, control: str = None) -> Masks:
+
+    def choose(
+        request: Request,
+        model: nn.Module,
+        target,
+        batches: list,
+        before=None,
+        *,
+        strategy: str = "magnitude",
+        candidates: float = None,
+        factor: float = 0.1,
+        threshold: float = 0.0,
+        by_layer: bool = False,
+        control: str = None,
+    ) -> Masks:
         proposer = replace(request, method=load_methods()[strategy])
         here = {name: parameter.device for name, parameter in model.named_parameters()}
         pruned = lambda masks: {name: ~keep.to(here[name]) for name, keep in masks.keep.items()}
         propose = lambda share: pruned(masks_at_once(proposer, model, share, batches, before))
         more = _wider(target, comparison, candidates)
-        return _kept(second_look(model, batches, own_loss, propose(target), None if more is None else propose(more), before and pruned(before), comparison, threshold,
-                                 _scores(request, model, batches, control), "candidates" if control == "random" else "all", factor=factor, pattern=request.pattern, by_layer=by_layer, progress=request.progress))
+        return _kept(
+            second_look(
+                model,
+                batches,
+                own_loss,
+                propose(target),
+                None if more is None else propose(more),
+                before and pruned(before),
+                comparison,
+                threshold,
+                _scores(request, model, batches, control),
+                "candidates" if control == "random" else "all",
+                factor=factor,
+                pattern=request.pattern,
+                by_layer=by_layer,
+                progress=request.progress,
+            )
+        )
 
     def check(pattern: Pattern, sparsity, rounds: int, **options) -> None:
-        strategy, candidates, factor, threshold, control = (options.get(name, choose.__kwdefaults__[name]) for name in ("strategy", "candidates", "factor", "threshold", "control"))
+        strategy, candidates, factor, threshold, control = (
+            options.get(name, choose.__kwdefaults__[name])
+            for name in ("strategy", "candidates", "factor", "threshold", "control")
+        )
         shares = sparsity.values() if isinstance(sparsity, dict) else [sparsity]
-        for share in (s for part in shares for s in (part if isinstance(part, list) else [part])): check_probe(share, factor, threshold, comparison, candidates)
+        for share in (s for part in shares for s in (part if isinstance(part, list) else [part])):
+            check_probe(share, factor, threshold, comparison, candidates)
         require_scores(lookup(load_methods(), strategy, "strategy"), pattern)
-        if control and not lookup(load_methods(), control, "control").score: raise UsageError(f"method {control!r} does not score weights: take a control such as random, magnitude or wanda.")
-        if control and rounds > 1: raise UsageError("a control takes as many weights as the comparison in one round: leave rounds out.")
+        if control and not lookup(load_methods(), control, "control").score:
+            raise UsageError(
+                f"method {control!r} does not score weights: take a control such as random, magnitude or wanda."
+            )
+        if control and rounds > 1:
+            raise UsageError("a control takes as many weights as the comparison in one round: leave rounds out.")
+
     return dict(choose=choose, check=check)
 
 
 def _scores(request: Request, model: nn.Module, batches: list, method: str = None) -> dict:
     "Parameter name → a method's scores, for a control; None where there is none."
-    if method is None: return None
+    if method is None:
+        return None
     request, linears = replace(request, method=load_methods()[method]), request.structure.linears
     seen = calibrate(model, batches, linears, request.needs, request.progress) if request.needs else {}
     return weight_scores(request, linears, seen, request.generator(), None)
 
 
-GRADPROBE, GRADPROBE_RATIO, GRADPROBE_LOSS = (register_method(Method(name, **_choosing_by(comparison), needs=("gradient",), formula=formula, source="GradProbe project")) for name, comparison, formula in (
-    ("gradprobe", "rule", "candidates whose max|g| did not grow when all shrank"),
-    ("gradprobe-ratio", "ratio", "growth of max|g| among candidates"),
-    ("gradprobe-loss", "loss", "|w(1−ρ)·½(g₀+g₁)| of candidates")))
+GRADPROBE, GRADPROBE_RATIO, GRADPROBE_LOSS = (
+    register_method(
+        Method(name, **_choosing_by(comparison), needs=("gradient",), formula=formula, source="GradProbe project")
+    )
+    for name, comparison, formula in (
+        ("gradprobe", "rule", "candidates whose max|g| did not grow when all shrank"),
+        ("gradprobe-ratio", "ratio", "growth of max|g| among candidates"),
+        ("gradprobe-loss", "loss", "|w(1−ρ)·½(g₀+g₁)| of candidates"),
+    )
+)
 
 # %% ../../nbs/methods/gradprobe.ipynb #c035
 def register_strategy(
@@ -521,27 +825,42 @@ def register_strategy(
 ) -> Method:
     "Make a strategy known by its name to `prune`, to experiments in this process, and as a strategy of GradProbe's methods. One that overrides `prepare` is given data."
     name, source = strategy.get_name(), f"strategy {type(strategy).__name__}"
+
     def check(pattern: Pattern, sparsity, rounds: int) -> None:
-        if not isinstance(sparsity, Real): raise UsageError(f"strategy {name!r} takes one sparsity for the whole model, not several: give a fraction.")
-        if pattern != strategy.pattern: raise UsageError(f"strategy {name!r} chooses for pattern {strategy.pattern.kind!r}: ask for that.")
+        if not isinstance(sparsity, Real):
+            raise UsageError(f"strategy {name!r} takes one sparsity for the whole model, not several: give a fraction.")
+        if pattern != strategy.pattern:
+            raise UsageError(f"strategy {name!r} chooses for pattern {strategy.pattern.kind!r}: ask for that.")
+
     def choose(request: Request, model: nn.Module, target, batches: list, before=None) -> Masks:
-        if request.allocation != "layer": raise UsageError(f"strategy {name!r} spreads the sparsity by itself: leave allocation out.")
+        if request.allocation != "layer":
+            raise UsageError(f"strategy {name!r} spreads the sparsity by itself: leave allocation out.")
         strategy.gone = before
-        if batches: strategy.prepare(model, batches)
+        if batches:
+            strategy.prepare(model, batches)
         masks = proposed(strategy, model, target)
-        return _kept({key: mask | ~before.keep[key].to(mask.device) if before and key in before.keep else mask for key, mask in masks.items()})
-    if name in METHODS and METHODS[name].source == source: del METHODS[name]
+        return _kept(
+            {
+                key: mask | ~before.keep[key].to(mask.device) if before and key in before.keep else mask
+                for key, mask in masks.items()
+            }
+        )
+
+    if name in METHODS and METHODS[name].source == source:
+        del METHODS[name]
     needs = () if type(strategy).prepare is PruningStrategy.prepare else ("norm",)
-    return register_method(Method(name, choose=choose, check=check, needs=needs, formula="a strategy's own choice", source=source))
+    return register_method(
+        Method(name, choose=choose, check=check, needs=needs, formula="a strategy's own choice", source=source)
+    )
 
 # %% ../../nbs/methods/gradprobe.ipynb #c046
 def draw_looks(
-    axes,              # of matplotlib, one per place
-    seen: list,        # as `evidence` gives it for the comparison "rule" or "ratio"
+    axes,  # of matplotlib, one per place
+    seen: list,  # as `evidence` gives it for the comparison "rule" or "ratio"
     candidates: dict,  # parameter name → bool
     threshold: float = 0.0,
-    title: str = "",   # before the name of each place
-    shown: int = 1500, # points of each kind, drawn at random
+    title: str = "",  # before the name of each place
+    shown: int = 1500,  # points of each kind, drawn at random
 ) -> None:
     "Gradients after against gradients before, for candidates and others, with the line of the rule. What is zero stands at the edge."
     generator = torch.Generator().manual_seed(0)
@@ -549,11 +868,28 @@ def draw_looks(
         may, (before, after) = place.chosen(candidates).flatten().cpu(), (look.cpu() for look in looks)
         lowest_seen = torch.cat([x[x > 0].flatten()[:100_000] for x in (before, after)])
         floor = float(lowest_seen.quantile(0.001)) / 3 if len(lowest_seen) else 1e-9
-        for what, chosen, look in (("others", ~may, dict(color="#b0b0b0", marker="o")), ("candidates", may, dict(color="#0173b2", marker="."))):
+        for what, chosen, look in (
+            ("others", ~may, dict(color="#b0b0b0", marker="o")),
+            ("candidates", may, dict(color="#0173b2", marker=".")),
+        ):
             at = chosen.nonzero()[:, 0]
             at = at[torch.randperm(len(at), generator=generator)[:shown]]
-            axis.scatter(before.flatten()[at].clamp(min=floor), after.flatten()[at].clamp(min=floor), s=6, linewidth=0, alpha=0.5, label=what, **look)
+            axis.scatter(
+                before.flatten()[at].clamp(min=floor),
+                after.flatten()[at].clamp(min=floor),
+                s=6,
+                linewidth=0,
+                alpha=0.5,
+                label=what,
+                **look,
+            )
         ends = [floor, float(max(before.max(), after.max()))]
         axis.plot(ends, [(1 + threshold) * end for end in ends], color="black", linewidth=1, label="the rule's line")
         gone = (may & (after <= (1 + threshold) * before).flatten()).sum()
-        axis.set(xscale="log", yscale="log", title=f"{title}{place.key}: {int(gone) / max(1, int(may.sum())):.0%} go", xlabel="G⁰, before", ylabel="G¹, candidates shrunk")
+        axis.set(
+            xscale="log",
+            yscale="log",
+            title=f"{title}{place.key}: {int(gone) / max(1, int(may.sum())):.0%} go",
+            xlabel="G⁰, before",
+            ylabel="G¹, candidates shrunk",
+        )

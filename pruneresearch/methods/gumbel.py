@@ -6,170 +6,276 @@
 __all__ = ['GUMBEL', 'GUMBEL_MASKS', 'LEARN', 'FILES', 'gumbel_sigmoid', 'Trained', 'all_masks', 'save_masks', 'train_masks']
 
 # %% ../../nbs/methods/gumbel.ipynb #c003
-import json, shutil
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
 import torch
 from safetensors.torch import save_file
-from torch import nn, Tensor
+from torch import Tensor, nn
+
 from ..basics.errors import UsageError, lookup
-from ..basics.files import read_record, require_empty, atomic_file, write_json
-from ..shipping.checkpoints import save_pruned
-from ..pruning.budget import UNIT_KINDS, kept_share, shares_of
-from ..training.gates import Distribution, Gates, attached, pull_for, meet_budget, sites, train_gates, trained_masks, without_gates
-from ..pruning.masks import Masks
+from ..basics.files import atomic_file, read_record, require_empty, write_json
 from ..measure.quality import evaluate_model, parameter_counts
 from ..model.loading import length_for, save_model
+from ..pruning.budget import UNIT_KINDS, kept_share, shares_of
 from ..pruning.engine import Method, register_method
+from ..pruning.masks import Masks
+from ..shipping.checkpoints import save_pruned
+from pruneresearch.training.gates import (
+    Distribution,
+    Gates,
+    attached,
+    meet_budget,
+    pull_for,
+    sites,
+    train_gates,
+    trained_masks,
+    without_gates,
+)
 from ..training.recovery import recover
 
 # %% ../../nbs/methods/gumbel.ipynb #c005
 def gumbel_sigmoid(
-    logits: Tensor,      # (gates,)
-    noise: Tensor,       # (gates,), logistic: the difference of two Gumbel variables
+    logits: Tensor,  # (gates,)
+    noise: Tensor,  # (gates,), logistic: the difference of two Gumbel variables
     temperature: float,  # > 0
-) -> Tensor:             # (gates,) in [0, 1]
+) -> Tensor:  # (gates,) in [0, 1]
     "σ((ℓ + ε) / T), the binary concrete distribution (Maddison et al. 2017; Jang et al. 2017)"
     return torch.sigmoid((logits + noise) / temperature)
 
 
-GUMBEL = Distribution(draw=gumbel_sigmoid, settled=lambda logits, temperature: torch.sigmoid(logits / temperature),
-                      chance=lambda logits, temperature: torch.sigmoid(logits / min(temperature, 1.0)))
+GUMBEL = Distribution(
+    draw=gumbel_sigmoid,
+    settled=lambda logits, temperature: torch.sigmoid(logits / temperature),
+    chance=lambda logits, temperature: torch.sigmoid(logits / min(temperature, 1.0)),
+)
 
-GUMBEL_MASKS = register_method(Method("gumbel", masks=lambda *request, **settings: trained_masks(GUMBEL, *request, **settings), trains=True, formula="σ((ℓ + ε)/T)",
-    allocation="macs", source="gates with logistic noise (Maddison et al. 2017; Jang et al. 2017)"))
+GUMBEL_MASKS = register_method(
+    Method(
+        "gumbel",
+        masks=lambda *request, **settings: trained_masks(GUMBEL, *request, **settings),
+        trains=True,
+        formula="σ((ℓ + ε)/T)",
+        allocation="macs",
+        source="gates with logistic noise (Maddison et al. 2017; Jang et al. 2017)",
+    )
+)
 
 # %% ../../nbs/methods/gumbel.ipynb #c011
-LEARN = {"head": ("heads",), "ffn_int": ("neurons",), "ffn_out": ("outputs",), "all": UNIT_KINDS}  # word of a request → kinds of gates
-FILES = {"heads": "head_mask.pt", "neurons": "ffn_intermediate_mask.pt", "outputs": "ffn_output_mask.pt"}  # kind of gate → file
+LEARN = {
+    "head": ("heads",),
+    "ffn_int": ("neurons",),
+    "ffn_out": ("outputs",),
+    "all": UNIT_KINDS,
+}  # word of a request → kinds of gates
+FILES = {
+    "heads": "head_mask.pt",
+    "neurons": "ffn_intermediate_mask.pt",
+    "outputs": "ffn_output_mask.pt",
+}  # kind of gate → file
 
 
 @dataclass
 class Trained:
     "What mask training made."
+
     model: nn.Module  # the smaller model
-    keep: dict        # (block, kind) → bool (gates,), True = stays; kinds that were not learned are all True
-    rows: Masks       # of the smaller model: FFN outputs that are zero
-    gates: Gates      # with its `history` (moments, gates) and `moments` (moments, 3): step, temperature, share kept
-    report: dict      # shares, metrics of the stages, settings
+    keep: dict  # (block, kind) → bool (gates,), True = stays; kinds that were not learned are all True
+    rows: Masks  # of the smaller model: FFN outputs that are zero
+    gates: Gates  # with its `history` (moments, gates) and `moments` (moments, 3): step, temperature, share kept
+    report: dict  # shares, metrics of the stages, settings
 
 
 def all_masks(
     model: nn.Module,  # not yet cut
     gates: Gates,
-) -> dict:             # (block, kind) → bool (gates,)
+) -> dict:  # (block, kind) → bool (gates,)
     "What was decided, and ones for the kinds that were not learned."
-    return {site.key: torch.ones(site.count, dtype=torch.bool) for site in sites(model, UNIT_KINDS)} | {key: keep.cpu() for key, keep in gates.keep().items()}
+    return {site.key: torch.ones(site.count, dtype=torch.bool) for site in sites(model, UNIT_KINDS)} | {
+        key: keep.cpu() for key, keep in gates.keep().items()
+    }
 
 
 def save_masks(
     keep: dict,  # as `all_masks`
-    folder,      # receives the three files of `FILES`
+    folder,  # receives the three files of `FILES`
 ) -> None:
     "One file per kind: a bool tensor (blocks, gates), or a list of tensors where blocks have different numbers."
     for kind, name in FILES.items():
         masks = [kept for (_, own), kept in keep.items() if own == kind]
-        with atomic_file(Path(folder)/name) as temporary:
+        with atomic_file(Path(folder) / name) as temporary:
             torch.save(torch.stack(masks) if len({len(mask) for mask in masks}) == 1 else masks, temporary)
 
 # %% ../../nbs/methods/gumbel.ipynb #c013
 def _claim(folder: Path, settings: dict) -> None:
     "Begin an output folder, or go on in one that an equal run was interrupted in."
-    stated = folder/"settings.json"
-    if (folder/"metrics.json").is_file(): raise UsageError(f"{str(folder)!r} holds the masks of a finished run: name another folder.")
+    stated = folder / "settings.json"
+    if (folder / "metrics.json").is_file():
+        raise UsageError(f"{str(folder)!r} holds the masks of a finished run: name another folder.")
     if not stated.is_file():
         require_empty(folder)
         return write_json(stated, settings)
     before = read_record(stated)
     other = [name for name in settings if before.get(name) != settings[name]]
-    if other: raise UsageError(f"{str(folder)!r} holds an interrupted run with another {' and '.join(other)}: repeat its settings to resume it, or name another folder.")
+    if other:
+        raise UsageError(
+            f"{str(folder)!r} holds an interrupted run with another {' and '.join(other)}: repeat its settings to resume it, or name another folder."
+        )
 
 
 def _write_masks(model, gates: Gates, keep: dict, folder: Path) -> None:
     "The masks, the weights that were trained with them, and how they came about."
     save_masks(keep, folder)
-    shutil.rmtree(folder/"weights", ignore_errors=True)  # of a run that was killed right here
-    save_model(model, folder/"weights")
-    with atomic_file(folder/"mask_history.safetensors") as temporary:
-        save_file({name: getattr(gates, name).cpu().contiguous() for name in ("history", "moments", "logits")}, temporary, metadata={"sites": json.dumps(list(gates.counts.items()))})
+    shutil.rmtree(folder / "weights", ignore_errors=True)  # of a run that was killed right here
+    save_model(model, folder / "weights")
+    with atomic_file(folder / "mask_history.safetensors") as temporary:
+        save_file(
+            {name: getattr(gates, name).cpu().contiguous() for name in ("history", "moments", "logits")},
+            temporary,
+            metadata={"sites": json.dumps(list(gates.counts.items()))},
+        )
 
 
 def _write_result(smaller, report: dict, folder: Path) -> None:
     "The smaller model, then the numbers: with them the folder is complete."
-    shutil.rmtree(folder/"pruned", ignore_errors=True)
-    save_pruned(smaller, folder/"pruned")
-    write_json(folder/"metrics.json", report)
-    shutil.rmtree(folder/"checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / "pruned", ignore_errors=True)
+    save_pruned(smaller, folder / "pruned")
+    write_json(folder / "metrics.json", report)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 # %% ../../nbs/methods/gumbel.ipynb #c014
 def _pull(model, task, kinds, target_sparsity, target_macs, length, settings: dict):
     "The pull of a request; MACs are those of one sequence as long as the task's."
-    names = dict(gumbel_temp_start="start", gumbel_temp_end="end", gumbel_temp_anneal="anneal", sparsity_loss="price", quantization_loss="quantization")
-    return pull_for(model, kinds, target_sparsity, target_macs, length_for(model, task, length), **{names[name]: value for name, value in settings.items()})
+    names = dict(
+        gumbel_temp_start="start",
+        gumbel_temp_end="end",
+        gumbel_temp_anneal="anneal",
+        sparsity_loss="price",
+        quantization_loss="quantization",
+    )
+    return pull_for(
+        model,
+        kinds,
+        target_sparsity,
+        target_macs,
+        length_for(model, task, length),
+        **{names[name]: value for name, value in settings.items()},
+    )
 
 
 def _check(kinds, target_macs, **positive) -> None:
     "Raise `UsageError` for what would be found out late."
-    if target_macs is not None and kinds == ("outputs",): raise UsageError("ffn_out sets rows to zero and saves no MACs: give target_sparsity instead of target_macs.")
+    if target_macs is not None and kinds == ("outputs",):
+        raise UsageError("ffn_out sets rows to zero and saves no MACs: give target_sparsity instead of target_macs.")
     for name, value in positive.items():
-        if not value > 0: raise UsageError(f"{name} must be above 0, got {value:g}.")
+        if not value > 0:
+            raise UsageError(f"{name} must be above 0, got {value:g}.")
 
 
 def _chosen(gates: Gates, pull, done: dict) -> dict:
     "Meet the target to one unit; what training left, and what that changed."
-    return dict(decided=gates.decided_share(), kept_by_training=done["kept"], steps=done["steps"],
-                changed=meet_budget(gates, pull) if pull.keep is not None else 0, target=pull.keep, kept=float(kept_share(pull.terms, shares_of(gates.keep()))))
+    return dict(
+        decided=gates.decided_share(),
+        kept_by_training=done["kept"],
+        steps=done["steps"],
+        changed=meet_budget(gates, pull) if pull.keep is not None else 0,
+        target=pull.keep,
+        kept=float(kept_share(pull.terms, shares_of(gates.keep()))),
+    )
 
 
 def _smaller(model, task, keep: dict, report: dict, epochs: float, length, **training) -> tuple:
     "(smaller model, its rows that are zero), taken out, fine-tuned and measured; the measurements are added to the report."
     dense = parameter_counts(model)["total"]
     smaller, rows = without_gates(model, keep)
-    report |= dict(removed=_stage(smaller, task, length), parameters=dict(dense=dense, pruned=parameter_counts(smaller)["total"]))
+    report |= dict(
+        removed=_stage(smaller, task, length), parameters=dict(dense=dense, pruned=parameter_counts(smaller)["total"])
+    )
     if epochs:
         recover(smaller, task, masks=rows if rows.keep else None, epochs=epochs, length=length, **training)
         report["fine_tuned"] = _stage(smaller, task, length)
     return smaller, rows
 
 
-def _stage(model, task, length) -> dict: return {name: value for name, value in evaluate_model(model, task, length=length).items() if name != "fingerprint"}
+def _stage(model, task, length) -> dict:
+    return {name: value for name, value in evaluate_model(model, task, length=length).items() if name != "fingerprint"}
 
 # %% ../../nbs/methods/gumbel.ipynb #c015
 def train_masks(
-    model: nn.Module,                 # a transformers model with a head for the task; changed in place
-    task,                             # a `Task`
-    learn_masks: str = "all",         # "head", "ffn_int", "ffn_out" or "all"
+    model: nn.Module,  # a transformers model with a head for the task; changed in place
+    task,  # a `Task`
+    learn_masks: str = "all",  # "head", "ffn_int", "ffn_out" or "all"
     distribution: Distribution = GUMBEL,
     *,
-    target_sparsity: float = None,    # share of the gated weights that shall go, in (0, 1)
-    target_macs: float = None,        # or share of the model's MACs that shall stay, in (0, 1); None for both: a price instead of a target
+    target_sparsity: float = None,  # share of the gated weights that shall go, in (0, 1)
+    target_macs: float = None,  # or share of the model's MACs that shall stay, in (0, 1); None for both: a price instead of a target
     num_epochs: float = 5,
-    gumbel_temp_start: float = 5.0, gumbel_temp_end: float = 0.1, gumbel_temp_anneal: str = "linear",  # or "exponential", "constant"
-    sparsity_loss: float = 0.1,       # price of a gate that stays; without a target
+    gumbel_temp_start: float = 5.0,
+    gumbel_temp_end: float = 0.1,
+    gumbel_temp_anneal: str = "linear",  # or "exponential", "constant"
+    sparsity_loss: float = 0.1,  # price of a gate that stays; without a target
     quantization_loss: float = 0.01,  # price of a gate that has not decided, at the first temperature; grows as 1/T
-    masks_LR: float = 0.01, learning_rate: float = None,  # of the logits; of the weights (None: the model's own)
-    freeze: bool = False,             # train gates only
-    hard: bool = False,               # straight-through: 0 or 1 in the forward pass, the soft gate's gradient
-    init: float = 2.0,                # logits at the start
-    fine_tune_epochs: float = 0,      # of the smaller model, after the masks are decided
-    output_dir=None,                  # see `save_masks`; a killed run resumes from there
-    length: int = None, seed: int = 0,
-    **options,                        # as for `recover`: teacher, progress, bf16=True …
+    masks_LR: float = 0.01,
+    learning_rate: float = None,  # of the logits; of the weights (None: the model's own)
+    freeze: bool = False,  # train gates only
+    hard: bool = False,  # straight-through: 0 or 1 in the forward pass, the soft gate's gradient
+    init: float = 2.0,  # logits at the start
+    fine_tune_epochs: float = 0,  # of the smaller model, after the masks are decided
+    output_dir=None,  # see `save_masks`; a killed run resumes from there
+    length: int = None,
+    seed: int = 0,
+    **options,  # as for `recover`: teacher, progress, bf16=True …
 ) -> Trained:
     "Train masks, decide, take out, fine-tune. Raises `UsageError` before any work where the request makes no sense."
-    asked = {name: value for name, value in locals().items() if isinstance(value, (str, int, float, bool, type(None))) and name != "output_dir"}
+    asked = {
+        name: value
+        for name, value in locals().items()
+        if isinstance(value, (str, int, float, bool, type(None))) and name != "output_dir"
+    }
     kinds = lookup(LEARN, learn_masks, "kind of mask")
     _check(kinds, target_macs, num_epochs=num_epochs, masks_LR=masks_LR)
-    pull = _pull(model, task, kinds, target_sparsity, target_macs, length, dict(gumbel_temp_start=gumbel_temp_start, gumbel_temp_end=gumbel_temp_end,
-                 gumbel_temp_anneal=gumbel_temp_anneal, sparsity_loss=sparsity_loss, quantization_loss=quantization_loss))
-    if output_dir: _claim(Path(output_dir), dict(asked, model=getattr(model, "display_name", type(model).__name__), task=task.name))
+    pull = _pull(
+        model,
+        task,
+        kinds,
+        target_sparsity,
+        target_macs,
+        length,
+        dict(
+            gumbel_temp_start=gumbel_temp_start,
+            gumbel_temp_end=gumbel_temp_end,
+            gumbel_temp_anneal=gumbel_temp_anneal,
+            sparsity_loss=sparsity_loss,
+            quantization_loss=quantization_loss,
+        ),
+    )
+    if output_dir:
+        _claim(
+            Path(output_dir), dict(asked, model=getattr(model, "display_name", type(model).__name__), task=task.name)
+        )
     gates = Gates(model, kinds, distribution, init, hard)
     common = dict(length=length, seed=seed, **options)
-    done = train_gates(model, task, gates, pull, num_epochs, learning_rate, masks_LR, freeze=freeze, output=output_dir and Path(output_dir)/"checkpoints", **common)
+    done = train_gates(
+        model,
+        task,
+        gates,
+        pull,
+        num_epochs,
+        learning_rate,
+        masks_LR,
+        freeze=freeze,
+        output=output_dir and Path(output_dir) / "checkpoints",
+        **common,
+    )
     report = dict(task=task.name, learn_masks=learn_masks, **_chosen(gates, pull, done))
     keep = all_masks(model, gates)
-    with attached(gates, model): report["gated"] = _stage(model, task, length)
-    if output_dir: _write_masks(model, gates, keep, Path(output_dir))
+    with attached(gates, model):
+        report["gated"] = _stage(model, task, length)
+    if output_dir:
+        _write_masks(model, gates, keep, Path(output_dir))
     smaller, rows = _smaller(model, task, keep, report, epochs=fine_tune_epochs, learning_rate=learning_rate, **common)
-    if output_dir: _write_result(smaller, report, Path(output_dir))
+    if output_dir:
+        _write_result(smaller, report, Path(output_dir))
     return Trained(smaller, keep, rows, gates, report)

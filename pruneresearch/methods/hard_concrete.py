@@ -7,32 +7,46 @@ __all__ = ['BETA', 'GAMMA', 'ZETA', 'HARD_CONCRETE', 'L0_MASKS', 'hard_concrete'
 
 # %% ../../nbs/methods/hard_concrete.ipynb #c003
 import math
+
 import torch
 from torch import Tensor
-from ..training.gates import Distribution, trained_masks
+
 from ..pruning.engine import Method, register_method
+from ..training.gates import Distribution, trained_masks
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # temperature, and how far a gate is stretched (Louizos et al. 2018, section 4.1)
 
 
 def hard_concrete(
-    logits: Tensor,             # (gates,)
-    noise: Tensor,              # (gates,), logistic
+    logits: Tensor,  # (gates,)
+    noise: Tensor,  # (gates,), logistic
     temperature: float = BETA,  # > 0; the annealed one of other methods is not used
-) -> Tensor:                    # (gates,) in [0, 1], exactly 0 and exactly 1 with positive probability
+) -> Tensor:  # (gates,) in [0, 1], exactly 0 and exactly 1 with positive probability
     "The stretched and cut binary concrete distribution (Louizos et al. 2018, eq. 10 and 11)"
     return (torch.sigmoid((logits + noise) / BETA) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
 def chance_alive(
-    logits: Tensor,              # (gates,)
+    logits: Tensor,  # (gates,)
     temperature: float = BETA,
-) -> Tensor:                     # (gates,), probability that the gate is not 0
+) -> Tensor:  # (gates,), probability that the gate is not 0
     "The expected L0 norm, gate by gate (Louizos et al. 2018, eq. 12)"
     return torch.sigmoid(logits - BETA * math.log(-GAMMA / ZETA))
 
 
-HARD_CONCRETE = Distribution(draw=hard_concrete, settled=lambda logits, temperature: hard_concrete(logits, torch.zeros_like(logits)), chance=chance_alive)
+HARD_CONCRETE = Distribution(
+    draw=hard_concrete,
+    settled=lambda logits, temperature: hard_concrete(logits, torch.zeros_like(logits)),
+    chance=chance_alive,
+)
 
-L0_MASKS = register_method(Method("hard-concrete", masks=lambda *request, **settings: trained_masks(HARD_CONCRETE, *request, **settings), trains=True, formula="min(1, max(0, s(ζ−γ)+γ))",
-    allocation="macs", source="L0 regularisation (Louizos et al. 2018)"))
+L0_MASKS = register_method(
+    Method(
+        "hard-concrete",
+        masks=lambda *request, **settings: trained_masks(HARD_CONCRETE, *request, **settings),
+        trains=True,
+        formula="min(1, max(0, s(ζ−γ)+γ))",
+        allocation="macs",
+        source="L0 regularisation (Louizos et al. 2018)",
+    )
+)

@@ -9,27 +9,38 @@ __all__ = ['HEBBIAN', 'importance_masks']
 import torch
 from torch import nn
 from torch.nn.utils import prune as torch_prune
+
 from ..basics.errors import UsageError
-from ..pruning.masks import Masks, check_sparsity
 from ..pruning.engine import Method, register_method
+from ..pruning.masks import Masks, check_sparsity
 from ..pruning.scores import hebbian_score
 
-HEBBIAN = register_method(Method("hebbian", lambda weight, seen, generator: hebbian_score(seen.grouped_gradient),
-    needs=("grouped_gradient",), formula="Σ|ḡ|", source="gradient magnitude over groups of 8 examples"))
+HEBBIAN = register_method(
+    Method(
+        "hebbian",
+        lambda weight, seen, generator: hebbian_score(seen.grouped_gradient),
+        needs=("grouped_gradient",),
+        formula="Σ|ḡ|",
+        source="gradient magnitude over groups of 8 examples",
+    )
+)
 
 # %% ../../nbs/methods/hebbian.ipynb #c005
 def importance_masks(
-    linears: dict,   # qualified name → nn.Linear, pruned in place
-    scores: dict,    # parameter name → (out, in), larger = more important
-    fraction: float, # of each layer, in [0, 1); PyTorch rounds fraction · n to the nearest whole number
+    linears: dict,  # qualified name → nn.Linear, pruned in place
+    scores: dict,  # parameter name → (out, in), larger = more important
+    fraction: float,  # of each layer, in [0, 1); PyTorch rounds fraction · n to the nearest whole number
 ) -> Masks:
     "Prune each layer by given scores with `torch.nn.utils.prune.l1_unstructured`, and return what it kept."
     check_sparsity(fraction)
     missing = [name for name in linears if f"{name}.weight" not in scores]
-    if missing: raise UsageError(f"no scores for {missing[0]}: give one tensor per layer, shaped like its weight.")
+    if missing:
+        raise UsageError(f"no scores for {missing[0]}: give one tensor per layer, shaped like its weight.")
     keep = {}
     for name, linear in linears.items():
-        torch_prune.l1_unstructured(linear, "weight", amount=float(fraction), importance_scores=scores[f"{name}.weight"])
+        torch_prune.l1_unstructured(
+            linear, "weight", amount=float(fraction), importance_scores=scores[f"{name}.weight"]
+        )
         keep[f"{name}.weight"] = linear.weight_mask.bool()
         torch_prune.remove(linear, "weight")
     return Masks(keep)

@@ -9,5 +9,12 @@ __all__ = ['MAGNITUDE']
 from ..pruning.engine import Method, register_method
 from ..pruning.scores import magnitude_score
 
-MAGNITUDE = register_method(Method("magnitude", lambda weight, seen, generator: magnitude_score(weight), allocation="layer",
-                                   formula="|W|", source="Janowsky 1989; Han et al. 2015"))
+MAGNITUDE = register_method(
+    Method(
+        "magnitude",
+        lambda weight, seen, generator: magnitude_score(weight),
+        allocation="layer",
+        formula="|W|",
+        source="Janowsky 1989; Han et al. 2015",
+    )
+)

@@ -7,21 +7,24 @@ __all__ = ['outlier_shares', 'owl_sparsities']
 
 # %% ../../nbs/methods/owl.ipynb #c003
 import torch
-from ..model.anatomy import Anatomy
+
 from ..basics.errors import UsageError
+from ..model.anatomy import Anatomy
 from ..pruning.engine import register_allocation
 from ..pruning.scores import wanda_score
 
 # %% ../../nbs/methods/owl.ipynb #c004
 def outlier_shares(
-    structure: Anatomy,    # of the dense model
-    seen: dict,            # name → `Seen` with `norm`
-    multiple: float = 5.0, # M: an outlier is larger than so many times the mean
-) -> list:                 # per block, the share of outliers in [0, 1] among all its weights
+    structure: Anatomy,  # of the dense model
+    seen: dict,  # name → `Seen` with `norm`
+    multiple: float = 5.0,  # M: an outlier is larger than so many times the mean
+) -> list:  # per block, the share of outliers in [0, 1] among all its weights
     "The layerwise outlier distribution (Yin et al. 2024, section 3.2)."
     shares = []
     for block in structure.blocks:
-        scores = [wanda_score(linear.weight.detach(), seen[block.names[role]].norm) for role, linear in block.linears.items()]
+        scores = [
+            wanda_score(linear.weight.detach(), seen[block.names[role]].norm) for role, linear in block.linears.items()
+        ]
         count = sum(score.numel() for score in scores)
         mean = sum(score.double().sum() for score in scores) / count
         shares.append(sum(int((score > multiple * mean).sum()) for score in scores) / count)
@@ -29,22 +32,26 @@ def outlier_shares(
 
 
 def owl_sparsities(
-    structure: Anatomy,      # of the dense model
-    seen: dict,              # name → `Seen` with `norm`
-    sparsity: float,         # fraction in [0, 1), the mean over the blocks
+    structure: Anatomy,  # of the dense model
+    seen: dict,  # name → `Seen` with `norm`
+    sparsity: float,  # fraction in [0, 1), the mean over the blocks
     *,
-    multiple: float = 5.0,   # M
-    span: float = 0.08,      # λ: the sparsities differ by 2λ, unless all blocks are alike
-) -> list:                   # one fraction per block, with this mean; raises `UsageError` where one of them is outside [0, 1)
+    multiple: float = 5.0,  # M
+    span: float = 0.08,  # λ: the sparsities differ by 2λ, unless all blocks are alike
+) -> list:  # one fraction per block, with this mean; raises `UsageError` where one of them is outside [0, 1)
     "Fewer zeros where there are more outliers (Yin et al. 2024, section 3.3)."
     for name, value in (("multiple", multiple), ("span", span)):
-        if not (isinstance(value, (int, float)) and value > 0): raise UsageError(f"allocation 'owl' needs a {name} above 0, got {value!r}.")
+        if not (isinstance(value, (int, float)) and value > 0):
+            raise UsageError(f"allocation 'owl' needs a {name} above 0, got {value!r}.")
     outliers = outlier_shares(structure, seen, multiple)
     width = max(outliers) - min(outliers)
     more = [2 * span * (d - min(outliers)) / width if width else 0.0 for d in outliers]
     sparsities = [sparsity - m + sum(more) / len(more) for m in more]
-    if min(sparsities) >= 0 and max(sparsities) < 1: return sparsities
-    raise UsageError(f"allocation 'owl' would take {min(sparsities):.2f} to {max(sparsities):.2f} from the blocks, and a share must lie in [0, 1): ask for a sparsity further from 0 and 1.")
+    if min(sparsities) >= 0 and max(sparsities) < 1:
+        return sparsities
+    raise UsageError(
+        f"allocation 'owl' would take {min(sparsities):.2f} to {max(sparsities):.2f} from the blocks, and a share must lie in [0, 1): ask for a sparsity further from 0 and 1."
+    )
 
 
 register_allocation("owl", ("norm",), owl_sparsities);

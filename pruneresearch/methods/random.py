@@ -9,5 +9,12 @@ __all__ = ['RANDOM']
 from ..pruning.engine import Method, register_method
 from ..pruning.scores import random_score
 
-RANDOM = register_method(Method("random", lambda weight, seen, generator: random_score(weight, generator), allocation="layer",
-                                formula="U(0, 1)", source="control"))
+RANDOM = register_method(
+    Method(
+        "random",
+        lambda weight, seen, generator: random_score(weight, generator),
+        allocation="layer",
+        formula="U(0, 1)",
+        source="control",
+    )
+)

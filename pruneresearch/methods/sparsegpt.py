@@ -7,11 +7,13 @@ __all__ = ['DAMPING', 'BLOCK', 'SPARSEGPT', 'factor_of_inverse', 'sweep', 'spars
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c003
 import math
+
 import torch
 from torch import Tensor
+
 from ..basics.errors import RunError, UsageError
-from ..pruning.masks import Pattern, keep_highest, keep_highest_n_m
 from ..pruning.engine import Method, register_method
+from ..pruning.masks import Pattern, keep_highest, keep_highest_n_m
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c005
 DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal
@@ -23,9 +25,10 @@ def _turned(matrix: Tensor) -> Tensor:
     for a in range(0, half, 128):
         b = min(a + 128, half)
         low = matrix[a:b].flip(0, 1)
-        matrix[a:b] = matrix[n - b:n - a].flip(0, 1)
-        matrix[n - b:n - a] = low
-    if n % 2: matrix[half] = matrix[half].flip(0)
+        matrix[a:b] = matrix[n - b : n - a].flip(0, 1)
+        matrix[n - b : n - a] = low
+    if n % 2:
+        matrix[half] = matrix[half].flip(0)
     return matrix
 
 
@@ -33,18 +36,23 @@ def _inverted(upper: Tensor) -> Tensor:
     "The inverse of an upper triangular matrix, in its own memory, 128 columns at a time."
     for a in range(0, len(upper), 128):
         b = min(a + 128, len(upper))
-        corner = torch.linalg.solve_triangular(upper[a:b, a:b], torch.eye(b - a, device=upper.device, dtype=upper.dtype), upper=True)
+        corner = torch.linalg.solve_triangular(
+            upper[a:b, a:b], torch.eye(b - a, device=upper.device, dtype=upper.dtype), upper=True
+        )
         upper[:a, a:b] = upper[:a, :a] @ (upper[:a, a:b] @ corner).neg_()
         upper[a:b, a:b] = corner
     return upper
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c008
 def factor_of_inverse(
-    gram: Tensor,              # (in, in) float32, Σ xᵀx / number of sequences; its memory is used up
+    gram: Tensor,  # (in, in) float32, Σ xᵀx / number of sequences; its memory is used up
     damping: float = DAMPING,  # share of the mean diagonal
-) -> tuple:                    # (U (in, in), upper triangular, UᵀU = H⁻¹; which inputs are dead, bool (in,))
+) -> tuple:  # (U (in, in), upper triangular, UᵀU = H⁻¹; which inputs are dead, bool (in,))
     "The upper Cholesky factor of the inverse of H = 2·gram (Frantar and Alistarh 2023, section 3.3). Raises `RunError` where H is not positive definite."
-    if not torch.isfinite(torch.stack(gram.aminmax())).all(): raise RunError("the inputs of a layer hold NaN or infinite values: load the model in float32 or bfloat16, or mend the checkpoint.")
+    if not torch.isfinite(torch.stack(gram.aminmax())).all():
+        raise RunError(
+            "the inputs of a layer hold NaN or infinite values: load the model in float32 or bfloat16, or mend the checkpoint."
+        )
     diagonal = 2 * gram.diagonal()
     dead = diagonal == 0
     diagonal[dead] = 1
@@ -52,7 +60,10 @@ def factor_of_inverse(
     gram.mul_(2).diagonal().copy_(diagonal)
     h = _turned(gram).mT  # symmetric; in columns, as the factorisation wants it, or it would make a copy
     failed = torch.linalg.cholesky_ex(h, out=(h, torch.empty((), dtype=torch.int32, device=h.device))).info
-    if failed: raise RunError("the products of the inputs of a layer are not positive definite: calibrate on more or other sequences.")
+    if failed:
+        raise RunError(
+            "the products of the inputs of a layer are not positive definite: calibrate on more or other sequences."
+        )
     return _inverted(_turned(h.mT).mT), dead
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c011
@@ -62,17 +73,21 @@ BLOCK = 128  # columns whose later updates wait for each other
 def _choose(w: Tensor, price: Tensor, rows: list, share, forced: Tensor) -> Tensor:
     "Which entries of some columns stay, (columns, rows): the dearest of each layer, whose rows lie side by side."
     score = ((w / price[:, None]) ** 2).masked_fill(forced, -1)
-    choose = (lambda s: keep_highest_n_m(s.T.contiguous(), share.n, share.m).T) if isinstance(share, Pattern) else (lambda s: keep_highest(s.T.contiguous(), share).T)
+    choose = (
+        (lambda s: keep_highest_n_m(s.T.contiguous(), share.n, share.m).T)
+        if isinstance(share, Pattern)
+        else (lambda s: keep_highest(s.T.contiguous(), share).T)
+    )
     return torch.cat([choose(part) for part in score.split(rows, 1)], 1)
 
 
 def sweep(
-    weight: Tensor,        # (in, rows) float32, several layers side by side; changed in place
-    u: Tensor,             # (in, in), upper Cholesky factor of H⁻¹
-    rows: list,            # how many rows each layer has
-    share,                 # fraction that goes, or a `Pattern` N:M
-    forced: Tensor,        # (in, rows) bool, True = gone already
-) -> Tensor:               # (in, rows) bool, True = stays
+    weight: Tensor,  # (in, rows) float32, several layers side by side; changed in place
+    u: Tensor,  # (in, in), upper Cholesky factor of H⁻¹
+    rows: list,  # how many rows each layer has
+    share,  # fraction that goes, or a `Pattern` N:M
+    forced: Tensor,  # (in, rows) bool, True = gone already
+) -> Tensor:  # (in, rows) bool, True = stays
     "Optimal brain surgery from the first input to the last (Frantar and Alistarh 2023, algorithm 1)."
     grouped = isinstance(share, Pattern)
     size = share.m * max(1, BLOCK // share.m) if grouped else BLOCK
@@ -80,49 +95,72 @@ def sweep(
     for a in range(0, len(weight), size):
         b = min(a + size, len(weight))
         w, errors = weight[a:b], torch.zeros_like(weight[a:b])
-        if not grouped: keep[a:b] = _choose(w, price[a:b], rows, share, forced[a:b])
+        if not grouped:
+            keep[a:b] = _choose(w, price[a:b], rows, share, forced[a:b])
         for j in range(a, b):
-            if grouped and (j - a) % share.m == 0: keep[j:j + share.m] = _choose(weight[j:j + share.m], price[j:j + share.m], rows, share, forced[j:j + share.m])
+            if grouped and (j - a) % share.m == 0:
+                keep[j : j + share.m] = _choose(
+                    weight[j : j + share.m], price[j : j + share.m], rows, share, forced[j : j + share.m]
+                )
             torch.div(weight[j].masked_fill(keep[j], 0), price[j], out=errors[j - a])
             weight[j].mul_(keep[j])
-            if j + 1 < b: weight[j + 1:b].addr_(u[j, j + 1:b], errors[j - a], alpha=-1)
-        if b < len(weight): weight[b:].addmm_(u[a:b, b:].T, errors, alpha=-1)
+            if j + 1 < b:
+                weight[j + 1 : b].addr_(u[j, j + 1 : b], errors[j - a], alpha=-1)
+        if b < len(weight):
+            weight[b:].addmm_(u[a:b, b:].T, errors, alpha=-1)
     return keep
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c014
 @torch.no_grad()
 def sparsegpt(
-    linears: dict,     # name → nn.Linear, changed in place; layers with the same `Seen.gram` are swept together
-    seen: dict,        # name → `Seen` with `gram`, which is None afterwards: its memory is used up
-    share,             # fraction of each layer's weights that goes, in [0, 1), or a `Pattern` N:M
+    linears: dict,  # name → nn.Linear, changed in place; layers with the same `Seen.gram` are swept together
+    seen: dict,  # name → `Seen` with `gram`, which is None afterwards: its memory is used up
+    share,  # fraction of each layer's weights that goes, in [0, 1), or a `Pattern` N:M
     earlier: dict = None,  # name → keep (out, in) of earlier rounds: what is gone stays gone
     *,
     damping: float = DAMPING,  # share of the mean diagonal of H that is added to the diagonal, from 0
-) -> dict:             # name → keep (out, in) bool; exactly ⌊s·rows·columns⌋ zeros in every block of 128 columns
+) -> dict:  # name → keep (out, in) bool; exactly ⌊s·rows·columns⌋ zeros in every block of 128 columns
     "Prune layers and update what stays (Frantar and Alistarh 2023). Raises `RunError` where inputs are not finite or not positive definite."
-    if not (isinstance(damping, (int, float)) and 0 <= damping < math.inf): raise UsageError(f"damping must be a share of the mean diagonal such as {DAMPING}, got {damping!r}.")
+    if not (isinstance(damping, (int, float)) and 0 <= damping < math.inf):
+        raise UsageError(f"damping must be a share of the mean diagonal such as {DAMPING}, got {damping!r}.")
     together, masks = {}, {}
-    for name in linears: together.setdefault(id(seen[name].gram), []).append(name)
-    for names in sorted(together.values(), key=lambda names: -linears[names[0]].in_features):  # the largest first, so that it waits for nobody
-        masks |= _swept({name: linears[name] for name in names}, [seen[name] for name in names], share, earlier or {}, damping)
+    for name in linears:
+        together.setdefault(id(seen[name].gram), []).append(name)
+    for names in sorted(
+        together.values(), key=lambda names: -linears[names[0]].in_features
+    ):  # the largest first, so that it waits for nobody
+        masks |= _swept(
+            {name: linears[name] for name in names}, [seen[name] for name in names], share, earlier or {}, damping
+        )
     return {name: masks[name] for name in linears}
 
 
 def _swept(linears: dict, seen: list, share, earlier: dict, damping: float) -> dict:
     "Name → keep, for layers with one input; their weights change, and their gram is used up."
     u, dead = factor_of_inverse(seen[0].gram, damping)
-    for one in seen: one.gram = None
+    for one in seen:
+        one.gram = None
     rows = [linear.weight.shape[0] for linear in linears.values()]
     weight = torch.empty(len(u), sum(rows), device=u.device)
     gone = torch.zeros(weight.shape, dtype=torch.bool, device=u.device)
     for (name, linear), w, g in zip(linears.items(), weight.split(rows, 1), gone.split(rows, 1)):
         w.copy_(linear.weight.T)
-        if name in earlier: g.copy_(~earlier[name].T)
+        if name in earlier:
+            g.copy_(~earlier[name].T)
     weight[dead] = 0
     keep = sweep(weight, u, rows, share, gone)
-    for linear, w in zip(linears.values(), weight.T.split(rows)): linear.weight.copy_(w)
+    for linear, w in zip(linears.values(), weight.T.split(rows)):
+        linear.weight.copy_(w)
     return {name: k.contiguous() for name, k in zip(linears, keep.T.split(rows))}
 
 
-SPARSEGPT = register_method(Method("sparsegpt", solve=sparsegpt, needs=("gram",), sequential=True,
-                                   formula="w²/U_jj², U the Cholesky factor of (2XᵀX/n)⁻¹; the rest is updated", source="Frantar and Alistarh 2023"))
+SPARSEGPT = register_method(
+    Method(
+        "sparsegpt",
+        solve=sparsegpt,
+        needs=("gram",),
+        sequential=True,
+        formula="w²/U_jj², U the Cholesky factor of (2XᵀX/n)⁻¹; the rest is updated",
+        source="Frantar and Alistarh 2023",
+    )
+)

@@ -7,59 +7,84 @@ __all__ = ['row_range', 'weight_range', 'activation_norm', 'block_influence', 'r
 
 # %% ../../nbs/methods/structured.ipynb #c003
 import math
+
 import torch
 from torch import Tensor, nn
-from ..model.anatomy import Anatomy, Group, anatomy
+
 from ..basics.errors import UsageError
-from ..pruning.masks import by_kind, count_pruned, parse_pattern, share_of, sparsity_by_block
+from ..model.anatomy import Anatomy, Group, anatomy
 from ..model.loading import forward, to_device
 from ..pruning.engine import Method, register_method
+from ..pruning.masks import by_kind, count_pruned, parse_pattern, share_of, sparsity_by_block
 from ..pruning.statistics import frozen_except
 
 # %% ../../nbs/methods/structured.ipynb #c005
 def row_range(
     weight: Tensor,  # (out, in)
-) -> Tensor:         # (out,) float32
+) -> Tensor:  # (out,) float32
     "How far the weights of each row reach: largest plus |smallest|."
     return weight.detach().float().amax(1) + weight.detach().float().amin(1).abs()
 
 
 def weight_range(
-    group: Group,       # heads or neurons of one block
+    group: Group,  # heads or neurons of one block
     seen: dict = None,  # not needed
-) -> Tensor:            # (units,) float32
+) -> Tensor:  # (units,) float32
     "Sum of the ranges of the rows that make a unit."
     return sum(row_range(group.linears[name].weight).reshape(group.count, -1).sum(1) for name in group.producers)
 
 
-register_method(Method("weight-range", units=weight_range, formula="Σ over a unit's rows of max w + |min w|", source="circulating code for Llama 3.2"));
+register_method(
+    Method(
+        "weight-range",
+        units=weight_range,
+        formula="Σ over a unit's rows of max w + |min w|",
+        source="circulating code for Llama 3.2",
+    )
+);
 
 # %% ../../nbs/methods/structured.ipynb #c008
 def activation_norm(
     group: Group,  # heads or neurons of one block
-    seen: dict,    # name → `Seen` with `norm`
-) -> Tensor:       # (units,) float32
+    seen: dict,  # name → `Seen` with `norm`
+) -> Tensor:  # (units,) float32
     "‖a_j‖·‖W[:, j]‖ of the columns that read a unit, as one norm."
     weight = group.linears[group.consumer].weight.detach().float()
     return ((seen[group.consumer].norm * weight.norm(dim=0)) ** 2).reshape(group.count, -1).sum(1).sqrt()
 
 
-register_method(Method("activation-norm", units=activation_norm, needs=("norm",), sequential=True, formula="‖a‖·‖W[:, unit]‖ of what reads a unit", source="Sun et al. 2024, for columns"));
+register_method(
+    Method(
+        "activation-norm",
+        units=activation_norm,
+        needs=("norm",),
+        sequential=True,
+        formula="‖a‖·‖W[:, unit]‖ of what reads a unit",
+        source="Sun et al. 2024, for columns",
+    )
+);
 
 # %% ../../nbs/methods/structured.ipynb #c011
 @torch.no_grad()
 def block_influence(
-    model: nn.Module,      # a transformers model
-    structure: Anatomy,    # its anatomy
-    batches: list,         # dicts of tensors, as `Task.calibration` gives them
-) -> Tensor:               # (blocks,) float64, in [0, 2]
+    model: nn.Module,  # a transformers model
+    structure: Anatomy,  # its anatomy
+    batches: list,  # dicts of tensors, as `Task.calibration` gives them
+) -> Tensor:  # (blocks,) float64, in [0, 2]
     "One minus the cosine between what goes into a block and what comes out, mean over real tokens (Men et al. 2024, eq. 1)."
     totals, counts, current = torch.zeros(len(structure.blocks), dtype=torch.float64), 0, {}
+
     def look(index):
         def hook(module, inputs, output):
             output = output[0] if isinstance(output, tuple) else output
-            totals[index] += torch.cosine_similarity(inputs[0][current["real"]].double(), output[current["real"]].double(), dim=-1).sum().cpu()
+            totals[index] += (
+                torch.cosine_similarity(inputs[0][current["real"]].double(), output[current["real"]].double(), dim=-1)
+                .sum()
+                .cpu()
+            )
+
         return hook
+
     handles = [block.module.register_forward_hook(look(block.index)) for block in structure.blocks]
     try:
         with frozen_except(model, []):
@@ -68,27 +93,41 @@ def block_influence(
                 counts += int(current["real"].sum())
                 forward(model, batch)
     finally:
-        for handle in handles: handle.remove()
+        for handle in handles:
+            handle.remove()
     return 1 - totals / counts
 
 
-register_method(Method("block-influence", blocks=block_influence, formula="1 − cos(x in, x out) of a block", source="Men et al. 2024"));
+register_method(
+    Method(
+        "block-influence", blocks=block_influence, formula="1 − cos(x in, x out) of a block", source="Men et al. 2024"
+    )
+);
 
 # %% ../../nbs/methods/structured.ipynb #c013
 def rounded_shares(
-    model: nn.Module,   # a transformers model
-    sparsity,           # share of the neurons that goes, or one per block
-    pattern: str,       # "neurons" or "heads+neurons"
-    multiple: int,      # the width that stays is a multiple of this, or the whole width
-) -> dict:              # a sparsity for `prune`: kind → one share per block
+    model: nn.Module,  # a transformers model
+    sparsity,  # share of the neurons that goes, or one per block
+    pattern: str,  # "neurons" or "heads+neurons"
+    multiple: int,  # the width that stays is a multiple of this, or the whole width
+) -> dict:  # a sparsity for `prune`: kind → one share per block
     "Round widths up. Raises `UsageError` where there are no neurons to round."
     structure, parsed = anatomy(model), parse_pattern(pattern)
-    if "neurons" not in parsed.kinds: raise UsageError(f"a multiple is for the number of neurons, and pattern {pattern!r} takes none: choose neurons or heads+neurons.")
-    if not isinstance(multiple, int) or multiple < 1: raise UsageError(f"the multiple must be a whole number from 1, got {multiple!r}.")
+    if "neurons" not in parsed.kinds:
+        raise UsageError(
+            f"a multiple is for the number of neurons, and pattern {pattern!r} takes none: choose neurons or heads+neurons."
+        )
+    if not isinstance(multiple, int) or multiple < 1:
+        raise UsageError(f"the multiple must be a whole number from 1, got {multiple!r}.")
     shares = {kind: sparsity_by_block(share, structure) for kind, share in by_kind(sparsity, parsed).items()}
+
     def rounded(count, share):
         stays = math.ceil((count - count_pruned(share, count)) / multiple) * multiple
         return share_of(count - min(count, stays), count)
+
     found = [rounded(block.neurons.count, share) for block, share in zip(structure.blocks, shares["neurons"])]
-    if any(shares["neurons"]) and not any(found): raise UsageError(f"with widths in multiples of {multiple} no neuron would go: ask for a higher sparsity or a smaller multiple.")
+    if any(shares["neurons"]) and not any(found):
+        raise UsageError(
+            f"with widths in multiples of {multiple} no neuron would go: ask for a higher sparsity or a smaller multiple."
+        )
     return shares | {"neurons": found}

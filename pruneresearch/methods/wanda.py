@@ -7,20 +7,38 @@ __all__ = ['WANDA', 'WANDA_ALPHA', 'cumulative_share']
 
 # %% ../../nbs/methods/wanda.ipynb #c003
 from torch import Tensor
+
 from ..pruning.engine import Method, register_method
 from ..pruning.scores import wanda_score
 
-WANDA = register_method(Method("wanda", lambda weight, seen, generator: wanda_score(weight, seen.norm), needs=("norm",), allocation="row", sequential=True,
-                               formula="|W|·‖x‖₂", source="Sun et al. 2024"))
+WANDA = register_method(
+    Method(
+        "wanda",
+        lambda weight, seen, generator: wanda_score(weight, seen.norm),
+        needs=("norm",),
+        allocation="row",
+        sequential=True,
+        formula="|W|·‖x‖₂",
+        source="Sun et al. 2024",
+    )
+)
 
 
 def cumulative_share(
     score: Tensor,  # (out, in), not negative
-) -> Tensor:        # (out, in) float64 in [0, 1]: the share of its row's total that lies at or below each entry; equal entries in order of position
+) -> Tensor:  # (out, in) float64 in [0, 1]: the share of its row's total that lies at or below each entry; equal entries in order of position
     "How much of a row's score goes when everything up to an entry goes (the α of Sun et al. 2024's released code)."
     ordered, places = score.double().sort(dim=1, stable=True)
     return ordered.cumsum(1).div_(ordered.sum(1, keepdim=True).clamp(min=1e-300)).gather(1, places.argsort(1))
 
 
-WANDA_ALPHA = register_method(Method("wanda-alpha", lambda weight, seen, generator: cumulative_share(wanda_score(weight, seen.norm)), needs=("norm",), sequential=True,
-                                     formula="share of its row's Σ|W|·‖x‖₂ up to a weight", source="Sun et al. 2024"))
+WANDA_ALPHA = register_method(
+    Method(
+        "wanda-alpha",
+        lambda weight, seen, generator: cumulative_share(wanda_score(weight, seen.norm)),
+        needs=("norm",),
+        sequential=True,
+        formula="share of its row's Σ|W|·‖x‖₂ up to a weight",
+        source="Sun et al. 2024",
+    )
+)

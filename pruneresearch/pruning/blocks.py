@@ -6,17 +6,21 @@
 __all__ = ['Stop', 'calls_of_blocks', 'hands_on', 'require_adding', 'offloading', 'block_by_block']
 
 # %% ../../nbs/pruning/blocks.ipynb #c003
-import copy, os, tempfile
+import copy
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
-from ..model.anatomy import Block, anatomy
+
 from ..basics.errors import RunError, UsageError
+from ..model.anatomy import Block, anatomy
 from ..model.loading import forward, to_device
-from .statistics import INPUT_STATISTICS, frozen_except, collecting, summarised
+from .statistics import INPUT_STATISTICS, collecting, frozen_except, summarised
 
 # %% ../../nbs/pruning/blocks.ipynb #c005
 class Stop(Exception):
@@ -27,59 +31,86 @@ class Stop(Exception):
 def _replaced(objects: list, name: str, values: list) -> Iterator[None]:
     "Give objects other attributes while the block lasts."
     before = [(name in vars(o), vars(o).get(name)) for o in objects]
-    for o, value in zip(objects, values): setattr(o, name, value)
-    try: yield
+    for o, value in zip(objects, values):
+        setattr(o, name, value)
+    try:
+        yield
     finally:
         for o, (had, value) in zip(objects, before):
-            if had: setattr(o, name, value)
-            else: delattr(o, name)
+            if had:
+                setattr(o, name, value)
+            else:
+                delattr(o, name)
 
 # %% ../../nbs/pruning/blocks.ipynb #c006
 def _returns_tuple(model: nn.Module, block: nn.Module, batch: dict) -> bool:
     "Whether a block's output is the first of several; older architectures have it so."
     found = []
+
     def look(module, inputs, output):
         found.append(isinstance(output, tuple))
         raise Stop
+
     handle = block.register_forward_hook(look)
-    try: forward(model, batch)
-    except Stop: return found[0]
-    finally: handle.remove()
-    raise RunError(f"{type(model).__name__} never calls its first block: it cannot be pruned block by block, calibrate it in one pass.")
+    try:
+        forward(model, batch)
+    except Stop:
+        return found[0]
+    finally:
+        handle.remove()
+    raise RunError(
+        f"{type(model).__name__} never calls its first block: it cannot be pruned block by block, calibrate it in one pass."
+    )
 
 
 def calls_of_blocks(
-    model: nn.Module,    # a transformers model
-    blocks: list,        # its blocks, modules in forward order
-    batch: dict,         # of tensors, as `Task.calibration` gives them
-    wrapped: bool,       # whether a block returns a tuple
-) -> tuple:              # (input of the first block (n, length, width), per block its (args, kwargs) without the input)
+    model: nn.Module,  # a transformers model
+    blocks: list,  # its blocks, modules in forward order
+    batch: dict,  # of tensors, as `Task.calibration` gives them
+    wrapped: bool,  # whether a block returns a tuple
+) -> tuple:  # (input of the first block (n, length, width), per block its (args, kwargs) without the input)
     "How each block would be called for this batch."
     calls, inputs = [], []
+
     def noted(hidden, *args, **kwargs):
-        if not inputs: inputs.append(hidden)
+        if not inputs:
+            inputs.append(hidden)
         calls.append((args, kwargs))
-        if len(calls) == len(blocks): raise Stop
+        if len(calls) == len(blocks):
+            raise Stop
         return (hidden, None) if wrapped else hidden
+
     with _replaced(blocks, "forward", [noted] * len(blocks)):
-        try: forward(model, batch)
-        except Stop: return inputs[0], calls
-    raise RunError(f"{type(model).__name__} called {len(calls)} of its {len(blocks)} blocks: it cannot be pruned block by block, calibrate it in one pass.")
+        try:
+            forward(model, batch)
+        except Stop:
+            return inputs[0], calls
+    raise RunError(
+        f"{type(model).__name__} called {len(calls)} of its {len(blocks)} blocks: it cannot be pruned block by block, calibrate it in one pass."
+    )
 
 # %% ../../nbs/pruning/blocks.ipynb #c008
 def _once(value, first):
     "The first batch's tensor where this one is equal to it; inside of tuples and dictionaries too."
-    if isinstance(value, Tensor): return first if isinstance(first, Tensor) and first.dtype == value.dtype and torch.equal(first, value) else value
-    if isinstance(value, tuple) and isinstance(first, tuple): return tuple(_once(v, f) for v, f in zip(value, first, strict=True))
-    if isinstance(value, dict) and isinstance(first, dict): return {k: _once(v, first.get(k)) for k, v in value.items()}
+    if isinstance(value, Tensor):
+        return (
+            first if isinstance(first, Tensor) and first.dtype == value.dtype and torch.equal(first, value) else value
+        )
+    if isinstance(value, tuple) and isinstance(first, tuple):
+        return tuple(_once(v, f) for v, f in zip(value, first, strict=True))
+    if isinstance(value, dict) and isinstance(first, dict):
+        return {k: _once(v, first.get(k)) for k, v in value.items()}
     return value
 
 
 def _moved(value, device):
     "The same on another device; inside of tuples and dictionaries too."
-    if isinstance(value, Tensor): return value.to(device)
-    if isinstance(value, tuple): return tuple(_moved(v, device) for v in value)
-    if isinstance(value, dict): return {k: _moved(v, device) for k, v in value.items()}
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(_moved(v, device) for v in value)
+    if isinstance(value, dict):
+        return {k: _moved(v, device) for k, v in value.items()}
     return value
 
 # %% ../../nbs/pruning/blocks.ipynb #c010
@@ -95,7 +126,8 @@ def hands_on(
         hidden, calls = calls_of_blocks(model, modules, batch, _returns_tuple(model, modules[0], batch))
         empty = copy.deepcopy(modules[0])
         for layer in (m for m in empty.modules() if isinstance(m, nn.Linear)):
-            for parameter in layer.parameters(): parameter.zero_()
+            for parameter in layer.parameters():
+                parameter.zero_()
         output = empty(hidden, *calls[0][0], **calls[0][1])
     return torch.equal(output[0] if isinstance(output, tuple) else output, hidden)
 
@@ -104,59 +136,86 @@ def require_adding(
     model: nn.Module,  # a transformers model with a registered layout
 ) -> None:
     "Raise `UsageError` where no block can be left out."
-    if not hands_on(model): raise UsageError(f"the blocks of {model.config.model_type} change their input even without weights, so none can be left out: choose pattern heads+neurons.")
+    if not hands_on(model):
+        raise UsageError(
+            f"the blocks of {model.config.model_type} change their input even without weights, so none can be left out: choose pattern heads+neurons."
+        )
 
 # %% ../../nbs/pruning/blocks.ipynb #c012
 def _file_of(folder, like: Tensor, number: int) -> Tensor:
     "A tensor whose numbers lie in a file."
-    path = Path(folder)/f"{number}.activations"
+    path = Path(folder) / f"{number}.activations"
     with open(path, "wb") as file:
-        if hasattr(os, "posix_fallocate"): os.posix_fallocate(file.fileno(), 0, like.nbytes)
-        else: file.truncate(like.nbytes)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, like.nbytes)
+        else:
+            file.truncate(like.nbytes)
     return torch.from_file(str(path), shared=True, size=like.numel(), dtype=like.dtype).view(like.shape)
 
 
 @contextmanager
 def offloading(
-    place,               # None: where the tensors are; "cpu"; or a folder
-) -> Iterator:           # a function (tensor, number) → a tensor of its shape and numbers, in that place
+    place,  # None: where the tensors are; "cpu"; or a folder
+) -> Iterator:  # a function (tensor, number) → a tensor of its shape and numbers, in that place
     "Where activations wait; files are deleted afterwards. Raises `UsageError` for another device, `RunError` where there is no room."
-    if isinstance(place, torch.device) or str(place).split(":")[0] in ("cuda", "mps", "xpu"): raise UsageError(f"activations wait with the model, in main memory ('cpu') or in a folder, not on {str(place)!r}.")
-    if place is None or place == "cpu": yield lambda tensor, number: torch.empty_like(tensor, device=place or tensor.device).copy_(tensor); return
+    if isinstance(place, torch.device) or str(place).split(":")[0] in ("cuda", "mps", "xpu"):
+        raise UsageError(
+            f"activations wait with the model, in main memory ('cpu') or in a folder, not on {str(place)!r}."
+        )
+    if place is None or place == "cpu":
+        yield lambda tensor, number: torch.empty_like(tensor, device=place or tensor.device).copy_(tensor)
+        return
     try:
         Path(place).mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True)
-    except OSError as error: raise RunError(f"activations cannot wait in {str(place)!r} ({error.strerror}): name a folder that can be written.") from None
+    except OSError as error:
+        raise RunError(
+            f"activations cannot wait in {str(place)!r} ({error.strerror}): name a folder that can be written."
+        ) from None
+
     def put(tensor, number):
-        try: return _file_of(folder.name, tensor, number).copy_(tensor)
-        except OSError as error: raise RunError(f"activations cannot wait in {str(place)!r} ({error.strerror}): they need {tensor.nbytes/2**20:.0f} MiB per batch; free some space, or take fewer sequences.") from None
-    with folder: yield put
+        try:
+            return _file_of(folder.name, tensor, number).copy_(tensor)
+        except OSError as error:
+            raise RunError(
+                f"activations cannot wait in {str(place)!r} ({error.strerror}): they need {tensor.nbytes / 2**20:.0f} MiB per batch; free some space, or take fewer sequences."
+            ) from None
+
+    with folder:
+        yield put
 
 # %% ../../nbs/pruning/blocks.ipynb #c015
 def _ticking(current: dict):
     "Hooks that count the linear layers of a pass, and stop it at number `current['last']`."
+
     def make(name):
         def hook(linear, inputs):
             current["calls"] += 1
-            if current["calls"] == current.get("last"): raise Stop
+            if current["calls"] == current.get("last"):
+                raise Stop
+
         return hook
+
     return make
 
 
 def _hear(
-    block: Block,      # which
-    parts: list,       # of (hidden (n, length, width), args, kwargs, attention mask (n, length) or None)
-    needs: Iterable,   # fields of `Seen`, all of them of inputs
-    run,               # (block's module, hidden, args, kwargs) → output
-) -> dict:             # name → `Seen`
+    block: Block,  # which
+    parts: list,  # of (hidden (n, length, width), args, kwargs, attention mask (n, length) or None)
+    needs: Iterable,  # fields of `Seen`, all of them of inputs
+    run,  # (block's module, hidden, args, kwargs) → output
+) -> dict:  # name → `Seen`
     "What the linear layers of one block see."
     linears = block.by_name
     with collecting(linears, needs) as (sums, current), ExitStack() as stack:
-        for linear in linears.values(): stack.callback(linear.register_forward_pre_hook(_ticking(current)(None)).remove)
+        for linear in linears.values():
+            stack.callback(linear.register_forward_pre_hook(_ticking(current)(None)).remove)
         for hidden, args, kwargs, mask in parts:
             current.update(size=len(hidden), mask=mask, calls=0)
-            try: run(block.module, hidden, args, kwargs)
-            except Stop: continue
+            try:
+                run(block.module, hidden, args, kwargs)
+            except Stop:
+                continue
             current["last"] = current["calls"]
     return summarised(linears, sums, needs, sum(len(part[0]) for part in parts))
 
@@ -165,10 +224,14 @@ def _hear(
 def _on(module: nn.Module, device) -> Iterator[None]:
     "A module on another device while the block lasts."
     home = next(module.parameters()).device
-    if device is None or torch.device(device) == home: yield; return
+    if device is None or torch.device(device) == home:
+        yield
+        return
     module.to(device)
-    try: yield
-    finally: module.to(home)
+    try:
+        yield
+    finally:
+        module.to(home)
 
 
 def _caught(model: nn.Module, blocks: list, batches: list, put) -> list:
@@ -177,10 +240,17 @@ def _caught(model: nn.Module, blocks: list, batches: list, put) -> list:
     with _replaced([model.config], "use_cache", [False]):
         for number, batch in enumerate(batches):
             batch = to_device(batch, model)
-            if wrapped is None: wrapped = _returns_tuple(model, blocks[0], batch)
+            if wrapped is None:
+                wrapped = _returns_tuple(model, blocks[0], batch)
             hidden, calls = calls_of_blocks(model, blocks, batch, wrapped)
             first = first or calls
-            parts.append((put(hidden, number), [_once(call, known) for call, known in zip(calls, first)], batch.get("attention_mask")))
+            parts.append(
+                (
+                    put(hidden, number),
+                    [_once(call, known) for call, known in zip(calls, first)],
+                    batch.get("attention_mask"),
+                )
+            )
     return parts
 
 
@@ -193,23 +263,33 @@ def _run(module: nn.Module, hidden: Tensor, args: tuple, kwargs: dict) -> Tensor
 # %% ../../nbs/pruning/blocks.ipynb #c018
 @torch.no_grad()
 def block_by_block(
-    model: nn.Module,         # a transformers model with a registered layout
-    batches: Iterable,        # dicts of tensors, as `Task.calibration` gives them
+    model: nn.Module,  # a transformers model with a registered layout
+    batches: Iterable,  # dicts of tensors, as `Task.calibration` gives them
     needs: Iterable = ("norm",),  # fields of `Seen` that know inputs only: "norm", "mean", "gram"
     *,
-    offload=None,             # where activations wait between blocks: None, where the model computes; "cpu"; or a folder
-    device=None,              # where blocks compute, each moved there for its turn; None: where the model is
+    offload=None,  # where activations wait between blocks: None, where the model computes; "cpu"; or a folder
+    device=None,  # where blocks compute, each moved there for its turn; None: where the model is
     present: Callable = nullcontext,  # (`Block`, or None for what comes before the blocks) → context manager in which its weights are there
-    done: int = 0,            # so many blocks are pruned already: they are only run through
-    progress: bool = False,   # show a bar: (3/22) calibrating · pruning · propagating
-) -> Iterator[tuple]:         # (`Block`, name of each of its linear layers → `Seen`, emptied when the walk goes on)
+    done: int = 0,  # so many blocks are pruned already: they are only run through
+    progress: bool = False,  # show a bar: (3/22) calibrating · pruning · propagating
+) -> Iterator[tuple]:  # (`Block`, name of each of its linear layers → `Seen`, emptied when the walk goes on)
     "Visit the blocks in order; what the visitor does to a block changes what the next one sees. Raises `UsageError` for a model without blocks, for needs that are not of inputs, and without examples."
     needs, batches, blocks = set(needs), list(batches), anatomy(model).blocks
-    if not batches: raise UsageError("the calibration set is empty: give at least one example.")
-    if needs - set(INPUT_STATISTICS): raise UsageError(f"block by block only {', '.join(INPUT_STATISTICS)} are known, not {', '.join(sorted(needs - set(INPUT_STATISTICS)))}: gradients need the whole model.")
-    if not blocks: raise UsageError("this model has no transformer blocks: calibrate it in one pass.")
-    with frozen_except(model, []), offloading(offload or (device and "cpu")) as put, tqdm(total=len(blocks), disable=not progress, bar_format="{desc} |{bar}| {elapsed}<{remaining}") as bar:
-        with present(None), present(blocks[0]): parts = _caught(model, [block.module for block in blocks], batches, put)
+    if not batches:
+        raise UsageError("the calibration set is empty: give at least one example.")
+    if needs - set(INPUT_STATISTICS):
+        raise UsageError(
+            f"block by block only {', '.join(INPUT_STATISTICS)} are known, not {', '.join(sorted(needs - set(INPUT_STATISTICS)))}: gradients need the whole model."
+        )
+    if not blocks:
+        raise UsageError("this model has no transformer blocks: calibrate it in one pass.")
+    with (
+        frozen_except(model, []),
+        offloading(offload or (device and "cpu")) as put,
+        tqdm(total=len(blocks), disable=not progress, bar_format="{desc} |{bar}| {elapsed}<{remaining}") as bar,
+    ):
+        with present(None), present(blocks[0]):
+            parts = _caught(model, [block.module for block in blocks], batches, put)
         for i, block in enumerate(blocks):
             say = lambda phase: bar.set_description_str(f"({i + 1}/{len(blocks)}) {phase}")
             own = [(hidden, *calls[i], mask) for hidden, calls, mask in parts]
@@ -222,5 +302,6 @@ def block_by_block(
                     seen.clear()  # the visitor's name for it lives on, its matrices shall not
                 if i + 1 < len(blocks):
                     say("propagating")
-                    for hidden, args, kwargs, _ in own: hidden.copy_(_run(block.module, hidden, args, kwargs))
+                    for hidden, args, kwargs, _ in own:
+                        hidden.copy_(_run(block.module, hidden, args, kwargs))
             bar.update()

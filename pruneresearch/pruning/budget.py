@@ -7,31 +7,37 @@ __all__ = ['UNIT_KINDS', 'one_sequence', 'cost_terms', 'kept_share', 'shares_of'
 
 # %% ../../nbs/pruning/budget.ipynb #c003
 import math
+
 import torch
 from torch import nn
-from ..model.anatomy import anatomy
+
 from ..basics.errors import UsageError, lookup
 from ..measure.quality import macs
+from ..model.anatomy import anatomy
 from ..model.loading import context_of
 
-UNIT_KINDS = ("heads", "neurons", "outputs")  # what can go from a block: attention heads, FFN neurons, dimensions that the FFN writes
+UNIT_KINDS = (
+    "heads",
+    "neurons",
+    "outputs",
+)  # what can go from a block: attention heads, FFN neurons, dimensions that the FFN writes
 
 # %% ../../nbs/pruning/budget.ipynb #c005
 def one_sequence(
     model: nn.Module,  # a transformers model
-    length: int,       # tokens
-) -> dict:             # input_ids and attention_mask, (1, length)
+    length: int,  # tokens
+) -> dict:  # input_ids and attention_mask, (1, length)
     "What MACs are counted on: they depend on how long a sequence is, and not on what it says."
     ids = torch.full((1, length), 3, device=next(model.parameters()).device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def cost_terms(
-    model: nn.Module,          # a transformers model
-    kinds=UNIT_KINDS,               # what can go
-    of: str = "macs",          # "macs" of the whole model, or "weights" of the gated layers
-    length: int = 128,         # tokens of the sequence that MACs are counted for; at most what the model reads
-) -> list:                     # of (amount, the (block, kind)s that it is proportional to)
+    model: nn.Module,  # a transformers model
+    kinds=UNIT_KINDS,  # what can go
+    of: str = "macs",  # "macs" of the whole model, or "weights" of the gated layers
+    length: int = 128,  # tokens of the sequence that MACs are counted for; at most what the model reads
+) -> list:  # of (amount, the (block, kind)s that it is proportional to)
     "What a model costs, split by what its units can save."
     lookup(dict.fromkeys(("macs", "weights")), of, "budget")
     length = min(length, context_of(model) or length)
@@ -40,44 +46,63 @@ def cost_terms(
         heads, inner, outer = ((block.index, kind) for kind in UNIT_KINDS)
         if block.heads and (of == "macs" or "heads" in kinds):
             columns = block.heads.linears[block.heads.consumer].weight.shape[1]
-            terms.append((size(block.heads, block.heads.linears) if of == "weights" else length * size(block.heads, block.heads.linears) + 2 * length ** 2 * columns, (heads,)))
+            terms.append(
+                (
+                    size(block.heads, block.heads.linears)
+                    if of == "weights"
+                    else length * size(block.heads, block.heads.linears) + 2 * length**2 * columns,
+                    (heads,),
+                )
+            )
         if block.neurons and (of == "macs" or {"neurons", "outputs"} & set(kinds)):
             tokens, saves = (length, (inner,)) if of == "macs" else (1, (inner, outer))
-            if of == "macs" or "neurons" in kinds: terms.append((tokens * size(block.neurons, block.neurons.producers), (inner,)))
+            if of == "macs" or "neurons" in kinds:
+                terms.append((tokens * size(block.neurons, block.neurons.producers), (inner,)))
             terms.append((tokens * size(block.neurons, [block.neurons.consumer]), saves))
-    if of == "macs": terms.append((macs(model, one_sequence(model, length)) - sum(amount for amount, _ in terms), ()))
+    if of == "macs":
+        terms.append((macs(model, one_sequence(model, length)) - sum(amount for amount, _ in terms), ()))
     return terms
 
 # %% ../../nbs/pruning/budget.ipynb #c006
 def kept_share(
     terms: list,  # as `cost_terms` makes them
-    shares: dict, # (block, kind) → share of its units that stays, in [0, 1]; those that are not in it are all there
-):                # share of the cost that stays, in [0, 1]; a tensor where shares are tensors
+    shares: dict,  # (block, kind) → share of its units that stays, in [0, 1]; those that are not in it are all there
+):  # share of the cost that stays, in [0, 1]; a tensor where shares are tensors
     "What is left of a cost."
-    return sum(amount * math.prod(shares[key] for key in keys if key in shares) for amount, keys in terms) / sum(amount for amount, _ in terms)
+    return sum(amount * math.prod(shares[key] for key in keys if key in shares) for amount, keys in terms) / sum(
+        amount for amount, _ in terms
+    )
 
 
 def shares_of(
     keep: dict,  # (block, kind) → bool (units,), or numbers in [0, 1]
-) -> dict:       # (block, kind) → their mean
+) -> dict:  # (block, kind) → their mean
     "Units as shares."
     return {key: kept.float().mean() for key, kept in keep.items()}
 
 # %% ../../nbs/pruning/budget.ipynb #c010
 def require_affordable(
-    terms: list,   # of the cost, see `cost_terms`
+    terms: list,  # of the cost, see `cost_terms`
     counts: dict,  # (block, kind) → how many units there are
-    keep: float,   # share of the cost that may stay
+    keep: float,  # share of the cost that may stay
 ) -> None:
     "Raise `UsageError` where one unit of each kind in every block costs more."
     least = float(kept_share(terms, {key: 1 / count for key, count in counts.items()}))
-    if keep >= least - 1e-9: return
-    raise UsageError(f"a budget of {keep:.1%} cannot be met: what cannot go and one of the {' and '.join(dict.fromkeys(kind for _, kind in counts))} in every block cost {least:.1%}; keep more, or let other kinds go too.")
+    if keep >= least - 1e-9:
+        return
+    raise UsageError(
+        f"a budget of {keep:.1%} cannot be met: what cannot go and one of the {' and '.join(dict.fromkeys(kind for _, kind in counts))} in every block cost {least:.1%}; keep more, or let other kinds go too."
+    )
 
 
 def _order(importance: dict, kind: str) -> list:
     "(score, key, unit) of one kind, most important first; the best of each block comes before all others, as it must stay."
-    units = [(score, key, i, i == int(scores.argmax())) for key, scores in importance.items() if key[1] == kind for i, score in enumerate(scores.tolist())]
+    units = [
+        (score, key, i, i == int(scores.argmax()))
+        for key, scores in importance.items()
+        if key[1] == kind
+        for i, score in enumerate(scores.tolist())
+    ]
     return [unit[:3] for unit in sorted(units, key=lambda unit: (not unit[3], -unit[0]))]
 
 
@@ -86,26 +111,35 @@ def _prices(importance: dict, terms: list) -> dict:
     found = {}
     for (block, kind), scores in importance.items():
         price = (1 - kept_share(terms, {(block, kind): 0.0})) / len(scores)
-        if abs(found.setdefault(kind, price) - price) > 1e-9: raise UsageError(f"the {kind} of block {block} do not cost what those of other blocks cost: a search needs one price per kind.")
+        if abs(found.setdefault(kind, price) - price) > 1e-9:
+            raise UsageError(
+                f"the {kind} of block {block} do not cost what those of other blocks cost: a search needs one price per kind."
+            )
     return found
 
 
 def by_rank(
     importance: dict,  # (block, kind) → (units,), to be compared within a block and kind only
-    terms: list,       # of the cost, see `cost_terms`
-) -> dict:             # (block, kind) → (units,) in (0, price of a unit]
+    terms: list,  # of the cost, see `cost_terms`
+) -> dict:  # (block, kind) → (units,) in (0, price of a unit]
     "The share of its layer's units that a unit is at least as important as, times its price: a search then takes the same share everywhere, the least important first."
     prices = _prices(importance, terms)
-    return {key: prices[key[1]] * (scores.argsort(stable=True).argsort().double() + 1) / len(scores) for key, scores in importance.items()}
+    return {
+        key: prices[key[1]] * (scores.argsort(stable=True).argsort().double() + 1) / len(scores)
+        for key, scores in importance.items()
+    }
 
 # %% ../../nbs/pruning/budget.ipynb #c011
 def search(
     importance: dict,  # (block, kind) → (units,) ≥ 0, what is lost when the unit goes; one kind or two
-    terms: list,       # of the cost, see `cost_terms`
-    keep: float,       # share of the cost that may stay, in (0, 1)
-) -> dict:             # (block, kind) → bool (units,), True = stays
+    terms: list,  # of the cost, see `cost_terms`
+    keep: float,  # share of the cost that may stay, in (0, 1)
+) -> dict:  # (block, kind) → bool (units,), True = stays
     "The units that fit the budget and lose the least importance. Raises `UsageError` for a budget that one unit per block exceeds."
-    prices, ordered = _prices(importance, terms), {kind: _order(importance, kind) for kind in dict.fromkeys(kind for _, kind in importance)}
+    prices, ordered = (
+        _prices(importance, terms),
+        {kind: _order(importance, kind) for kind in dict.fromkeys(kind for _, kind in importance)},
+    )
     require_affordable(terms, {key: len(scores) for key, scores in importance.items()}, keep)
     least = {kind: sum(own == kind for _, own in importance) for kind in ordered}  # one in every block
     fixed = 1 - sum(prices[kind] * len(units) for kind, units in ordered.items())
@@ -115,9 +149,12 @@ def search(
     for n in range(least[first], len(ordered[first]) + 1):
         counts = {first: n} | {kind: affordable(kind, n * prices[first]) for kind in rest}
         if n <= affordable(first, 0) and all(counts[kind] >= least[kind] for kind in rest):
-            options.append((sum(score for kind, count in counts.items() for score, *_ in ordered[kind][count:]), n, counts))
+            options.append(
+                (sum(score for kind, count in counts.items() for score, *_ in ordered[kind][count:]), n, counts)
+            )
     counts = min(options, key=lambda option: (option[0], -option[1]))[2]
     kept = {key: torch.zeros(len(scores), dtype=torch.bool) for key, scores in importance.items()}
     for kind, count in counts.items():
-        for _, key, unit in ordered[kind][:count]: kept[key][unit] = True
+        for _, key, unit in ordered[kind][:count]:
+            kept[key][unit] = True
     return kept

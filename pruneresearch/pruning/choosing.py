@@ -8,21 +8,34 @@ __all__ = ['WALK_SETTINGS', 'Request', 'weight_scores', 'unit_scores', 'block_sc
            'tensors_hash', 'request_name', 'require_writable', 'store_block', 'finished_blocks', 'restore_block']
 
 # %% ../../nbs/pruning/choosing.ipynb #c003
-import hashlib, tempfile
+import hashlib
+import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
 import torch
-from torch import nn, Tensor
-from ..model.anatomy import Anatomy, Block, Group
+from torch import Tensor, nn
+
 from ..basics.errors import RunError, UsageError, short_error
 from ..basics.files import atomic_file
 from ..basics.fingerprints import fingerprint
+from ..model.anatomy import Anatomy, Block, Group
 from .blocks import block_by_block
 from .budget import by_rank, kept_share, search, shares_of
-from .masks import PackedMasks, Masks, Pattern, by_kind, keep_highest, keep_highest_n_m, select, select_units, sparsity_by_block
+from pruneresearch.pruning.masks import (
+    Masks,
+    PackedMasks,
+    Pattern,
+    by_kind,
+    keep_highest,
+    keep_highest_n_m,
+    select,
+    select_units,
+    sparsity_by_block,
+)
 from .repair import repair
 from .scores import unit_score
 from .statistics import INPUT_STATISTICS, LayerStatistics, calibrate, calibration_hash
@@ -31,27 +44,32 @@ from .statistics import INPUT_STATISTICS, LayerStatistics, calibrate, calibratio
 @dataclass(frozen=True)
 class Request:
     "What `prune` was asked for, checked."
-    method: object         # a `Method`
-    structure: Anatomy     # of the model, with the scope that was asked for
+
+    method: object  # a `Method`
+    structure: Anatomy  # of the model, with the scope that was asked for
     pattern: Pattern
-    allocation: str        # its name
-    sparsity: object       # fraction, list with one per block, or either by kind of unit
+    allocation: str  # its name
+    sparsity: object  # fraction, list with one per block, or either by kind of unit
     sequential: bool = False
     repair: bool = False
     seed: int = 0
     progress: bool = False
-    options: dict = None   # settings of the method and the allocation
+    options: dict = None  # settings of the method and the allocation
 
     @property
-    def needs(self) -> set: return {*self.method.needs, *["gram"] * self.repair}  # fields of `Seen`
+    def needs(self) -> set:
+        return {*self.method.needs, *["gram"] * self.repair}  # fields of `Seen`
 
     @property
-    def by_row(self) -> bool: return self.allocation == "row" or self.method.allocation == "row" and isinstance(self.sparsity, list)
+    def by_row(self) -> bool:
+        return self.allocation == "row" or self.method.allocation == "row" and isinstance(self.sparsity, list)
 
     @property
-    def groups(self) -> list: return [group for group in self.structure.groups if group.kind in self.pattern.kinds]
+    def groups(self) -> list:
+        return [group for group in self.structure.groups if group.kind in self.pattern.kinds]
 
-    def generator(self) -> torch.Generator: return torch.Generator().manual_seed(self.seed)
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
 
 # %% ../../nbs/pruning/choosing.ipynb #c006
 def weight_scores(request: Request, linears: dict, seen: dict, generator: torch.Generator, before) -> dict:
@@ -60,17 +78,30 @@ def weight_scores(request: Request, linears: dict, seen: dict, generator: torch.
     for name, linear in linears.items():
         score = method.score(linear.weight.detach(), seen.get(name, LayerStatistics()), generator)
         if score.shape != linear.weight.shape:
-            raise UsageError(f"method {method.name!r} scored {name} with shape {tuple(score.shape)}: it must be {tuple(linear.weight.shape)}, one number per weight.")
+            raise UsageError(
+                f"method {method.name!r} scored {name} with shape {tuple(score.shape)}: it must be {tuple(linear.weight.shape)}, one number per weight."
+            )
         key = f"{name}.weight"
-        scores[key] = score.masked_fill(~before.keep[key].to(score.device), -torch.inf) if before and key in before.keep else score
+        scores[key] = (
+            score.masked_fill(~before.keep[key].to(score.device), -torch.inf)
+            if before and key in before.keep
+            else score
+        )
     return scores
 
 
 def unit_scores(request: Request, group: Group, seen: dict, generator: torch.Generator, kept: dict) -> Tensor:
     "(units,) scores of one group: the method's own, or means over the weights that each unit owns."
     method = request.method
-    scores = method.units(group, seen) if method.units else unit_score(group, weight_scores(request, group.linears, seen, generator, None))
-    if scores.shape != (group.count,): raise UsageError(f"method {method.name!r} scored the {group.kind} of block {group.block} with shape {tuple(scores.shape)}: it must be ({group.count},), one number per unit.")
+    scores = (
+        method.units(group, seen)
+        if method.units
+        else unit_score(group, weight_scores(request, group.linears, seen, generator, None))
+    )
+    if scores.shape != (group.count,):
+        raise UsageError(
+            f"method {method.name!r} scored the {group.kind} of block {group.block} with shape {tuple(scores.shape)}: it must be ({group.count},), one number per unit."
+        )
     alive = kept.get((group.block, group.kind))
     return scores if alive is None else scores.masked_fill(~alive.to(scores.device), -torch.inf)
 
@@ -78,21 +109,32 @@ def unit_scores(request: Request, group: Group, seen: dict, generator: torch.Gen
 def block_scores(request: Request, model: nn.Module, seen: dict, batches: list, before) -> Tensor:
     "(blocks,) scores: the method's own, or means over the weights of each block."
     structure = request.structure
-    if request.method.blocks: scores = request.method.blocks(model, structure, batches)
+    if request.method.blocks:
+        scores = request.method.blocks(model, structure, batches)
     else:
         weights = weight_scores(request, structure.linears, seen, request.generator(), None)
         parts = [[weights[f"{name}.weight"] for name in block.names.values()] for block in structure.blocks]
-        scores = torch.stack([sum(part.double().sum() for part in own) / sum(part.numel() for part in own) for own in parts])
+        scores = torch.stack(
+            [sum(part.double().sum() for part in own) / sum(part.numel() for part in own) for own in parts]
+        )
     return scores if before is None else scores.masked_fill(~before.blocks(model).to(scores.device), -torch.inf)
 
 # %% ../../nbs/pruning/choosing.ipynb #c008
 def _within_budget(request: Request, ranked: dict, terms: list, keep: float, alive: dict) -> Masks:
     "The units to keep for a share of the cost, among those that are still there."
     alive = {key: alive.get(key, torch.ones(len(scores), dtype=torch.bool)) for key, scores in ranked.items()}
-    left = [(float(kept_share([(amount, keys)], shares_of(alive))) * amount, keys) for amount, keys in terms]  # what the cost is by now
+    left = [
+        (float(kept_share([(amount, keys)], shares_of(alive))) * amount, keys) for amount, keys in terms
+    ]  # what the cost is by now
     importance = {key: scores.cpu()[alive[key]] for key, scores in ranked.items()}
-    found = search(importance if request.method.loss else by_rank(importance, left), left, keep * sum(a for a, _ in terms) / sum(a for a, _ in left))
-    return Masks.from_units(request.structure, {key: alive[key].masked_scatter(alive[key], kept) for key, kept in found.items()})
+    found = search(
+        importance if request.method.loss else by_rank(importance, left),
+        left,
+        keep * sum(a for a, _ in terms) / sum(a for a, _ in left),
+    )
+    return Masks.from_units(
+        request.structure, {key: alive[key].masked_scatter(alive[key], kept) for key, kept in found.items()}
+    )
 
 
 def _sums(request: Request, scores: dict) -> dict:
@@ -103,43 +145,66 @@ def _sums(request: Request, scores: dict) -> dict:
 # %% ../../nbs/pruning/choosing.ipynb #c009
 def masks_at_once(
     request: Request,
-    model: nn.Module,   # its weights change where the method solves or repairs
-    target,             # the sparsity of this round
-    batches: list,      # to calibrate on
-    before=None,        # `Masks` of the round before
-    terms: list = None, # costs, for allocation "macs"
-) -> Masks:             # of the whole model
+    model: nn.Module,  # its weights change where the method solves or repairs
+    target,  # the sparsity of this round
+    batches: list,  # to calibrate on
+    before=None,  # `Masks` of the round before
+    terms: list = None,  # costs, for allocation "macs"
+) -> Masks:  # of the whole model
     "Calibrate in one pass and decide about all layers together."
     method, structure, pattern = request.method, request.structure, request.pattern
-    if method.choose: return method.choose(request, model, target, batches, before)
+    if method.choose:
+        return method.choose(request, model, target, batches, before)
     seen = calibrate(model, batches, structure.linears, request.needs, request.progress) if request.needs else {}
-    if pattern.kind == "blocks": return Masks.from_blocks(structure, keep_highest(block_scores(request, model, seen, batches, before)[None], target)[0].cpu())
-    if method.solve: return _solved(request, seen, before, target)
+    if pattern.kind == "blocks":
+        return Masks.from_blocks(
+            structure, keep_highest(block_scores(request, model, seen, batches, before)[None], target)[0].cpu()
+        )
+    if method.solve:
+        return _solved(request, seen, before, target)
     kept = before.units(model) if before and pattern.kinds else {}
-    scores = {(g.block, g.kind): unit_scores(request, g, seen, None, kept) for g in request.groups} if method.units else weight_scores(request, structure.linears, seen, request.generator(), before)
-    if request.allocation == "macs": masks = _within_budget(request, scores if method.units else _sums(request, scores), terms, 1 - target, kept)
-    elif method.units: masks = select_units(scores, structure, target, pattern, request.allocation)
-    else: masks = select(scores, structure, target, pattern, "list" if isinstance(target, list) else request.allocation, by_row=request.by_row)
-    if request.repair: _repair_all(request, model, masks, seen)
+    scores = (
+        {(g.block, g.kind): unit_scores(request, g, seen, None, kept) for g in request.groups}
+        if method.units
+        else weight_scores(request, structure.linears, seen, request.generator(), before)
+    )
+    if request.allocation == "macs":
+        masks = _within_budget(request, scores if method.units else _sums(request, scores), terms, 1 - target, kept)
+    elif method.units:
+        masks = select_units(scores, structure, target, pattern, request.allocation)
+    else:
+        masks = select(
+            scores,
+            structure,
+            target,
+            pattern,
+            "list" if isinstance(target, list) else request.allocation,
+            by_row=request.by_row,
+        )
+    if request.repair:
+        _repair_all(request, model, masks, seen)
     return masks
 
 
 def _repair_all(request: Request, model: nn.Module, masks: Masks, seen: dict) -> None:
     units = masks.units(model)
-    for group in request.groups: repair(group, units[group.block, group.kind], seen)
+    for group in request.groups:
+        repair(group, units[group.block, group.kind], seen)
 
 # %% ../../nbs/pruning/choosing.ipynb #c011
 WALK_SETTINGS = ("offload", "device", "resume")  # settings of a walk
 
 
 def needs_all(
-    method,                # a `Method`
-    structure: Anatomy,    # of the model
-    allocation: str,       # its name
-) -> str:                  # half a sentence; empty where one block at a time is enough
+    method,  # a `Method`
+    structure: Anatomy,  # of the model
+    allocation: str,  # its name
+) -> str:  # half a sentence; empty where one block at a time is enough
     "Why a request cannot be met with a look at one block after the other."
-    if not structure.blocks: return "this model has no transformer blocks"
-    if method.masks or method.choose or set(method.needs) - set(INPUT_STATISTICS): return f"method {method.name!r} needs gradients or outputs of the whole model"
+    if not structure.blocks:
+        return "this model has no transformer blocks"
+    if method.masks or method.choose or set(method.needs) - set(INPUT_STATISTICS):
+        return f"method {method.name!r} needs gradients or outputs of the whole model"
     return f"allocation {allocation!r} compares all blocks with each other" if allocation in ("global", "macs") else ""
 
 
@@ -150,42 +215,58 @@ def _why_not(method, structure: Anatomy, allocation: str, repair: bool) -> str:
 
 # %% ../../nbs/pruning/choosing.ipynb #c012
 def is_sequential(
-    method,                # a `Method`
-    structure: Anatomy,    # of the model
-    allocation: str,       # its name
-    wanted: bool = None,   # None: the method's own way
-    walk: dict = None,     # settings of a walk
+    method,  # a `Method`
+    structure: Anatomy,  # of the model
+    allocation: str,  # its name
+    wanted: bool = None,  # None: the method's own way
+    walk: dict = None,  # settings of a walk
     rounds: int = 1,
     repair: bool = False,  # repair looks at activations, whatever the method does
-) -> bool:                 # raises `UsageError` for what does not go together
+) -> bool:  # raises `UsageError` for what does not go together
     "Block by block, or at once?"
     why = _why_not(method, structure, allocation, repair)
-    if wanted and why: raise UsageError(f"{why}: leave sequential out.")
+    if wanted and why:
+        raise UsageError(f"{why}: leave sequential out.")
     chosen = ((method.sequential or repair) and not why) if wanted is None else bool(wanted)
     unknown = set(walk or {}) - set(WALK_SETTINGS)
-    if unknown: raise UsageError(f"unknown setting of the walk {', '.join(sorted(unknown))}: known are {', '.join(WALK_SETTINGS)}.")
-    if walk and not chosen: raise UsageError(f"settings of the walk are for methods that go block by block{': ' + why if why else ', set sequential=True'}.")
-    if (walk or {}).get("resume") and rounds > 1: raise UsageError("resume works with one round: what happens between rounds is not kept.")
+    if unknown:
+        raise UsageError(
+            f"unknown setting of the walk {', '.join(sorted(unknown))}: known are {', '.join(WALK_SETTINGS)}."
+        )
+    if walk and not chosen:
+        raise UsageError(
+            f"settings of the walk are for methods that go block by block{': ' + why if why else ', set sequential=True'}."
+        )
+    if (walk or {}).get("resume") and rounds > 1:
+        raise UsageError("resume works with one round: what happens between rounds is not kept.")
     check_walk(**(walk or {}))
     return chosen
 
 
 def check_walk(
-    offload=None, device=None, resume=None,  # as for `masks_block_by_block`
-) -> None:                                   # raises `UsageError`
+    offload=None,
+    device=None,
+    resume=None,  # as for `masks_block_by_block`
+) -> None:  # raises `UsageError`
     "Can the walk happen there?"
-    if resume and Path(resume).is_file(): raise UsageError(f"resume needs a folder, and {str(resume)!r} is a file: name another one.")
-    try: kind = torch.device(device or "cpu").type
-    except RuntimeError: raise UsageError(f"{device!r} is no device: say cuda, cuda:1 or cpu.") from None
-    if kind == "cuda" and not torch.cuda.is_available(): raise UsageError(f"blocks cannot compute on {str(device)!r}, because PyTorch finds no GPU: leave device out.")
+    if resume and Path(resume).is_file():
+        raise UsageError(f"resume needs a folder, and {str(resume)!r} is a file: name another one.")
+    try:
+        kind = torch.device(device or "cpu").type
+    except RuntimeError:
+        raise UsageError(f"{device!r} is no device: say cuda, cuda:1 or cpu.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"blocks cannot compute on {str(device)!r}, because PyTorch finds no GPU: leave device out.")
 
 # %% ../../nbs/pruning/choosing.ipynb #c014
 def _shares(request: Request, target) -> list:
     "What each block loses: a fraction, a `Pattern` where it is N:M, or a fraction for each kind of unit."
     structure, pattern = request.structure, request.pattern
     count = len(structure.blocks) or len(structure.linears)
-    if pattern.kind == "n:m": return [pattern] * count
-    if not pattern.structured: return sparsity_by_block(target, structure)
+    if pattern.kind == "n:m":
+        return [pattern] * count
+    if not pattern.structured:
+        return sparsity_by_block(target, structure)
     shares = {kind: sparsity_by_block(share, structure) for kind, share in by_kind(target, pattern).items()}
     return [{kind: share[i] for kind, share in shares.items()} for i in range(count)]
 
@@ -198,24 +279,43 @@ def _mean(shares: list, target):
 def _part(request: Request, linears: dict, seen: dict, share, before, generator) -> PackedMasks:
     "Parameter name → keep, for some layers: of one block, or outside the blocks."
     if request.method.solve:
-        earlier = {name: before.keep[f"{name}.weight"] for name in linears if before and f"{name}.weight" in before.keep}
-        return PackedMasks({f"{name}.weight": keep for name, keep in request.method.solve(linears, seen, share, earlier).items()})
-    return PackedMasks(_layer(request, {name: linear}, seen, share, before, generator) for name, linear in linears.items())  # one layer's scores at a time
+        earlier = {
+            name: before.keep[f"{name}.weight"] for name in linears if before and f"{name}.weight" in before.keep
+        }
+        return PackedMasks(
+            {f"{name}.weight": keep for name, keep in request.method.solve(linears, seen, share, earlier).items()}
+        )
+    return PackedMasks(
+        _layer(request, {name: linear}, seen, share, before, generator) for name, linear in linears.items()
+    )  # one layer's scores at a time
 
 
 def _layer(request: Request, linear: dict, seen: dict, share, before, generator) -> tuple:
     "(parameter name, keep) of one linear, {name: layer}."
-    (key, score), = weight_scores(request, linear, seen, generator, before).items()
-    if isinstance(share, Pattern): return key, keep_highest_n_m(score, share.n, share.m)
-    return key, keep_highest(score, share, per="layer" if not request.by_row else "even rows" if isinstance(request.sparsity, list) else "row")
+    ((key, score),) = weight_scores(request, linear, seen, generator, before).items()
+    if isinstance(share, Pattern):
+        return key, keep_highest_n_m(score, share.n, share.m)
+    return key, keep_highest(
+        score,
+        share,
+        per="layer" if not request.by_row else "even rows" if isinstance(request.sparsity, list) else "row",
+    )
 
 # %% ../../nbs/pruning/choosing.ipynb #c015
 def _units_part(request: Request, block: Block, seen: dict, shares: dict, kept: dict, generator) -> dict:
     "Parameter name → keep, for the heads and neurons of one block."
-    wanted = lambda group: group and (group.kind in shares or not request.sequential)  # at once, random scores are drawn for all layers in scope
-    scores = {group: unit_scores(request, group, seen, generator, kept) for group in filter(wanted, (block.heads, block.neurons))}
-    units = {group: keep_highest(score, shares[group.kind]).cpu() for group, score in scores.items() if group.kind in shares}
-    for group, unit in units.items() if request.repair else (): repair(group, unit, seen)
+    wanted = lambda group: (
+        group and (group.kind in shares or not request.sequential)
+    )  # at once, random scores are drawn for all layers in scope
+    scores = {
+        group: unit_scores(request, group, seen, generator, kept)
+        for group in filter(wanted, (block.heads, block.neurons))
+    }
+    units = {
+        group: keep_highest(score, shares[group.kind]).cpu() for group, score in scores.items() if group.kind in shares
+    }
+    for group, unit in units.items() if request.repair else ():
+        repair(group, unit, seen)
     return {name: keep for group, unit in units.items() for name, keep in group.weight_masks(unit).items()}
 
 
@@ -229,42 +329,61 @@ def _solved(request: Request, seen: dict, before, target) -> Masks:
     "Masks and new weights of all layers, from statistics of one pass."
     shares, structure = _shares(request, target), request.structure
     parts = [(block.by_name, share) for block, share in zip(structure.blocks, shares)]
-    parts += [({name: linear}, _mean(shares, target) if structure.blocks else shares[i]) for i, (name, linear) in enumerate(_outside(structure).items())]
-    return Masks({name: keep for linears, share in parts for name, keep in _part(request, linears, seen, share, before, None).items()})
+    parts += [
+        ({name: linear}, _mean(shares, target) if structure.blocks else shares[i])
+        for i, (name, linear) in enumerate(_outside(structure).items())
+    ]
+    return Masks(
+        {
+            name: keep
+            for linears, share in parts
+            for name, keep in _part(request, linears, seen, share, before, None).items()
+        }
+    )
 
 # %% ../../nbs/pruning/choosing.ipynb #c017
 @contextmanager
 def _in_block(index: int):
     "Errors say in which block they happened."
-    try: yield
-    except RunError as error: raise RunError(f"block {index}: {error}") from None
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"block {index}: {error}") from None
 
 
 def require_finite(
     linears: dict,  # name → nn.Linear
-) -> None:          # raises `RunError` naming the layer
+) -> None:  # raises `RunError` naming the layer
     "A walk changes the model as it goes, so what would stop it is looked for first."
-    broken = next((name for name, linear in linears.items() if not torch.isfinite(torch.stack(linear.weight.aminmax())).all()), None)
-    if broken: raise RunError(f"the weights of {broken} hold NaN or infinite values: load the model again, or mend the checkpoint.")
+    broken = next(
+        (name for name, linear in linears.items() if not torch.isfinite(torch.stack(linear.weight.aminmax())).all()),
+        None,
+    )
+    if broken:
+        raise RunError(
+            f"the weights of {broken} hold NaN or infinite values: load the model again, or mend the checkpoint."
+        )
 
 # %% ../../nbs/pruning/choosing.ipynb #c018
 def pruned_blocks(
     request: Request,
-    model: nn.Module,     # its blocks are pruned as they are visited
-    target,               # the sparsity of this round
-    visits: Iterable,     # of (`Block`, name → `Seen`), as `block_by_block` makes them
+    model: nn.Module,  # its blocks are pruned as they are visited
+    target,  # the sparsity of this round
+    visits: Iterable,  # of (`Block`, name → `Seen`), as `block_by_block` makes them
     generator: torch.Generator,  # of random scores
-    keep: PackedMasks,           # receives the masks
-    store: Callable,      # (`Block`, its masks) → None, as soon as the block is pruned
-    before=None,          # `Masks` of the round before
+    keep: PackedMasks,  # receives the masks
+    store: Callable,  # (`Block`, its masks) → None, as soon as the block is pruned
+    before=None,  # `Masks` of the round before
 ) -> None:
     "Decide about each block that is visited, and prune it before the next."
     shares, kept = _shares(request, target), before.units(model) if before and request.pattern.kinds else {}
     for block, seen in visits:
         share = shares[block.index]
         with _in_block(block.index):
-            if request.pattern.kinds: part = _units_part(request, block, seen, share, kept, generator)
-            else: part = _part(request, block.by_name, seen, share, before, generator)
+            if request.pattern.kinds:
+                part = _units_part(request, block, seen, share, kept, generator)
+            else:
+                part = _part(request, block.by_name, seen, share, before, generator)
         Masks(part).apply(model)
         store(block, part)
         keep.update(part)
@@ -273,40 +392,62 @@ def pruned_blocks(
 # %% ../../nbs/pruning/choosing.ipynb #c019
 def masks_block_by_block(
     request: Request,
-    model: nn.Module,   # pruned as the walk goes on
-    target,             # the sparsity of this round
-    batches: list,      # to calibrate on
-    before=None,        # `Masks` of the round before
+    model: nn.Module,  # pruned as the walk goes on
+    target,  # the sparsity of this round
+    batches: list,  # to calibrate on
+    before=None,  # `Masks` of the round before
     *,
-    offload=None, device=None,  # as for `block_by_block`
-    resume=None,        # folder that keeps finished blocks
-) -> Masks:             # of the whole model
+    offload=None,
+    device=None,  # as for `block_by_block`
+    resume=None,  # folder that keeps finished blocks
+) -> Masks:  # of the whole model
     "Calibrate, decide and prune one block after the other. Raises `RunError` for weights that are not finite, before any is changed."
     structure, generator, keep = request.structure, request.generator(), PackedMasks()
     require_finite(structure.linears)
-    if resume: require_writable(resume)
+    if resume:
+        require_writable(resume)
     name = resume and request_name(request, target, batches, weights_hash(model))
     files = finished_blocks(resume, name, model, len(structure.blocks)) if resume else []
-    for file in files: keep.update(restore_block(file, model, generator))
-    visits = block_by_block(model, batches, request.needs, offload=offload, device=device, done=len(files), progress=request.progress) if len(files) < len(structure.blocks) else ()
+    for file in files:
+        keep.update(restore_block(file, model, generator))
+    visits = (
+        block_by_block(
+            model, batches, request.needs, offload=offload, device=device, done=len(files), progress=request.progress
+        )
+        if len(files) < len(structure.blocks)
+        else ()
+    )
+
     def store(block, part):
-        if resume: store_block(resume, name, model, block.index, part, generator)
+        if resume:
+            store_block(resume, name, model, block.index, part, generator)
+
     pruned_blocks(request, model, target, visits, generator, keep, store, before)
     outside = {} if request.pattern.kinds else _outside(structure)
-    if outside: keep.update(_part(request, outside, calibrate(model, batches, outside, request.needs, request.progress), _mean(_shares(request, target), target), before, generator))
+    if outside:
+        keep.update(
+            _part(
+                request,
+                outside,
+                calibrate(model, batches, outside, request.needs, request.progress),
+                _mean(_shares(request, target), target),
+                before,
+                generator,
+            )
+        )
     return Masks(keep)
 
 # %% ../../nbs/pruning/choosing.ipynb #c021
 def weights_hash(
     model: nn.Module,  # any model
-) -> str:              # 16 hexadecimal digits
+) -> str:  # 16 hexadecimal digits
     "A name for the numbers in a model."
     return tensors_hash(model.named_parameters())
 
 
 def tensors_hash(
     named,  # (name, tensor) pairs
-) -> str:   # 16 hexadecimal digits
+) -> str:  # 16 hexadecimal digits
     "A name for tensors, to the last bit."
     digest = hashlib.sha256()
     for name, tensor in named:
@@ -317,86 +458,129 @@ def tensors_hash(
 
 def request_name(
     request: Request,
-    target,         # the sparsity of this round
+    target,  # the sparsity of this round
     batches: list,  # to calibrate on
-    weights: str,   # a hash of what the model holds
+    weights: str,  # a hash of what the model holds
 ) -> str:
     "The same for the same request about the same model."
     pattern = request.pattern
-    return fingerprint(dict(method=request.method.name, target=target, pattern=[pattern.kind, pattern.n, pattern.m], by_row=request.by_row, repair=request.repair, options=request.options or {},
-                            seed=request.seed, calibration=calibration_hash(batches), model=weights, version=version("pruneresearch")))
+    return fingerprint(
+        dict(
+            method=request.method.name,
+            target=target,
+            pattern=[pattern.kind, pattern.n, pattern.m],
+            by_row=request.by_row,
+            repair=request.repair,
+            options=request.options or {},
+            seed=request.seed,
+            calibration=calibration_hash(batches),
+            model=weights,
+            version=version("pruneresearch"),
+        )
+    )
 
 
 def require_writable(
-    folder,   # of finished blocks
-) -> None:    # raises `RunError`
+    folder,  # of finished blocks
+) -> None:  # raises `RunError`
     "Try the folder before any block is changed."
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error: raise RunError(f"blocks cannot be kept in {str(folder)!r} ({error.strerror}): name another folder for resume.") from None
+    except OSError as error:
+        raise RunError(
+            f"blocks cannot be kept in {str(folder)!r} ({error.strerror}): name another folder for resume."
+        ) from None
 
 # %% ../../nbs/pruning/choosing.ipynb #c022
-def _file_of(folder, index: int) -> Path: return Path(folder)/f"block-{index:04d}.safetensors"
+def _file_of(folder, index: int) -> Path:
+    return Path(folder) / f"block-{index:04d}.safetensors"
 
 
 def store_block(
-    folder,            # is made where it does not exist
-    name: str,         # of what is being done
+    folder,  # is made where it does not exist
+    name: str,  # of what is being done
     model: nn.Module,  # its weights are kept where the part has masks
-    index: int,        # of the block
-    part: dict,        # parameter name → keep
+    index: int,  # of the block
+    part: dict,  # parameter name → keep
     generator: torch.Generator,  # of random scores, as the next block finds it
 ) -> None:
     "Keep what is done with a block, whole or not at all."
     from safetensors import SafetensorError
     from safetensors.torch import save_file
+
     parameters = dict(model.named_parameters())
-    tensors = {f"weight:{key}": parameters[key].detach().cpu().contiguous() for key in part} | {f"keep:{key}": mask.contiguous() for key, mask in part.items()} | {"generator": generator.get_state()}
+    tensors = (
+        {f"weight:{key}": parameters[key].detach().cpu().contiguous() for key in part}
+        | {f"keep:{key}": mask.contiguous() for key, mask in part.items()}
+        | {"generator": generator.get_state()}
+    )
     try:
-        with atomic_file(_file_of(folder, index)) as temporary: save_file(tensors, temporary, metadata={"request": name})
+        with atomic_file(_file_of(folder, index)) as temporary:
+            save_file(tensors, temporary, metadata={"request": name})
     except (OSError, SafetensorError) as error:
-        raise RunError(f"block {index} could not be kept in {str(folder)!r} ({error}): make room, load the model afresh and prune with the same folder; the blocks before it are found there.") from None
+        raise RunError(
+            f"block {index} could not be kept in {str(folder)!r} ({error}): make room, load the model afresh and prune with the same folder; the blocks before it are found there."
+        ) from None
 
 # %% ../../nbs/pruning/choosing.ipynb #c023
 def _fits(file, parameters: dict) -> bool:
     "Whether an opened file holds weights and masks in the shapes of parameters, and nothing else."
-    shapes = {key: (tuple(file.get_slice(key).get_shape()), file.get_slice(key).get_dtype() == "BOOL") for key in file.keys() if key != "generator"}
+    shapes = {
+        key: (tuple(file.get_slice(key).get_shape()), file.get_slice(key).get_dtype() == "BOOL")
+        for key in file.keys()
+        if key != "generator"
+    }
     keys = {key.partition(":")[2] for key in shapes} & set(parameters)
-    return "generator" in file.keys() and shapes == {f"{kind}:{key}": (tuple(parameters[key].shape), kind == "keep") for key in keys for kind in ("weight", "keep")}
+    return "generator" in file.keys() and shapes == {
+        f"{kind}:{key}": (tuple(parameters[key].shape), kind == "keep") for key in keys for kind in ("weight", "keep")
+    }
 
 
 def finished_blocks(
-    folder,            # of a run that was killed; need not exist
-    name: str,         # of what is being done; must be the same
+    folder,  # of a run that was killed; need not exist
+    name: str,  # of what is being done; must be the same
     model: nn.Module,  # whose shapes the blocks must have
-    blocks: int,       # how many it has
-) -> list:             # files of the blocks that are done, in order
+    blocks: int,  # how many it has
+) -> list:  # files of the blocks that are done, in order
     "What an earlier run has done. Raises `UsageError` for blocks of another request, `RunError` for a damaged file."
     from safetensors import SafetensorError, safe_open
+
     files = []
     for path in (_file_of(folder, i) for i in range(blocks)):  # all are looked at before any is used
-        if not path.is_file(): break
+        if not path.is_file():
+            break
         try:
-            with safe_open(str(path), "pt") as file: made_for, fits = (file.metadata() or {}).get("request"), _fits(file, dict(model.named_parameters()))
-        except (SafetensorError, OSError) as error: raise RunError(f"{str(path)!r} cannot be read ({short_error(error)}): delete it to prune its block again.") from None
-        if made_for != name: raise UsageError(f"{str(path)!r} belongs to another request or another model: load the model afresh if it is pruned already, name another folder for resume, or empty this one.")
-        if not fits: raise RunError(f"{str(path)!r} is damaged: delete it to prune its block again.")
+            with safe_open(str(path), "pt") as file:
+                made_for, fits = (file.metadata() or {}).get("request"), _fits(file, dict(model.named_parameters()))
+        except (SafetensorError, OSError) as error:
+            raise RunError(
+                f"{str(path)!r} cannot be read ({short_error(error)}): delete it to prune its block again."
+            ) from None
+        if made_for != name:
+            raise UsageError(
+                f"{str(path)!r} belongs to another request or another model: load the model afresh if it is pruned already, name another folder for resume, or empty this one."
+            )
+        if not fits:
+            raise RunError(f"{str(path)!r} is damaged: delete it to prune its block again.")
         files.append(path)
     return files
 
 # %% ../../nbs/pruning/choosing.ipynb #c024
 @torch.no_grad()
 def restore_block(
-    path,              # one of `finished`
+    path,  # one of `finished`
     model: nn.Module,  # receives the weights
     generator: torch.Generator = None,  # is set to where the block left it
-) -> dict:             # parameter name → keep
+) -> dict:  # parameter name → keep
     "A block as the earlier run has left it."
     from safetensors import safe_open
+
     parameters = dict(model.named_parameters())
     with safe_open(str(path), "pt") as file:
         keys = [key.removeprefix("keep:") for key in file.keys() if key.startswith("keep:")]
-        for key in keys: parameters[key].copy_(file.get_tensor(f"weight:{key}"))
-        if generator: generator.set_state(file.get_tensor("generator").clone())
+        for key in keys:
+            parameters[key].copy_(file.get_tensor(f"weight:{key}"))
+        if generator:
+            generator.set_state(file.get_tensor("generator").clone())
         return {key: file.get_tensor(f"keep:{key}") for key in keys}

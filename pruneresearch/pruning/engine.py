@@ -14,46 +14,82 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
+
 from torch import nn
-from ..model.anatomy import Anatomy, anatomy
+
 from ..basics.errors import UsageError, lookup
+from ..model.anatomy import Anatomy, anatomy
+from ..model.loading import length_for, tokenizer_of
 from .blocks import block_by_block, require_adding
 from .budget import cost_terms, kept_share, require_affordable, shares_of
 from .choosing import Request, is_sequential, masks_at_once, masks_block_by_block
-from .masks import ALLOCATIONS, STRUCTURES, Masks, Pattern, by_kind, check_allocation, check_sparsity, parse_pattern, require_units_gone, require_units_left, sparsity_by_block
-from ..model.loading import length_for, tokenizer_of
-from .statistics import INPUT_STATISTICS, STATISTICS, PAIRED_STATISTICS, as_batches, calibration_hash
+from pruneresearch.pruning.masks import (
+    ALLOCATIONS,
+    STRUCTURES,
+    Masks,
+    Pattern,
+    by_kind,
+    check_allocation,
+    check_sparsity,
+    parse_pattern,
+    require_units_gone,
+    require_units_left,
+    sparsity_by_block,
+)
+from pruneresearch.pruning.statistics import (
+    INPUT_STATISTICS,
+    PAIRED_STATISTICS,
+    STATISTICS,
+    as_batches,
+    calibration_hash,
+)
 
 # %% ../../nbs/pruning/engine.ipynb #c005
 @dataclass(frozen=True)
 class Method:
     "A pruning method: one of `score`, `units`, `blocks`, `solve`, `choose` and `masks`."
-    name: str               # the word to ask for
+
+    name: str  # the word to ask for
     score: Callable = None  # (weight (out, in), `Seen`, generator) → (out, in) scores, larger = more important
-    needs: tuple = ()       # which fields of `Seen` the score reads; () needs no data
+    needs: tuple = ()  # which fields of `Seen` the score reads; () needs no data
     allocation: str = "layer"  # how it spreads the budget unless told otherwise, for unstructured patterns
-    formula: str = ""       # in plain text, for listings
-    source: str = ""        # the paper
-    units: Callable = None  # instead of `score`: (`Group`, {linear name: `Seen`}) → (units,) scores of whole heads or neurons
-    loss: bool = False      # the scores of a unit's weights add up to an estimate of the loss, so that heads and neurons can be weighed against each other
+    formula: str = ""  # in plain text, for listings
+    source: str = ""  # the paper
+    units: Callable = (
+        None  # instead of `score`: (`Group`, {linear name: `Seen`}) → (units,) scores of whole heads or neurons
+    )
+    loss: bool = False  # the scores of a unit's weights add up to an estimate of the loss, so that heads and neurons can be weighed against each other
     masks: Callable = None  # or: (model, task, share of MACs that stays, kinds, length=…, seed=…, progress=…, **options) → `Masks`; may train the model
-    trains: bool = False    # these masks are trained, for as many epochs as the option num_epochs says
+    trains: bool = False  # these masks are trained, for as many epochs as the option num_epochs says
     solve: Callable = None  # or: ({name: linear}, {name: `Seen`}, share or `Pattern`, {name: keep} of earlier rounds) → {name: keep (out, in)}; may change the weights that stay
-    choose: Callable = None # or: (`Request`, model, sparsity of this round, batches, `Masks` of earlier rounds) → `Masks` of the whole model, as it likes
-    check: Callable = None  # beside `choose`: (pattern, sparsity, rounds, **options) → None, or raises `UsageError` before any work
-    blocks: Callable = None # or: (model, `Anatomy`, batches) → (blocks,) scores of whole blocks
-    sequential: bool = False  # goes block by block unless told otherwise: what a block sees has passed the pruned blocks before it
+    choose: Callable = None  # or: (`Request`, model, sparsity of this round, batches, `Masks` of earlier rounds) → `Masks` of the whole model, as it likes
+    check: Callable = (
+        None  # beside `choose`: (pattern, sparsity, rounds, **options) → None, or raises `UsageError` before any work
+    )
+    blocks: Callable = None  # or: (model, `Anatomy`, batches) → (blocks,) scores of whole blocks
+    sequential: bool = (
+        False  # goes block by block unless told otherwise: what a block sees has passed the pruned blocks before it
+    )
 
 # %% ../../nbs/pruning/engine.ipynb #c006
 METHODS: dict = {}
 WAYS = ("score", "units", "blocks", "solve", "choose", "masks")
-SCORES = {"score": "weights", "units": "units", "blocks": "blocks", "solve": "layers", "choose": "candidates", "masks": "masks"}  # way → what it decides about
+SCORES = {
+    "score": "weights",
+    "units": "units",
+    "blocks": "blocks",
+    "solve": "layers",
+    "choose": "candidates",
+    "masks": "masks",
+}  # way → what it decides about
 
 
-def way_of(method: Method) -> str: return next(way for way in WAYS if getattr(method, way) is not None)
+def way_of(method: Method) -> str:
+    return next(way for way in WAYS if getattr(method, way) is not None)
 
 
-def _code(function): return getattr(getattr(function, "__code__", None), "co_code", function)
+def _code(function):
+    return getattr(getattr(function, "__code__", None), "co_code", function)
 
 
 def _same(a: Method, b: Method) -> bool:
@@ -65,11 +101,15 @@ def _same(a: Method, b: Method) -> bool:
 
 def register_method(
     method: Method,  # its name must be new, or the same method again
-) -> Method:         # the same
+) -> Method:  # the same
     "Make a method known by name to `prune`, the command line and the contest."
-    if sum(getattr(method, way) is not None for way in WAYS) != 1: raise UsageError(f"method {method.name!r} must have one of score (of weights), units (scores of whole heads and neurons), blocks (scores of whole blocks), solve (masks and new weights of one layer after the other), choose (which candidates go) and masks (its own search or training).")
+    if sum(getattr(method, way) is not None for way in WAYS) != 1:
+        raise UsageError(
+            f"method {method.name!r} must have one of score (of weights), units (scores of whole heads and neurons), blocks (scores of whole blocks), solve (masks and new weights of one layer after the other), choose (which candidates go) and masks (its own search or training)."
+        )
     unknown = set(method.needs) - set(STATISTICS)
-    if unknown: raise UsageError(f"method {method.name!r} needs {', '.join(unknown)}: statistics are {', '.join(STATISTICS)}.")
+    if unknown:
+        raise UsageError(f"method {method.name!r} needs {', '.join(unknown)}: statistics are {', '.join(STATISTICS)}.")
     if method.name in METHODS and not _same(method, METHODS[method.name]):
         raise UsageError(f"there is another method named {method.name!r} already: choose a new name.")
     METHODS[method.name] = method
@@ -81,35 +121,52 @@ def load_methods() -> dict:  # name → `Method`, in alphabetical order of the m
     package = import_module("pruneresearch.methods")
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         import_module(f"{package.__name__}.{module}")
-    return import_module("pruneresearch.pruning.engine").METHODS  # the module's table also where this cell runs in its notebook
+    return import_module(
+        "pruneresearch.pruning.engine"
+    ).METHODS  # the module's table also where this cell runs in its notebook
 
 
 def list_methods() -> list:  # of dicts name, formula, scores, needs, allocation, source
     "The methods known by name."
-    return [dict(name=m.name, formula=m.formula, scores=SCORES[way_of(m)], needs=", ".join(m.needs) or {"masks": "training data", "blocks": "outputs of blocks"}.get(way_of(m), "nothing"), allocation=m.allocation, source=m.source)
-            for m in load_methods().values()]
+    return [
+        dict(
+            name=m.name,
+            formula=m.formula,
+            scores=SCORES[way_of(m)],
+            needs=", ".join(m.needs)
+            or {"masks": "training data", "blocks": "outputs of blocks"}.get(way_of(m), "nothing"),
+            allocation=m.allocation,
+            source=m.source,
+        )
+        for m in load_methods().values()
+    ]
 
 # %% ../../nbs/pruning/engine.ipynb #c010
 ALLOCATION_RULES: dict = {}  # name of an allocation → (fields of `Seen` it reads, (`Anatomy`, {name: `Seen`}, sparsity) → list of sparsities, one per block)
 
 
 def register_allocation(
-    name: str,          # the word to ask for, with unstructured patterns
-    needs: tuple,       # which fields of `Seen` it reads
-    shares: Callable,   # (`Anatomy`, {name: `Seen`}, sparsity) → list of sparsities, one per block, with this mean
-) -> Callable:          # the same function
+    name: str,  # the word to ask for, with unstructured patterns
+    needs: tuple,  # which fields of `Seen` it reads
+    shares: Callable,  # (`Anatomy`, {name: `Seen`}, sparsity) → list of sparsities, one per block, with this mean
+) -> Callable:  # the same function
     "Make a rule known by name that spreads a sparsity over the blocks."
     taken = name in {a for names in ALLOCATIONS.values() for a in names} - {*ALLOCATION_RULES}
-    if taken or name in ALLOCATION_RULES and _code(ALLOCATION_RULES[name][1]) != _code(shares): raise UsageError(f"there is another allocation named {name!r} already: choose a new name.")
-    if set(needs) - set(INPUT_STATISTICS): raise UsageError(f"allocation {name!r} needs {', '.join(sorted(set(needs) - set(INPUT_STATISTICS)))}: a rule can read {', '.join(INPUT_STATISTICS)}.")
+    if taken or name in ALLOCATION_RULES and _code(ALLOCATION_RULES[name][1]) != _code(shares):
+        raise UsageError(f"there is another allocation named {name!r} already: choose a new name.")
+    if set(needs) - set(INPUT_STATISTICS):
+        raise UsageError(
+            f"allocation {name!r} needs {', '.join(sorted(set(needs) - set(INPUT_STATISTICS)))}: a rule can read {', '.join(INPUT_STATISTICS)}."
+        )
     ALLOCATION_RULES[name] = tuple(needs), shares
-    if name not in ALLOCATIONS["unstructured"]: ALLOCATIONS["unstructured"] += (name,)
+    if name not in ALLOCATIONS["unstructured"]:
+        ALLOCATIONS["unstructured"] += (name,)
     return shares
 
 
 def rules() -> dict:  # as `RULES`
     "The registered rules."
-    return load_methods() and import_module("pruneresearch.pruning.engine").RULES
+    return load_methods() and import_module("pruneresearch.pruning.engine").ALLOCATION_RULES
 
 # %% ../../nbs/pruning/engine.ipynb #c013
 SCHEDULES = {  # share of the rounds done, in (0, 1] → share of the final sparsity
@@ -121,12 +178,14 @@ SCHEDULES = {  # share of the rounds done, in (0, 1] → share of the final spar
 
 def rounds_of(
     schedule: str,  # a name of `SCHEDULES`
-    sparsity: float,# the final sparsity
-    rounds: int,    # how many rounds
-) -> list:          # sparsity after each round; the last is exactly the final one
+    sparsity: float,  # the final sparsity
+    rounds: int,  # how many rounds
+) -> list:  # sparsity after each round; the last is exactly the final one
     "The sparsities that a schedule passes through."
-    if not isinstance(rounds, int) or rounds < 1: raise UsageError(f"rounds must be a whole number from 1, got {rounds!r}.")
-    if schedule == "one-shot" and rounds > 1: raise UsageError("a one-shot schedule has one round: choose linear or cubic for more.")
+    if not isinstance(rounds, int) or rounds < 1:
+        raise UsageError(f"rounds must be a whole number from 1, got {rounds!r}.")
+    if schedule == "one-shot" and rounds > 1:
+        raise UsageError("a one-shot schedule has one round: choose linear or cubic for more.")
     progress = lookup(SCHEDULES, schedule, "schedule")
     return [round(sparsity * progress(i / rounds), 12) for i in range(1, rounds)] + [sparsity]
 
@@ -134,23 +193,24 @@ def rounds_of(
 @dataclass
 class Pruned:
     "What `prune` did, counted from the model's tensors."
-    masks: Masks            # True = stays
-    achieved: float         # share of zeros among the weights in scope
-    sparsity_all: float     # share of zeros among all parameters, embeddings included, tied ones once
+
+    masks: Masks  # True = stays
+    achieved: float  # share of zeros among the weights in scope
+    sparsity_all: float  # share of zeros among all parameters, embeddings included, tied ones once
     method: str
     pattern: str
     allocation: str
-    sparsity: object        # as asked for: a fraction, or fractions by block or by kind and block
+    sparsity: object  # as asked for: a fraction, or fractions by block or by kind and block
     seed: int
-    calibration: str = None # hash of the calibration set, None where no data was needed
+    calibration: str = None  # hash of the calibration set, None where no data was needed
     rounds: list = field(default_factory=list)  # achieved sparsity after each round
-    macs: float = None      # share of the model's MACs that stays, where that was the budget
+    macs: float = None  # share of the model's MACs that stays, where that was the budget
     sequential: bool = False  # whether it went block by block
 
 
 def zero_share(
     tensors: Iterable,  # weights or parameters
-) -> float:             # share of entries that are exactly zero
+) -> float:  # share of entries that are exactly zero
     "Count zeros."
     tensors = list(tensors)
     return sum(t.numel() - int(t.count_nonzero()) for t in tensors) / max(1, sum(t.numel() for t in tensors))
@@ -158,11 +218,24 @@ def zero_share(
 # %% ../../nbs/pruning/engine.ipynb #c018
 def _check_way(method: Method, pattern: Pattern, structure: Anatomy) -> None:
     "Does what a method chooses go with the pattern?"
-    if (method.units or method.masks) and not pattern.kinds: raise UsageError(f"method {method.name!r} chooses whole heads and neurons: choose pattern {' or '.join(STRUCTURES)}.")
-    if method.solve and pattern.structured: raise UsageError(f"method {method.name!r} chooses single weights: choose pattern unstructured or N:M, such as 2:4.")
-    if method.blocks and pattern.kind != "blocks": raise UsageError(f"method {method.name!r} chooses whole blocks: choose pattern blocks.")
-    if method.choose and pattern.kind in ("n:m", "blocks"): raise UsageError(f"method {method.name!r} compares candidates weight by weight or unit by unit: choose pattern unstructured, {' or '.join(STRUCTURES)}.")
-    if pattern.kind == "blocks" and not structure.blocks: raise UsageError("pattern 'blocks' needs transformer blocks, this model has none: use an unstructured or N:M pattern.")
+    if (method.units or method.masks) and not pattern.kinds:
+        raise UsageError(
+            f"method {method.name!r} chooses whole heads and neurons: choose pattern {' or '.join(STRUCTURES)}."
+        )
+    if method.solve and pattern.structured:
+        raise UsageError(
+            f"method {method.name!r} chooses single weights: choose pattern unstructured or N:M, such as 2:4."
+        )
+    if method.blocks and pattern.kind != "blocks":
+        raise UsageError(f"method {method.name!r} chooses whole blocks: choose pattern blocks.")
+    if method.choose and pattern.kind in ("n:m", "blocks"):
+        raise UsageError(
+            f"method {method.name!r} compares candidates weight by weight or unit by unit: choose pattern unstructured, {' or '.join(STRUCTURES)}."
+        )
+    if pattern.kind == "blocks" and not structure.blocks:
+        raise UsageError(
+            "pattern 'blocks' needs transformer blocks, this model has none: use an unstructured or N:M pattern."
+        )
 
 
 def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rounds: int, structure: Anatomy):
@@ -170,79 +243,142 @@ def _checked(method: str, sparsity, pattern: str, allocation, schedule: str, rou
     method, pattern = lookup(load_methods(), method, "method"), parse_pattern(pattern)
     _check_way(method, pattern, structure)
     sparsity, allocation = _by_block(sparsity, pattern, structure), _plain(allocation, "allocation", str)
-    default = "macs" if method.masks else {"unstructured": method.allocation, "n:m": "group", "blocks": "global"}.get(pattern.kind, "layer")
+    default = (
+        "macs"
+        if method.masks
+        else {"unstructured": method.allocation, "n:m": "group", "blocks": "global"}.get(pattern.kind, "layer")
+    )
     listed = isinstance(sparsity, (list, dict))
-    if listed and isinstance(allocation, list): raise UsageError("sparsity and allocation are both lists: give one of them only.")
-    if listed and allocation is None: allocation = "list"
+    if listed and isinstance(allocation, list):
+        raise UsageError("sparsity and allocation are both lists: give one of them only.")
+    if listed and allocation is None:
+        allocation = "list"
     name = check_allocation(pattern, default if allocation is None else allocation)
-    if name == "list" and not isinstance(allocation, str): sparsity = _one_list(sparsity, allocation)
+    if name == "list" and not isinstance(allocation, str):
+        sparsity = _one_list(sparsity, allocation)
     if (name == "list") != isinstance(sparsity, (list, dict)):
         raise UsageError("allocation 'list' needs a list of sparsities, one per block, and only it takes one.")
-    if pattern.kind == "n:m": sparsity = _n_m_sparsity(sparsity, pattern, schedule, structure)
-    if sparsity is None: raise UsageError("say how sparse: sparsity=0.5 removes half of the weights.")
-    if method.masks and (name != "macs" or schedule != "one-shot"): raise UsageError(f"method {method.name!r} works towards a share of MACs in one go: use allocation 'macs' and schedule 'one-shot'.")
+    if pattern.kind == "n:m":
+        sparsity = _n_m_sparsity(sparsity, pattern, schedule, structure)
+    if sparsity is None:
+        raise UsageError("say how sparse: sparsity=0.5 removes half of the weights.")
+    if method.masks and (name != "macs" or schedule != "one-shot"):
+        raise UsageError(
+            f"method {method.name!r} works towards a share of MACs in one go: use allocation 'macs' and schedule 'one-shot'."
+        )
     for kind, share in by_kind(sparsity, pattern).items() if pattern.structured else [(None, sparsity)]:
         sparsity_by_block(share, structure)
-        if not kind: continue
+        if not kind:
+            continue
         require_units_left(structure, share, kind, name)
         require_units_gone(structure, share, kind, name)
     rounds_of(schedule, 0.5, rounds)
-    if pattern.kind == "blocks": check_sparsity(sparsity)
-    if method.choose and name == "macs": raise UsageError(f"method {method.name!r} takes as much of each layer as its strategy: use allocation layer, global or a list.")
-    if name == "macs" and not isinstance(sparsity, (int, float)): raise UsageError("allocation 'macs' needs one sparsity, the share of the model's MACs that goes.")
-    if method.solve and name in ("row", "global"): raise UsageError(f"method {method.name!r} spreads its zeros over the columns of each layer by itself: use allocation layer, owl or a list.")
-    if name in rules() and not structure.blocks: raise UsageError(f"allocation {name!r} gives each transformer block its share, this model has none: use allocation layer or row.")
+    if pattern.kind == "blocks":
+        check_sparsity(sparsity)
+    if method.choose and name == "macs":
+        raise UsageError(
+            f"method {method.name!r} takes as much of each layer as its strategy: use allocation layer, global or a list."
+        )
+    if name == "macs" and not isinstance(sparsity, (int, float)):
+        raise UsageError("allocation 'macs' needs one sparsity, the share of the model's MACs that goes.")
+    if method.solve and name in ("row", "global"):
+        raise UsageError(
+            f"method {method.name!r} spreads its zeros over the columns of each layer by itself: use allocation layer, owl or a list."
+        )
+    if name in rules() and not structure.blocks:
+        raise UsageError(
+            f"allocation {name!r} gives each transformer block its share, this model has none: use allocation layer or row."
+        )
     return method, sparsity, pattern, name
 
 # %% ../../nbs/pruning/engine.ipynb #c019
 def requested(
     model: nn.Module,  # any model
-    method: str = "magnitude", sparsity=None, pattern: str = "unstructured", allocation=None,
-    scope: str = "blocks", schedule: str = "one-shot", rounds: int = 1, options=None, sequential=None, walk=None, repair: bool = False, seed: int = 0, progress: bool = False,  # as for `prune`
+    method: str = "magnitude",
+    sparsity=None,
+    pattern: str = "unstructured",
+    allocation=None,
+    scope: str = "blocks",
+    schedule: str = "one-shot",
+    rounds: int = 1,
+    options=None,
+    sequential=None,
+    walk=None,
+    repair: bool = False,
+    seed: int = 0,
+    progress: bool = False,  # as for `prune`
 ) -> Request:
     "What is asked for, checked; raises the `UsageError` that says why not."
     structure = anatomy(model, scope)
     method, sparsity, pattern, name = _checked(method, sparsity, pattern, allocation, schedule, rounds, structure)
     method = _with_options(method, name, options, pattern, sparsity, rounds)
     _check_extras(model, method, pattern, rounds, repair)
-    return Request(method, structure, pattern, name, sparsity, is_sequential(method, structure, name, sequential, walk, rounds, repair), repair, seed, progress, options)
+    return Request(
+        method,
+        structure,
+        pattern,
+        name,
+        sparsity,
+        is_sequential(method, structure, name, sequential, walk, rounds, repair),
+        repair,
+        seed,
+        progress,
+        options,
+    )
 
 
 def check_request(
     model: nn.Module,  # any model
-    *args, **how,      # as for `requested`
+    *args,
+    **how,  # as for `requested`
 ) -> None:
     "Raise the `UsageError` that `prune` would raise, without pruning: for callers with long work to do before."
     request = requested(model, *args, **how)
-    if request.allocation == "macs": require_affordable(cost_terms(model), _counts(request.structure, request.pattern), 1 - request.sparsity)
+    if request.allocation == "macs":
+        require_affordable(cost_terms(model), _counts(request.structure, request.pattern), 1 - request.sparsity)
 
 
 def _check_extras(model: nn.Module, method: Method, pattern: Pattern, rounds: int, repair: bool) -> None:
     "Can blocks be left out of this model; is there something to repair?"
-    if pattern.kind == "blocks": require_adding(model)
-    if repair and not pattern.kinds: raise UsageError(f"repair lets weights make up for heads and neurons that go: choose pattern {' or '.join(STRUCTURES)}, or leave repair out.")
-    if repair and (method.masks or method.choose or rounds > 1): raise UsageError("repair works with scores and one round: leave repair out.")
+    if pattern.kind == "blocks":
+        require_adding(model)
+    if repair and not pattern.kinds:
+        raise UsageError(
+            f"repair lets weights make up for heads and neurons that go: choose pattern {' or '.join(STRUCTURES)}, or leave repair out."
+        )
+    if repair and (method.masks or method.choose or rounds > 1):
+        raise UsageError("repair works with scores and one round: leave repair out.")
 
 
-def _counts(structure: Anatomy, pattern: Pattern) -> dict: return {(g.block, g.kind): g.count for g in structure.groups if g.kind in pattern.kinds}
+def _counts(structure: Anatomy, pattern: Pattern) -> dict:
+    return {(g.block, g.kind): g.count for g in structure.groups if g.kind in pattern.kinds}
 
 # %% ../../nbs/pruning/engine.ipynb #c020
 def _by_block(sparsity, pattern: Pattern, structure: Anatomy):
     "A sparsity as asked for; where kinds of units have their own, all of them by block."
-    if not isinstance(sparsity, dict): return _plain(sparsity, "sparsity", (int, float))
-    return {kind: sparsity_by_block(_plain(share, "sparsity", (int, float)), structure) for kind, share in by_kind(sparsity, pattern).items()}
+    if not isinstance(sparsity, dict):
+        return _plain(sparsity, "sparsity", (int, float))
+    return {
+        kind: sparsity_by_block(_plain(share, "sparsity", (int, float)), structure)
+        for kind, share in by_kind(sparsity, pattern).items()
+    }
 
 
 def _plain(value, what: str, single):
     "None, one value of the right type, or a list of numbers; tuples become lists."
-    if value is None or isinstance(value, single) and not isinstance(value, bool): return value
-    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value): return list(value)
-    raise UsageError(f"{what} must be {'a fraction such as 0.5' if what == 'sparsity' else 'a name such as layer'}, or a list of fractions, one per block, got {value!r}.")
+    if value is None or isinstance(value, single) and not isinstance(value, bool):
+        return value
+    if isinstance(value, (list, tuple)) and all(isinstance(v, (int, float)) for v in value):
+        return list(value)
+    raise UsageError(
+        f"{what} must be {'a fraction such as 0.5' if what == 'sparsity' else 'a name such as layer'}, or a list of fractions, one per block, got {value!r}."
+    )
 
 
 def _one_list(sparsity, allocation: list) -> list:
     mean = sum(allocation) / max(1, len(allocation))
-    if sparsity is not None and abs(mean - sparsity) > 1e-6: raise UsageError(f"the list of sparsities has mean {mean:.4g}, but sparsity={sparsity}: give one of them only.")
+    if sparsity is not None and abs(mean - sparsity) > 1e-6:
+        raise UsageError(f"the list of sparsities has mean {mean:.4g}, but sparsity={sparsity}: give one of them only.")
     return allocation
 
 
@@ -250,71 +386,109 @@ def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, structure: Anatomy)
     "N:M has one sparsity, and every layer must be divisible."
     only = 1 - pattern.n / pattern.m
     if sparsity is not None and (not isinstance(sparsity, (int, float)) or abs(sparsity - only) > 1e-9):
-        raise UsageError(f"pattern {pattern.n}:{pattern.m} has sparsity {only:g}, not {sparsity}: ask for that, leave sparsity out, or choose another pattern.")
-    if schedule != "one-shot": raise UsageError(f"pattern {pattern.n}:{pattern.m} has no sparsity in between: use schedule='one-shot'.")
+        raise UsageError(
+            f"pattern {pattern.n}:{pattern.m} has sparsity {only:g}, not {sparsity}: ask for that, leave sparsity out, or choose another pattern."
+        )
+    if schedule != "one-shot":
+        raise UsageError(f"pattern {pattern.n}:{pattern.m} has no sparsity in between: use schedule='one-shot'.")
     for name, linear in structure.linears.items():
         if linear.in_features % pattern.m:
-            raise UsageError(f"pattern {pattern.n}:{pattern.m} needs a number of inputs divisible by {pattern.m}, {name} has {linear.in_features}: choose another M.")
+            raise UsageError(
+                f"pattern {pattern.n}:{pattern.m} needs a number of inputs divisible by {pattern.m}, {name} has {linear.in_features}: choose another M."
+            )
     return only
 
 # %% ../../nbs/pruning/engine.ipynb #c022
 def sees_data(
     method: Method,
-    allocation,            # a name, a list or None
+    allocation,  # a name, a list or None
     repair: bool = False,  # by least squares
-) -> bool:                 # False too for a method that trains or searches on the task itself
+) -> bool:  # False too for a method that trains or searches on the task itself
     "Is there anything to calibrate for?"
-    return bool(method.needs or method.blocks or (repair and not method.masks) or isinstance(allocation, str) and allocation in rules())
+    return bool(
+        method.needs
+        or method.blocks
+        or (repair and not method.masks)
+        or isinstance(allocation, str)
+        and allocation in rules()
+    )
 
 
 def _calibration(model, task, calibration, request: Request, n: int, length, batch_size: int) -> list:
     "Batches to calibrate on; [] where nothing needs them."
     method, seed = request.method, request.seed
-    if not sees_data(method, request.allocation, request.repair): return []
-    if not isinstance(batch_size, int) or batch_size < 1: raise UsageError(f"batch_size must be a whole number from 1, got {batch_size!r}.")
-    if calibration is not None: return _enough(as_batches(calibration, batch_size), method)
+    if not sees_data(method, request.allocation, request.repair):
+        return []
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size must be a whole number from 1, got {batch_size!r}.")
+    if calibration is not None:
+        return _enough(as_batches(calibration, batch_size), method)
     if task is None:
-        raise UsageError(f"method {method.name!r} needs data{'' if method.needs or method.blocks else ' for this request'}: give a task, or calibration=token ids of shape (n, length); random and magnitude need none by themselves.")
-    return _enough(list(task.calibration(tokenizer_of(model), n=n, length=length_for(model, task, length), seed=seed, batch_size=batch_size)), method)
+        raise UsageError(
+            f"method {method.name!r} needs data{'' if method.needs or method.blocks else ' for this request'}: give a task, or calibration=token ids of shape (n, length); random and magnitude need none by themselves."
+        )
+    return _enough(
+        list(
+            task.calibration(
+                tokenizer_of(model), n=n, length=length_for(model, task, length), seed=seed, batch_size=batch_size
+            )
+        ),
+        method,
+    )
 
 
 def _allocated(request: Request, model, batches: list, walk: dict) -> Request:
     "With the shares of the blocks, where a rule gives them, from a walk in which nothing is pruned."
     needs, rule = rules().get(request.allocation, ((), None))
-    if rule is None: return request
+    if rule is None:
+        return request
     seen, where = {}, {name: place for name, place in walk.items() if name != "resume"}
-    for _, heard in block_by_block(model, batches, needs, progress=request.progress, **where): seen |= heard
+    for _, heard in block_by_block(model, batches, needs, progress=request.progress, **where):
+        seen |= heard
     settings = {name: value for name, value in (request.options or {}).items() if name in options_of(rule)}
     return replace(request, sparsity=rule(request.structure, seen, request.sparsity, **settings))
 
 # %% ../../nbs/pruning/engine.ipynb #c024
 def options_of(
     function: Callable,  # a method's function, or the rule of an allocation
-) -> set:                # names of its keyword-only parameters
+) -> set:  # names of its keyword-only parameters
     "What can be set from outside."
-    return {name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    return {
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
 
 def _with_options(method: Method, allocation: str, options, pattern: Pattern, sparsity, rounds: int) -> Method:
     "The method with its settings made and looked at; one that makes its own masks looks at them itself."
     method = _set(method, allocation, options)
-    if method.check: method.check(pattern, sparsity, rounds, **(options or {}))
+    if method.check:
+        method.check(pattern, sparsity, rounds, **(options or {}))
     return method
 
 
 def _set(method: Method, allocation: str, options) -> Method:
-    if method.masks or not options: return method
+    if method.masks or not options:
+        return method
     way, (_, rule) = way_of(method), rules().get(allocation, ((), None))
     own, shared = options_of(getattr(method, way)), options_of(rule) if rule else set()
     for name in options:
-        if name not in own | shared: raise UsageError(f"{name!r} cannot be set for method {method.name!r} with allocation {allocation!r}: options take {', '.join(sorted(own | shared)) or 'nothing here, leave them out'}.")
-    return replace(method, **{way: partial(getattr(method, way), **{name: options[name] for name in own & options.keys()})})
+        if name not in own | shared:
+            raise UsageError(
+                f"{name!r} cannot be set for method {method.name!r} with allocation {allocation!r}: options take {', '.join(sorted(own | shared)) or 'nothing here, leave them out'}."
+            )
+    return replace(
+        method, **{way: partial(getattr(method, way), **{name: options[name] for name in own & options.keys()})}
+    )
 
 # %% ../../nbs/pruning/engine.ipynb #c025
 def _terms(model, task, calibration, batches: list, length, request: Request) -> list:
     "The costs of a budget, for one sequence as long as the task's, or as the calibration's."
-    if task is not None: length = length_for(model, task, length)
-    if not batches and calibration is not None: batches = as_batches(calibration)
+    if task is not None:
+        length = length_for(model, task, length)
+    if not batches and calibration is not None:
+        batches = as_batches(calibration)
     terms = cost_terms(model, length=length or (batches[0]["input_ids"].shape[1] if batches else 128))
     require_affordable(terms, _counts(request.structure, request.pattern), 1 - request.sparsity)
     return terms
@@ -322,16 +496,21 @@ def _terms(model, task, calibration, batches: list, length, request: Request) ->
 
 def _enough(batches: list, method: Method) -> list:
     "There must be something to see, and a method that compares examples needs two of them."
-    if not batches: raise UsageError("the calibration set is empty: give at least one example.")
+    if not batches:
+        raise UsageError("the calibration set is empty: give at least one example.")
     if set(method.needs) & set(PAIRED_STATISTICS) and sum(len(next(iter(batch.values()))) for batch in batches) < 2:
-        raise UsageError(f"method {method.name!r} compares examples and needs two at least: make the calibration set larger.")
+        raise UsageError(
+            f"method {method.name!r} compares examples and needs two at least: make the calibration set larger."
+        )
     return batches
 
 # %% ../../nbs/pruning/engine.ipynb #c027
 def _target(sparsity, share: float, final: bool):
     "The sparsity of one round: the request itself at the end."
-    if final: return sparsity
-    if isinstance(sparsity, dict): return {kind: _target(values, share, final) for kind, values in sparsity.items()}
+    if final:
+        return sparsity
+    if isinstance(sparsity, dict):
+        return {kind: _target(values, share, final) for kind, values in sparsity.items()}
     return [round(s * share, 12) for s in sparsity] if isinstance(sparsity, list) else round(sparsity * share, 12)
 
 
@@ -340,59 +519,115 @@ def _rounds(request: Request, model, task, batches: list, terms, shares: list, b
     method, masks, done = request.method, None, []
     for i, share in enumerate(shares):
         if i and between:
-            with masks.hold(model): between(model, masks)
+            with masks.hold(model):
+                between(model, masks)
         target = _target(request.sparsity, share, i + 1 == len(shares))
-        if method.masks: masks = method.masks(model, task, 1 - request.sparsity, request.pattern.kinds, seed=request.seed, progress=request.progress, **settings)
-        elif request.sequential: masks = masks_block_by_block(request, model, target, batches, masks, **settings)
-        else: masks = masks_at_once(request, model, target, batches, masks, terms)
+        if method.masks:
+            masks = method.masks(
+                model,
+                task,
+                1 - request.sparsity,
+                request.pattern.kinds,
+                seed=request.seed,
+                progress=request.progress,
+                **settings,
+            )
+        elif request.sequential:
+            masks = masks_block_by_block(request, model, target, batches, masks, **settings)
+        else:
+            masks = masks_at_once(request, model, target, batches, masks, terms)
         masks.apply(model)
         masks.verify(model)
         done.append(zero_share(linear.weight for linear in request.structure.linears.values()))
-    return pruned_by(request, masks, batches, done, zero_share(model.parameters()), float(kept_share(terms, shares_of(masks.units(model)))) if terms else None)
+    return pruned_by(
+        request,
+        masks,
+        batches,
+        done,
+        zero_share(model.parameters()),
+        float(kept_share(terms, shares_of(masks.units(model)))) if terms else None,
+    )
 
 
 def pruned_by(
     request: Request,
     masks: Masks,
-    batches: list,        # that it was calibrated on
-    done: list,           # achieved sparsity after each round
+    batches: list,  # that it was calibrated on
+    done: list,  # achieved sparsity after each round
     sparsity_all: float,  # share of zeros among all parameters
-    macs: float = None,   # share of the model's MACs that stays, where that was the budget
+    macs: float = None,  # share of the model's MACs that stays, where that was the budget
 ) -> Pruned:
     "What a request came to."
     pattern = request.pattern
-    return Pruned(masks, done[-1], sparsity_all, request.method.name, f"{pattern.n}:{pattern.m}" if pattern.n else pattern.kind,
-                  request.allocation, request.sparsity, request.seed, calibration_hash(batches) if batches else None, done, macs, request.sequential)
+    return Pruned(
+        masks,
+        done[-1],
+        sparsity_all,
+        request.method.name,
+        f"{pattern.n}:{pattern.m}" if pattern.n else pattern.kind,
+        request.allocation,
+        request.sparsity,
+        request.seed,
+        calibration_hash(batches) if batches else None,
+        done,
+        macs,
+        request.sequential,
+    )
 
 # %% ../../nbs/pruning/engine.ipynb #c028
 def prune(
-    model: nn.Module,            # changed in place: pruned weights become zero
-    task=None,                   # a `Task` to calibrate on; or
+    model: nn.Module,  # changed in place: pruned weights become zero
+    task=None,  # a `Task` to calibrate on; or
     *,
-    calibration=None,            # (n, length) token ids, or an iterable of batches, instead of a task
-    method: str = "magnitude",   # a name of `list_methods`
-    sparsity=None,               # fraction in [0, 1) of the weights in scope (of units where whole units go, of MACs with allocation "macs"), one per block, or {"heads": …, "neurons": …}
+    calibration=None,  # (n, length) token ids, or an iterable of batches, instead of a task
+    method: str = "magnitude",  # a name of `list_methods`
+    sparsity=None,  # fraction in [0, 1) of the weights in scope (of units where whole units go, of MACs with allocation "macs"), one per block, or {"heads": …, "neurons": …}
     pattern: str = "unstructured",  # "unstructured", "N:M", "heads", "neurons", "heads+neurons" or "blocks"
-    allocation=None,             # "row", "layer", "global", "owl", "macs", a list; None takes the method's own
-    scope: str = "blocks",       # "blocks": linears inside the blocks; "all-linear": also pooler, classifier, untied lm_head
+    allocation=None,  # "row", "layer", "global", "owl", "macs", a list; None takes the method's own
+    scope: str = "blocks",  # "blocks": linears inside the blocks; "all-linear": also pooler, classifier, untied lm_head
     schedule: str = "one-shot",  # "one-shot", "linear" or "cubic"
-    rounds: int = 1,             # rounds of score → prune → between
-    between: Callable = None,    # called as between(model, masks) after each round but the last, with the masks held, e.g. to recover
-    n_calibration: int = 128,    # examples or sequences, drawn from the training split
-    length: int = None,          # tokens per sequence; None: 128 for encoders, min(2048, context) for decoders
-    batch_size: int = 8,         # of the calibration pass; does not change the result
-    seed: int = 0,               # draws the calibration set and random scores
-    progress: bool = False,      # show bars
-    options: dict = None,        # settings of the method or the allocation, such as {"damping": 0.1} for sparsegpt and {"multiple": 7} for owl
-    sequential: bool = None,     # block by block (True) or statistics of one pass through the dense model (False); None takes the method's own
-    repair: bool = False,        # let the weights that read pruned heads and neurons make up for them, by least squares
-    walk: dict = None,           # settings of a walk block by block: "offload" and "device" as for `block_by_block`, "resume" a folder that keeps finished blocks
-) -> Pruned:                     # masks, achieved sparsity, provenance
+    rounds: int = 1,  # rounds of score → prune → between
+    between: Callable = None,  # called as between(model, masks) after each round but the last, with the masks held, e.g. to recover
+    n_calibration: int = 128,  # examples or sequences, drawn from the training split
+    length: int = None,  # tokens per sequence; None: 128 for encoders, min(2048, context) for decoders
+    batch_size: int = 8,  # of the calibration pass; does not change the result
+    seed: int = 0,  # draws the calibration set and random scores
+    progress: bool = False,  # show bars
+    options: dict = None,  # settings of the method or the allocation, such as {"damping": 0.1} for sparsegpt and {"multiple": 7} for owl
+    sequential: bool = None,  # block by block (True) or statistics of one pass through the dense model (False); None takes the method's own
+    repair: bool = False,  # let the weights that read pruned heads and neurons make up for them, by least squares
+    walk: dict = None,  # settings of a walk block by block: "offload" and "device" as for `block_by_block`, "resume" a folder that keeps finished blocks
+) -> Pruned:  # masks, achieved sparsity, provenance
     "Prune a model in place. Raises `UsageError` before any work where the request makes no sense."
-    request = requested(model, method, sparsity, pattern, allocation, scope, schedule, rounds, options, sequential, walk, repair, seed, progress)
-    if request.method.masks and task is None: raise UsageError(f"method {method!r} works on the training data of a task: give a task.")
+    request = requested(
+        model,
+        method,
+        sparsity,
+        pattern,
+        allocation,
+        scope,
+        schedule,
+        rounds,
+        options,
+        sequential,
+        walk,
+        repair,
+        seed,
+        progress,
+    )
+    if request.method.masks and task is None:
+        raise UsageError(f"method {method!r} works on the training data of a task: give a task.")
     batches = _calibration(model, task, calibration, request, n_calibration, length, batch_size)
     request = _allocated(request, model, batches, walk or {})
     terms = _terms(model, task, calibration, batches, length, request) if request.allocation == "macs" else None
     own = dict(length=length, **(options or {}))
-    return _rounds(request, model, task, batches, terms, rounds_of(schedule, 1.0, rounds), between, own if request.method.masks else walk or {})
+    return _rounds(
+        request,
+        model,
+        task,
+        batches,
+        terms,
+        rounds_of(schedule, 1.0, rounds),
+        between,
+        own if request.method.masks else walk or {},
+    )

@@ -10,33 +10,46 @@ __all__ = ['STRUCTURES', 'ALLOCATIONS', 'INTEGERS', 'check_sparsity', 'count_pru
            'select_units', 'select']
 
 # %% ../../nbs/pruning/masks.ipynb #c003
-import hashlib, json, math, re
+import hashlib
+import json
+import math
+import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from ..model.anatomy import Anatomy, anatomy
+
 from ..basics.errors import RunError, UsageError, short_error
-from ..basics.files import parse_json, atomic_file
+from ..basics.files import atomic_file, parse_json
+from ..model.anatomy import Anatomy, anatomy
 from .scores import unit_score
 
 # %% ../../nbs/pruning/masks.ipynb #c005
 def check_sparsity(
     sparsity: float,  # a fraction of weights or units
-) -> float:           # the same; raises `UsageError` outside [0, 1)
+) -> float:  # the same; raises `UsageError` outside [0, 1)
     "A sparsity is a fraction: 0.5, not 50."
-    if isinstance(sparsity, (int, float)) and 0 <= sparsity < 1: return sparsity
-    raise UsageError(f"sparsity must be a fraction in [0, 1), got {sparsity!r}" + (f": for {sparsity:g} % say {sparsity / 100:g}." if isinstance(sparsity, (int, float)) and 1 < sparsity < 100 else "."))
+    if isinstance(sparsity, (int, float)) and 0 <= sparsity < 1:
+        return sparsity
+    raise UsageError(
+        f"sparsity must be a fraction in [0, 1), got {sparsity!r}"
+        + (
+            f": for {sparsity:g} % say {sparsity / 100:g}."
+            if isinstance(sparsity, (int, float)) and 1 < sparsity < 100
+            else "."
+        )
+    )
 
 
 def count_pruned(
     sparsity: float,  # fraction in [0, 1)
-    n: int,           # how many there are
-) -> int:             # ⌊sparsity · n⌋ in exact arithmetic
+    n: int,  # how many there are
+) -> int:  # ⌊sparsity · n⌋ in exact arithmetic
     "How many of `n` go at a given sparsity."
     return math.floor(Fraction(str(sparsity)) * n)
 
@@ -50,19 +63,24 @@ def share_of(
 
 # %% ../../nbs/pruning/masks.ipynb #c008
 def _require_numbers(score: Tensor) -> None:
-    if score.isnan().any(): raise RunError("a score is not a number: look for NaN or infinite weights or activations in the model.")
+    if score.isnan().any():
+        raise RunError("a score is not a number: look for NaN or infinite weights or activations in the model.")
 
 
 def keep_all_but(
     score: Tensor,  # (groups, n)
-    k: int,         # how many go in each group
-) -> Tensor:        # (groups, n) bool, exactly k False in each row
+    k: int,  # how many go in each group
+) -> Tensor:  # (groups, n) bool, exactly k False in each row
     "Drop the k lowest of each row; ties go by position."
     _require_numbers(score)
-    if k == 0: return torch.ones_like(score, dtype=torch.bool)
-    threshold = torch.cat([rows.kthvalue(k, dim=1, keepdim=True).values for rows in score.split(64)])  # it needs thrice the memory of its rows
+    if k == 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    threshold = torch.cat(
+        [rows.kthvalue(k, dim=1, keepdim=True).values for rows in score.split(64)]
+    )  # it needs thrice the memory of its rows
     keep = score > threshold
-    if keep.numel() - int(keep.count_nonzero()) == k * len(score): return keep  # no ties but those that go; a sum of bool would copy it into eight bytes each
+    if keep.numel() - int(keep.count_nonzero()) == k * len(score):
+        return keep  # no ties but those that go; a sum of bool would copy it into eight bytes each
     ties = score == threshold
     missing = k - (score < threshold).count_nonzero(1)[:, None]
     return keep | ties & (ties.cumsum(1, dtype=torch.int32) > missing)
@@ -81,12 +99,13 @@ def _even_rows(score: Tensor, sparsity: float) -> Tensor:
 
 
 def keep_highest(
-    score: Tensor,    # (out, in), larger = more important
+    score: Tensor,  # (out, in), larger = more important
     sparsity: float,  # fraction in [0, 1)
     per: str = "layer",  # "row" or "layer": where the count must hold; "even rows": the layer's, with rows that differ by one at most
-) -> Tensor:          # (out, in) bool, True = stays
+) -> Tensor:  # (out, in) bool, True = stays
     "Keep all but the lowest ⌊s·n⌋ of each row, or of the layer."
-    if per == "even rows": return _even_rows(score, sparsity)
+    if per == "even rows":
+        return _even_rows(score, sparsity)
     rows = score if per == "row" else score.reshape(1, -1)
     return keep_all_but(rows, count_pruned(sparsity, rows.shape[1])).reshape(score.shape)
 
@@ -94,41 +113,56 @@ def keep_highest(
 @dataclass(frozen=True)
 class Pattern:
     "The shape that zeros take."
-    kind: str   # "unstructured", "n:m", "heads", "neurons", "heads+neurons" or "blocks"
+
+    kind: str  # "unstructured", "n:m", "heads", "neurons", "heads+neurons" or "blocks"
     n: int = 0  # N:M only: how many stay
     m: int = 0  # N:M only: of how many consecutive inputs
 
     @property
-    def structured(self) -> bool: return bool(self.kinds) or self.kind == "blocks"  # whole units go, and can be taken out
+    def structured(self) -> bool:
+        return bool(self.kinds) or self.kind == "blocks"  # whole units go, and can be taken out
 
     @property
-    def kinds(self) -> tuple: return STRUCTURES.get(self.kind, ())  # of groups that lose units
+    def kinds(self) -> tuple:
+        return STRUCTURES.get(self.kind, ())  # of groups that lose units
 
 
-STRUCTURES = {"heads": ("heads",), "neurons": ("neurons",), "heads+neurons": ("heads", "neurons")}  # pattern → kinds of groups
+STRUCTURES = {
+    "heads": ("heads",),
+    "neurons": ("neurons",),
+    "heads+neurons": ("heads", "neurons"),
+}  # pattern → kinds of groups
 
 
 def parse_pattern(
-    text: str,   # "unstructured", "2:4", "4:8", …, "heads", "neurons", "heads+neurons" or "blocks"
-) -> Pattern:    # raises `UsageError` for anything else
+    text: str,  # "unstructured", "2:4", "4:8", …, "heads", "neurons", "heads+neurons" or "blocks"
+) -> Pattern:  # raises `UsageError` for anything else
     "Read a pattern's name."
-    if text in ("unstructured", "blocks") or text in STRUCTURES: return Pattern(text)
+    if text in ("unstructured", "blocks") or text in STRUCTURES:
+        return Pattern(text)
     match = re.fullmatch(r"(\d+):(\d+)", str(text))
-    if match and 0 < int(match[1]) < int(match[2]): return Pattern("n:m", int(match[1]), int(match[2]))
-    raise UsageError(f"unknown pattern {text!r}: known are unstructured, {', '.join(STRUCTURES)}, blocks, and N:M with 0 < N < M such as 2:4.")
+    if match and 0 < int(match[1]) < int(match[2]):
+        return Pattern("n:m", int(match[1]), int(match[2]))
+    raise UsageError(
+        f"unknown pattern {text!r}: known are unstructured, {', '.join(STRUCTURES)}, blocks, and N:M with 0 < N < M such as 2:4."
+    )
 
 # %% ../../nbs/pruning/masks.ipynb #c015
 @lru_cache
 def selection_network(
-    m: int,     # entries
+    m: int,  # entries
     rank: int,  # the entry wanted, in ascending order, from 0
-) -> tuple:     # of (i, j, low, high): entries i < j change places if i is higher; whether the lower one and the higher one are needed later
+) -> tuple:  # of (i, j, low, high): entries i < j change places if i is higher; whether the lower one and the higher one are needed later
     "What of Batcher's odd-even merge sort (Knuth, The Art of Computer Programming 3, section 5.2.2, algorithm M) one entry depends on."
     pairs, p = [], 1  # p: how long the sorted runs are that are merged
     while p < m:
         k = p
         while k:
-            pairs += [(i, i + k) for i in range(k % p, m - k) if (i - k % p)//k % 2 == 0 and i//(2*p) == (i + k)//(2*p)]
+            pairs += [
+                (i, i + k)
+                for i in range(k % p, m - k)
+                if (i - k % p) // k % 2 == 0 and i // (2 * p) == (i + k) // (2 * p)
+            ]
             k //= 2
         p *= 2
     needed, steps = {rank}, []  # from the end, only what the entry needs
@@ -143,23 +177,28 @@ def _ranked(groups: Tensor, rank: int) -> Tensor:
     "The entry of each row, (groups, m), that has `rank` lower ones; all rows at once."
     wires = list(groups.unbind(1))
     for i, j, low, high in selection_network(groups.shape[1], rank):
-        wires[i], wires[j] = torch.minimum(wires[i], wires[j]) if low else None, torch.maximum(wires[i], wires[j]) if high else None
+        wires[i], wires[j] = (
+            torch.minimum(wires[i], wires[j]) if low else None,
+            torch.maximum(wires[i], wires[j]) if high else None,
+        )
     return wires[rank]
 
 # %% ../../nbs/pruning/masks.ipynb #c016
 def keep_highest_n_m(
     score: Tensor,  # (out, in), larger = more important
-    n: int,         # how many stay …
-    m: int,         # … of each m consecutive inputs
-) -> Tensor:        # (out, in) bool; raises `UsageError` where m does not divide in
+    n: int,  # how many stay …
+    m: int,  # … of each m consecutive inputs
+) -> Tensor:  # (out, in) bool; raises `UsageError` where m does not divide in
     "Keep the n highest of every m consecutive inputs."
     if score.shape[1] % m:
-        raise UsageError(f"pattern {n}:{m} needs a number of inputs divisible by {m}, this layer has {score.shape[1]}: choose another M.")
+        raise UsageError(
+            f"pattern {n}:{m} needs a number of inputs divisible by {m}, this layer has {score.shape[1]}: choose another M."
+        )
     groups = score.reshape(-1, m)
     least = _ranked(groups, m - n)  # of what stays, in each group
-    _require_numbers(least)         # one NaN makes the whole group NaN
+    _require_numbers(least)  # one NaN makes the whole group NaN
     keep = groups >= least[:, None]
-    if torch.count_nonzero(keep) > n*len(groups):  # of two equal ones the earlier counts as the lower
+    if torch.count_nonzero(keep) > n * len(groups):  # of two equal ones the earlier counts as the lower
         surplus = sum((column >= least).int() for column in groups.unbind(1)) - n
         for i, column in enumerate(groups.unbind(1)):
             gone = (column == least) & (surplus > 0)
@@ -178,22 +217,31 @@ ALLOCATIONS = {  # kind of pattern → allocations that make sense with it
 
 def check_allocation(
     pattern: Pattern,  # as parsed
-    allocation,        # a name of `ALLOCATIONS`, or a sequence with one sparsity per block
-) -> str:              # its name; raises `UsageError` for a combination that makes no sense
+    allocation,  # a name of `ALLOCATIONS`, or a sequence with one sparsity per block
+) -> str:  # its name; raises `UsageError` for a combination that makes no sense
     "Does this way of spreading the budget go with this pattern?"
-    if not isinstance(allocation, (str, list, tuple)): raise UsageError(f"allocation must be a name or a list of sparsities, one per block, got {allocation!r}.")
+    if not isinstance(allocation, (str, list, tuple)):
+        raise UsageError(f"allocation must be a name or a list of sparsities, one per block, got {allocation!r}.")
     name = allocation if isinstance(allocation, str) else "list"
     known = sorted({a for names in ALLOCATIONS.values() for a in names})
-    if name not in known: raise UsageError(f"unknown allocation {name!r}: known are {', '.join(known)}.")
-    if name in ALLOCATIONS[pattern.kind]: return name
-    why = {"n:m": "N:M fixes the share of every group of inputs", "unstructured": "only N:M patterns count by group", "blocks": "blocks are compared with each other"}
-    raise UsageError(f"allocation {name!r} does not go with pattern {pattern.kind!r} ({why.get(pattern.kind, 'a unit is not part of one row')}): use {' or '.join(ALLOCATIONS[pattern.kind])}.")
+    if name not in known:
+        raise UsageError(f"unknown allocation {name!r}: known are {', '.join(known)}.")
+    if name in ALLOCATIONS[pattern.kind]:
+        return name
+    why = {
+        "n:m": "N:M fixes the share of every group of inputs",
+        "unstructured": "only N:M patterns count by group",
+        "blocks": "blocks are compared with each other",
+    }
+    raise UsageError(
+        f"allocation {name!r} does not go with pattern {pattern.kind!r} ({why.get(pattern.kind, 'a unit is not part of one row')}): use {' or '.join(ALLOCATIONS[pattern.kind])}."
+    )
 
 # %% ../../nbs/pruning/masks.ipynb #c021
 def keep_highest_global(
-    scores: dict,     # name → tensor of any shape
+    scores: dict,  # name → tensor of any shape
     sparsity: float,  # fraction in [0, 1) of all entries together
-) -> dict:            # name → bool tensor of the same shape
+) -> dict:  # name → bool tensor of the same shape
     "One ranking over all tensors; ties go by the order of the dictionary, then by position."
     flat = torch.cat([score.float().flatten() for score in scores.values()])
     keep = keep_all_but(flat[None], count_pruned(sparsity, len(flat)))[0]
@@ -203,37 +251,50 @@ def keep_highest_global(
 # %% ../../nbs/pruning/masks.ipynb #c025
 def pack_mask(
     keep: Tensor,  # bool
-) -> tuple:        # (its bits, eight to a byte, as a numpy array; its shape)
+) -> tuple:  # (its bits, eight to a byte, as a numpy array; its shape)
     "A mask in an eighth of its memory."
     import numpy as np
+
     return np.packbits(keep.cpu().numpy().reshape(-1)), keep.shape
 
 
 def unpack_mask(
-    bits,   # as `packed` gives them
+    bits,  # as `packed` gives them
     shape,
 ) -> Tensor:  # bool
     "The mask that was packed."
     import numpy as np
+
     return torch.from_numpy(np.unpackbits(bits, count=math.prod(shape)).view(bool)).view(shape)
 
 
 class PackedMasks(MutableMapping):
     "Masks by name, eight entries to a byte. Reading one unpacks a copy."
+
     def __init__(self, masks: Mapping = {}):
         self.packed = {}
         self.update(masks)
 
-    def __setitem__(self, name, keep): self.packed[name] = pack_mask(keep)
-    def __getitem__(self, name): return unpack_mask(*self.packed[name])
-    def __delitem__(self, name): del self.packed[name]
-    def __iter__(self): return iter(self.packed)
-    def __len__(self): return len(self.packed)
+    def __setitem__(self, name, keep):
+        self.packed[name] = pack_mask(keep)
+
+    def __getitem__(self, name):
+        return unpack_mask(*self.packed[name])
+
+    def __delitem__(self, name):
+        del self.packed[name]
+
+    def __iter__(self):
+        return iter(self.packed)
+
+    def __len__(self):
+        return len(self.packed)
 
 # %% ../../nbs/pruning/masks.ipynb #c027
 @dataclass
 class Masks:
     "Which weights stay (True), by parameter name."
+
     keep: Mapping  # parameter name → bool tensor shaped like the parameter
 
     def _parameters(self, model: nn.Module) -> Iterator:
@@ -242,14 +303,18 @@ class Masks:
         for name, keep in self.keep.items():
             shape = tuple(parameters[name].shape) if name in parameters else "no such parameter"
             if shape != tuple(keep.shape):
-                raise UsageError(f"these masks belong to another model: {name} is {tuple(keep.shape)} in the masks, {shape} in the model.")
+                raise UsageError(
+                    f"these masks belong to another model: {name} is {tuple(keep.shape)} in the masks, {shape} in the model."
+                )
             yield parameters[name], keep.to(parameters[name].device)
 
     def apply(self, model: nn.Module) -> None:
         "Set every pruned weight to zero, in place."
-        for _ in self._parameters(model): pass  # all of them fit, before any is changed
+        for _ in self._parameters(model):
+            pass  # all of them fit, before any is changed
         with torch.no_grad():
-            for parameter, keep in self._parameters(model): parameter.masked_fill_(~keep, 0)
+            for parameter, keep in self._parameters(model):
+                parameter.masked_fill_(~keep, 0)
 
     def sparsity(self) -> float:
         "Share of pruned entries among all masked weight matrices (biases do not count)."
@@ -261,7 +326,11 @@ def _verify(self: Masks, model: nn.Module) -> None:
     "Raise `RunError`, naming the parameter, where a pruned weight is not exactly zero (NaN counts as not zero)."
     for (parameter, keep), name in zip(self._parameters(model), self.keep):
         alive = int((parameter.detach().bool() & ~keep).count_nonzero())
-        if alive: raise RunError(f"the mask of {name} does not hold: {alive} of {int((~keep).count_nonzero())} pruned weights are not zero; train inside masks.hold(model).")
+        if alive:
+            raise RunError(
+                f"the mask of {name} does not hold: {alive} of {int((~keep).count_nonzero())} pruned weights are not zero; train inside masks.hold(model)."
+            )
+
 
 Masks.verify = _verify
 
@@ -270,16 +339,16 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by
 
 
 def bits_of(
-    keep: Tensor,     # bool, True = stays
-    tensor: Tensor,   # what shall be masked
-) -> Tensor:          # integers as wide as the tensor's numbers: all ones where it stays, all zeros where it goes
+    keep: Tensor,  # bool, True = stays
+    tensor: Tensor,  # what shall be masked
+) -> Tensor:  # integers as wide as the tensor's numbers: all ones where it stays, all zeros where it goes
     "A mask for `bitwise_and_`."
     return -keep.to(tensor.device, INTEGERS[tensor.element_size()])
 
 
 def zero_pruned(
-    tensor: Tensor,   # changed in place
-    bits: Tensor,     # as `bits_of` makes them
+    tensor: Tensor,  # changed in place
+    bits: Tensor,  # as `bits_of` makes them
 ) -> None:
     "Set to zero what goes, whatever it was: NaN and infinity too."
     tensor.view(bits.dtype).bitwise_and_(bits)
@@ -292,44 +361,56 @@ def _attach(self: Masks, model: nn.Module) -> list:
 
     def hold(tensor, keep, made):  # bits are made once for each dtype and device that a parameter is moved to
         key = tensor.dtype, tensor.device
-        if key not in made: made[key] = bits_of(keep, tensor)
+        if key not in made:
+            made[key] = bits_of(keep, tensor)
         zero_pruned(tensor, made[key])
 
     @torch.no_grad()
     def after_step(*_):
-        for parameter, keep, made in held: hold(parameter, keep, made)
+        for parameter, keep, made in held:
+            hold(parameter, keep, made)
 
     hooks = [register_optimizer_step_post_hook(after_step)]
-    return hooks + [p.register_post_accumulate_grad_hook(lambda p, keep=keep, made=made: hold(p.grad, keep, made)) for p, keep, made in held if p.requires_grad]
+    return hooks + [
+        p.register_post_accumulate_grad_hook(lambda p, keep=keep, made=made: hold(p.grad, keep, made))
+        for p, keep, made in held
+        if p.requires_grad
+    ]
 
 
 @contextmanager
 def _hold(self: Masks, model: nn.Module) -> Iterator[Masks]:
     "While the block lasts, pruned weights are exactly zero after every optimizer step, whatever the optimizer."
     hooks = self.attach(model)
-    try: yield self
+    try:
+        yield self
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     self.verify(model)
+
 
 Masks.attach, Masks.hold = _attach, _hold
 
 # %% ../../nbs/pruning/masks.ipynb #c038
 def shapes_in(
     metadata,  # of a safetensors file, or None
-    path,      # of that file, for the message
-) -> dict:     # name → list of sizes, {} where there are none; raises `RunError` for anything else
+    path,  # of that file, for the message
+) -> dict:  # name → list of sizes, {} where there are none; raises `RunError` for anything else
     "The shapes of packed tensors."
     shapes = parse_json((metadata or {}).get("shapes", "{}"), path)
-    if isinstance(shapes, dict) and all(isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) for shape in shapes.values()): return shapes
+    if isinstance(shapes, dict) and all(
+        isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape) for shape in shapes.values()
+    ):
+        return shapes
     raise RunError(f"{str(path)!r} is damaged: the shapes in it are not lists of sizes.")
 
 
 def require_bits(
     bits,  # uint8 (⌈n/8⌉,), a tensor or an array
-    shape, # of what was packed, n entries
+    shape,  # of what was packed, n entries
     path,  # of the file, for the message
-) -> None: # raises `RunError`
+) -> None:  # raises `RunError`
     "Refuse bits that cannot be those of a shape."
     if str(bits.dtype).removeprefix("torch.") != "uint8" or tuple(bits.shape) != (-(-math.prod(shape) // 8),):
         raise RunError(f"{str(path)!r} is damaged: the shapes in it do not fit its bits; save it again.")
@@ -337,35 +418,50 @@ def require_bits(
 # %% ../../nbs/pruning/masks.ipynb #c041
 def _hash(bits: dict) -> str:
     digest = hashlib.sha256()
-    for name in sorted(bits): digest.update(name.encode() + bytes(bits[name]))
+    for name in sorted(bits):
+        digest.update(name.encode() + bytes(bits[name]))
     return digest.hexdigest()
 
 
 def _save(self: Masks, path) -> None:
     "Write the masks as packed bits in one safetensors file, whole or not at all."
     from safetensors.torch import save_file
+
     bits = {name: pack_mask(keep)[0] for name, keep in self.keep.items()}
     shapes = {name: list(keep.shape) for name, keep in self.keep.items()}
     with atomic_file(path) as temporary:
-        save_file({name: torch.from_numpy(part) for name, part in bits.items()}, temporary,
-                  metadata={"format": "pruneresearch-masks-1", "shapes": json.dumps(shapes), "sha256": _hash(bits)})
+        save_file(
+            {name: torch.from_numpy(part) for name, part in bits.items()},
+            temporary,
+            metadata={"format": "pruneresearch-masks-1", "shapes": json.dumps(shapes), "sha256": _hash(bits)},
+        )
 
 
 def _load(path) -> Masks:
     "Read masks written by `save`; raises `RunError` for a missing, damaged or foreign file."
     from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), "pt") as file:
             metadata, bits = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{str(path)!r} cannot be read as masks ({short_error(error)}): the file is missing, damaged or cut short.") from None
-    if metadata.get("format") != "pruneresearch-masks-1": raise RunError(f"{str(path)!r} holds no masks of this version: save them again with Masks.save.")
+        raise RunError(
+            f"{str(path)!r} cannot be read as masks ({short_error(error)}): the file is missing, damaged or cut short."
+        ) from None
+    if metadata.get("format") != "pruneresearch-masks-1":
+        raise RunError(f"{str(path)!r} holds no masks of this version: save them again with Masks.save.")
     shapes = shapes_in(metadata, path)
-    if set(shapes) != set(bits): raise RunError(f"{str(path)!r} is damaged: the shapes in it do not fit its bits; save it again.")
-    for name, shape in shapes.items(): require_bits(bits[name], shape, path)
+    if set(shapes) != set(bits):
+        raise RunError(f"{str(path)!r} is damaged: the shapes in it do not fit its bits; save it again.")
+    for name, shape in shapes.items():
+        require_bits(bits[name], shape, path)
     bits = {name: part.numpy() for name, part in bits.items()}
-    if metadata.get("sha256") != _hash(bits): raise RunError(f"{str(path)!r} is damaged: its bits do not have the hash that was saved with them; save the masks again.")
+    if metadata.get("sha256") != _hash(bits):
+        raise RunError(
+            f"{str(path)!r} is damaged: its bits do not have the hash that was saved with them; save the masks again."
+        )
     return Masks({name: unpack_mask(bits[name], shape) for name, shape in shapes.items()})
+
 
 Masks.save, Masks.load = _save, staticmethod(_load)
 
@@ -375,48 +471,70 @@ def _none_left(kind: str, block: int) -> UsageError:
 
 
 def _from_units(
-    model,        # a transformers model, or its `Anatomy`
+    model,  # a transformers model, or its `Anatomy`
     units: dict,  # (block index, "heads" or "neurons") → bool tensor (count,), True = stays
-) -> Masks:       # masks of all weights and biases that these units own
+) -> Masks:  # masks of all weights and biases that these units own
     "Expand decisions about heads and neurons to masks of parameters."
     blocks = (model if isinstance(model, Anatomy) else anatomy(model)).blocks
     keep = {}
     for (index, kind), kept in units.items():
         if not 0 <= index < len(blocks) or kind not in ("heads", "neurons"):
-            raise UsageError(f"no group {(index, kind)!r}: blocks are 0 to {len(blocks) - 1}, groups are 'heads' and 'neurons'.")
+            raise UsageError(
+                f"no group {(index, kind)!r}: blocks are 0 to {len(blocks) - 1}, groups are 'heads' and 'neurons'."
+            )
         group, kept = getattr(blocks[index], kind), torch.as_tensor(kept)
         if kept.dtype != torch.bool or tuple(kept.shape) != (group.count,):
-            raise UsageError(f"block {index} has {group.count} {kind}: give a bool tensor of that length, not {tuple(kept.shape)} of {kept.dtype}.")
-        if not kept.any(): raise _none_left(kind, index)
+            raise UsageError(
+                f"block {index} has {group.count} {kind}: give a bool tensor of that length, not {tuple(kept.shape)} of {kept.dtype}."
+            )
+        if not kept.any():
+            raise _none_left(kind, index)
         keep.update(group.weight_masks(kept))
     return Masks(keep)
+
 
 Masks.from_units = staticmethod(_from_units)
 
 # %% ../../nbs/pruning/masks.ipynb #c047
 def _parameters_of(block) -> dict:
     "Name → parameter, of all linear layers of a block."
-    return {f"{name}.{kind}": parameter for name, linear in block.by_name.items() for kind, parameter in linear.named_parameters()}
+    return {
+        f"{name}.{kind}": parameter
+        for name, linear in block.by_name.items()
+        for kind, parameter in linear.named_parameters()
+    }
 
 
 def _from_blocks(
-    model,         # a transformers model, or its `Anatomy`
+    model,  # a transformers model, or its `Anatomy`
     kept: Tensor,  # bool (blocks,), True = stays
-) -> Masks:        # masks of all linear layers of the blocks that go
+) -> Masks:  # masks of all linear layers of the blocks that go
     "Expand decisions about whole blocks to masks of parameters."
     blocks, kept = (model if isinstance(model, Anatomy) else anatomy(model)).blocks, torch.as_tensor(kept)
-    if kept.dtype != torch.bool or tuple(kept.shape) != (len(blocks),): raise UsageError(f"this model has {len(blocks)} blocks: give a bool tensor of that length, not {tuple(kept.shape)} of {kept.dtype}.")
-    if not kept.any(): raise UsageError("at least one block must stay.")
-    return Masks({name: torch.zeros(parameter.shape, dtype=torch.bool) for block in blocks if not kept[block.index] for name, parameter in _parameters_of(block).items()})
+    if kept.dtype != torch.bool or tuple(kept.shape) != (len(blocks),):
+        raise UsageError(
+            f"this model has {len(blocks)} blocks: give a bool tensor of that length, not {tuple(kept.shape)} of {kept.dtype}."
+        )
+    if not kept.any():
+        raise UsageError("at least one block must stay.")
+    return Masks(
+        {
+            name: torch.zeros(parameter.shape, dtype=torch.bool)
+            for block in blocks
+            if not kept[block.index]
+            for name, parameter in _parameters_of(block).items()
+        }
+    )
 
 
 def _blocks(
     self: Masks,
     model: nn.Module,  # a transformers model
-) -> Tensor:           # bool (blocks,), False = nothing of its linear layers stays
+) -> Tensor:  # bool (blocks,), False = nothing of its linear layers stays
     "Which blocks are left."
     alive = lambda name: name not in self.keep or bool(self.keep[name].any())
     return torch.tensor([any(map(alive, _parameters_of(block))) for block in anatomy(model).blocks], dtype=torch.bool)
+
 
 Masks.from_blocks, Masks.blocks = staticmethod(_from_blocks), _blocks
 
@@ -424,75 +542,109 @@ Masks.from_blocks, Masks.blocks = staticmethod(_from_blocks), _blocks
 def _units(
     self: Masks,
     model: nn.Module,  # a transformers model
-) -> dict:             # (block index, "heads" or "neurons") → bool (count,), True = stays
+) -> dict:  # (block index, "heads" or "neurons") → bool (count,), True = stays
     "Masks of whole units as decisions about them, for the blocks that are not gone as wholes. Raises `UsageError` for masks of another model, and for masks that are not whole units."
     list(self._parameters(model))
     units, structure, whole = {}, anatomy(model), self.blocks(model)
     explained = {name for block in structure.blocks if not whole[block.index] for name in _parameters_of(block)}
     for group in structure.groups:
         columns = self.keep.get(f"{group.consumer}.weight")
-        if columns is None or not whole[group.block]: continue
+        if columns is None or not whole[group.block]:
+            continue
         kept = columns.cpu().any(0).view(group.count, group.columns).any(1)
-        if not kept.any(): raise _none_left(group.kind, group.block)
+        if not kept.any():
+            raise _none_left(group.kind, group.block)
         for name, mask in group.weight_masks(kept).items():
-            if name in self.keep and not torch.equal(self.keep[name].cpu(), mask.cpu()): raise _not_whole(name)
+            if name in self.keep and not torch.equal(self.keep[name].cpu(), mask.cpu()):
+                raise _not_whole(name)
             explained.add(name)
         units[group.block, group.kind] = kept
     for name, keep in self.keep.items():
-        if name not in explained and not keep.all(): raise _not_whole(name)
+        if name not in explained and not keep.all():
+            raise _not_whole(name)
     return units
 
 
 def _not_whole(name: str) -> UsageError:
-    return UsageError(f"the mask of {name} is not made of whole heads or neurons, and only those can be taken out: prune with pattern 'heads' or 'neurons'.")
+    return UsageError(
+        f"the mask of {name} is not made of whole heads or neurons, and only those can be taken out: prune with pattern 'heads' or 'neurons'."
+    )
+
 
 Masks.units = _units
 
 # %% ../../nbs/pruning/masks.ipynb #c054
 def sparsity_by_block(
-    sparsity,               # one fraction, or a list with one per block
-    structure: Anatomy,     # of the model
-) -> list:                  # one fraction per block (per linear for a module without blocks)
+    sparsity,  # one fraction, or a list with one per block
+    structure: Anatomy,  # of the model
+) -> list:  # one fraction per block (per linear for a module without blocks)
     "Spread one sparsity over all blocks, or check a list of them."
     count = len(structure.blocks) or len(structure.linears)
     values = list(sparsity) if isinstance(sparsity, (list, tuple)) else [sparsity] * count
-    if len(values) != count: raise UsageError(f"the list of sparsities has {len(values)} entries, this model has {count} {'blocks' if structure.blocks else 'linear layers'}.")
+    if len(values) != count:
+        raise UsageError(
+            f"the list of sparsities has {len(values)} entries, this model has {count} {'blocks' if structure.blocks else 'linear layers'}."
+        )
     return [check_sparsity(value) for value in values]
 
 
 def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str) -> dict:
     "Unstructured masks."
-    if allocation == "global": return keep_highest_global(scores, sparsity)
+    if allocation == "global":
+        return keep_highest_global(scores, sparsity)
     shares = sparsity_by_block(sparsity, structure)
-    place = {f"{name}.weight": structure.block_of(name) if structure.blocks else i for i, name in enumerate(structure.linears)}
+    place = {
+        f"{name}.weight": structure.block_of(name) if structure.blocks else i
+        for i, name in enumerate(structure.linears)
+    }
     share = lambda name: shares[place[name]] if place[name] is not None else sum(shares) / len(shares)
-    return {name: keep_highest(score, share(name), per=allocation if allocation in ("row", "even rows") else "layer") for name, score in scores.items()}
+    return {
+        name: keep_highest(score, share(name), per=allocation if allocation in ("row", "even rows") else "layer")
+        for name, score in scores.items()
+    }
 
 # %% ../../nbs/pruning/masks.ipynb #c056
 def by_kind(
-    sparsity,          # one fraction, a list with one per block, or a dict of them by kind of group
+    sparsity,  # one fraction, a list with one per block, or a dict of them by kind of group
     pattern: Pattern,  # a structured one
-) -> dict:             # "heads" or "neurons" → fraction or list
+) -> dict:  # "heads" or "neurons" → fraction or list
     "What each kind of group of a pattern loses; raises `UsageError` for a dict that names others."
-    if not isinstance(sparsity, dict): return dict.fromkeys(pattern.kinds, sparsity)
-    if set(sparsity) == set(pattern.kinds): return {kind: sparsity[kind] for kind in pattern.kinds}
-    raise UsageError(f"pattern {pattern.kind!r} needs a sparsity for {' and '.join(pattern.kinds) or 'all weights'}, not for {', '.join(map(str, sparsity)) or 'nothing'}.")
+    if not isinstance(sparsity, dict):
+        return dict.fromkeys(pattern.kinds, sparsity)
+    if set(sparsity) == set(pattern.kinds):
+        return {kind: sparsity[kind] for kind in pattern.kinds}
+    raise UsageError(
+        f"pattern {pattern.kind!r} needs a sparsity for {' and '.join(pattern.kinds) or 'all weights'}, not for {', '.join(map(str, sparsity)) or 'nothing'}."
+    )
 
 
 def require_units_gone(structure: Anatomy, sparsity, kind: str, allocation: str) -> None:
     "Raise `UsageError` where a share is asked for and no unit of this kind would go."
     shares, counts = sparsity_by_block(sparsity, structure), [getattr(block, kind).count for block in structure.blocks]
-    gone = [count_pruned(sparsity, sum(counts))] if allocation == "global" else [count_pruned(share, count) for share, count in zip(shares, counts)]
+    gone = (
+        [count_pruned(sparsity, sum(counts))]
+        if allocation == "global"
+        else [count_pruned(share, count) for share, count in zip(shares, counts)]
+    )
     if any(shares) and not any(gone) and allocation != "macs":
-        raise UsageError(f"sparsity {sparsity} takes none of the {kind}, {max(counts)} in a block: ask for more, choose another pattern, or give each kind its own share, as in sparsity={{'heads': 0, 'neurons': 0.25}}.")
+        raise UsageError(
+            f"sparsity {sparsity} takes none of the {kind}, {max(counts)} in a block: ask for more, choose another pattern, or give each kind its own share, as in sparsity={{'heads': 0, 'neurons': 0.25}}."
+        )
 
 
 def require_units_left(structure: Anatomy, sparsity, kind: str, allocation: str) -> None:
     "Raise `UsageError` where structured pruning cannot keep one unit of this kind in every block."
-    if not structure.blocks: raise UsageError(f"pattern {kind!r} needs transformer blocks, this model has none: use an unstructured or N:M pattern.")
-    if allocation != "global": return
+    if not structure.blocks:
+        raise UsageError(
+            f"pattern {kind!r} needs transformer blocks, this model has none: use an unstructured or N:M pattern."
+        )
+    if allocation != "global":
+        return
     total, blocks = sum(getattr(block, kind).count for block in structure.blocks), len(structure.blocks)
-    if count_pruned(sparsity, total) > total - blocks: raise UsageError(f"sparsity {sparsity} would leave a block without {kind}: at most {total - blocks} of {total} can go.")
+    if count_pruned(sparsity, total) > total - blocks:
+        raise UsageError(
+            f"sparsity {sparsity} would leave a block without {kind}: at most {total - blocks} of {total} can go."
+        )
 
 # %% ../../nbs/pruning/masks.ipynb #c057
 def _units_of_kind(ranked: dict, structure: Anatomy, sparsity, kind: str, allocation: str) -> dict:
@@ -500,39 +652,54 @@ def _units_of_kind(ranked: dict, structure: Anatomy, sparsity, kind: str, alloca
     require_units_left(structure, sparsity, kind, allocation)
     own = {key: score.clone() for key, score in ranked.items() if key[1] == kind}
     if allocation != "global":
-        return {key: keep_highest(score, share) for (key, score), share in zip(own.items(), sparsity_by_block(sparsity, structure))}
-    for score in own.values(): score[score.argmax()] = math.inf
+        return {
+            key: keep_highest(score, share)
+            for (key, score), share in zip(own.items(), sparsity_by_block(sparsity, structure))
+        }
+    for score in own.values():
+        score[score.argmax()] = math.inf
     return keep_highest_global(own, sparsity)
 
 
 def select_units(
-    ranked: dict,        # (block, kind) → (units,) scores, larger = more important
+    ranked: dict,  # (block, kind) → (units,) scores, larger = more important
     structure: Anatomy,  # of the model
-    sparsity,            # fraction in [0, 1) of the units, one per block, or a dict of them by kind
-    pattern: Pattern,    # "heads", "neurons" or "heads+neurons"; heads and neurons are ranked apart
-    allocation: str,     # "layer", "global" or "list"
-) -> Masks:              # of exactly ⌊s·n⌋ units per block, or of all blocks
+    sparsity,  # fraction in [0, 1) of the units, one per block, or a dict of them by kind
+    pattern: Pattern,  # "heads", "neurons" or "heads+neurons"; heads and neurons are ranked apart
+    allocation: str,  # "layer", "global" or "list"
+) -> Masks:  # of exactly ⌊s·n⌋ units per block, or of all blocks
     "Choose the units that stay, whatever scored them."
-    chosen = [_units_of_kind(ranked, structure, share, kind, allocation) for kind, share in by_kind(sparsity, pattern).items()]
+    chosen = [
+        _units_of_kind(ranked, structure, share, kind, allocation) for kind, share in by_kind(sparsity, pattern).items()
+    ]
     return Masks.from_units(structure, {key: keep for part in chosen for key, keep in part.items()})
 
 # %% ../../nbs/pruning/masks.ipynb #c058
 def select(
-    scores: dict,          # parameter name → (out, in) scores, one per linear in scope
-    structure: Anatomy,    # of the model, with the same scope
-    sparsity,              # fraction in [0, 1), one per block, or by kind of unit; for N:M it follows from the pattern
-    pattern: Pattern,      # as parsed
-    allocation: str,       # a valid name for this pattern
+    scores: dict,  # parameter name → (out, in) scores, one per linear in scope
+    structure: Anatomy,  # of the model, with the same scope
+    sparsity,  # fraction in [0, 1), one per block, or by kind of unit; for N:M it follows from the pattern
+    pattern: Pattern,  # as parsed
+    allocation: str,  # a valid name for this pattern
     by_row: bool = False,  # with a list: rows of a layer lose equally many, but for one
-) -> Masks:                # exactly ⌊s·n⌋ zeros per row, layer, group or model
+) -> Masks:  # exactly ⌊s·n⌋ zeros per row, layer, group or model
     "Choose the masks that a set of scores asks for."
     if pattern.structured:
-        ranked = {(group.block, group.kind): unit_score(group, scores) for group in structure.groups if group.kind in pattern.kinds}
+        ranked = {
+            (group.block, group.kind): unit_score(group, scores)
+            for group in structure.groups
+            if group.kind in pattern.kinds
+        }
         return select_units(ranked, structure, sparsity, pattern, allocation)
-    if pattern.kind == "n:m": return Masks({name: _n_m(name, score, pattern) for name, score in scores.items()})
-    return Masks(_select_weights(scores, structure, sparsity, "even rows" if by_row and allocation == "list" else allocation))
+    if pattern.kind == "n:m":
+        return Masks({name: _n_m(name, score, pattern) for name, score in scores.items()})
+    return Masks(
+        _select_weights(scores, structure, sparsity, "even rows" if by_row and allocation == "list" else allocation)
+    )
 
 
 def _n_m(name: str, score: Tensor, pattern: Pattern) -> Tensor:
-    try: return keep_highest_n_m(score, pattern.n, pattern.m)
-    except UsageError as error: raise UsageError(f"{name}: {error}") from None
+    try:
+        return keep_highest_n_m(score, pattern.n, pattern.m)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None

@@ -8,22 +8,26 @@ __all__ = ['least_squares', 'repair']
 # %% ../../nbs/pruning/repair.ipynb #c003
 import torch
 from torch import Tensor
-from ..model.anatomy import Group
+
 from ..basics.errors import RunError
+from ..model.anatomy import Group
 
 # %% ../../nbs/pruning/repair.ipynb #c004
 def least_squares(
-    weight: Tensor,        # (out, in), any float dtype
-    gram: Tensor,          # (in, in) float32, Σ aᵀa of the layer's inputs, times any number
-    keep: Tensor,          # bool (in,), which columns stay
-    damping: float = 0.01, # share of the mean diagonal that is added to it
-) -> Tensor:               # (out, in) float32: the columns that stay, changed; the others zero. Raises `RunError` where the system cannot be solved
+    weight: Tensor,  # (out, in), any float dtype
+    gram: Tensor,  # (in, in) float32, Σ aᵀa of the layer's inputs, times any number
+    keep: Tensor,  # bool (in,), which columns stay
+    damping: float = 0.01,  # share of the mean diagonal that is added to it
+) -> Tensor:  # (out, in) float32: the columns that stay, changed; the others zero. Raises `RunError` where the system cannot be solved
     "The weights that come closest to the layer's output without some of its inputs."
     keep, weight = keep.to(weight.device), weight.detach().float()
     inner = gram[keep][:, keep]
     inner.diagonal().add_(damping * inner.diagonal().mean())
     change, failed = torch.linalg.solve_ex(inner, gram[keep][:, ~keep] @ weight[:, ~keep].T)
-    if failed or not torch.isfinite(change).all(): raise RunError("the inputs of a layer cannot be told apart on this calibration set: calibrate on more or other examples, or prune without repair.")
+    if failed or not torch.isfinite(change).all():
+        raise RunError(
+            "the inputs of a layer cannot be told apart on this calibration set: calibrate on more or other examples, or prune without repair."
+        )
     repaired = torch.zeros_like(weight)
     repaired[:, keep] = weight[:, keep] + change.T
     return repaired
@@ -33,8 +37,9 @@ def least_squares(
 def repair(
     group: Group,  # heads or neurons of one block, before anything is zero
     keep: Tensor,  # bool (count,), which units stay
-    seen: dict,    # name → `Seen` with `gram`
+    seen: dict,  # name → `Seen` with `gram`
 ) -> None:
     "Let the weights behind a group make up for units that go; changes the consumer in place."
     consumer = group.linears[group.consumer]
-    if not keep.all(): consumer.weight.copy_(least_squares(consumer.weight, seen[group.consumer].gram, group.cols(keep.cpu())))
+    if not keep.all():
+        consumer.weight.copy_(least_squares(consumer.weight, seen[group.consumer].gram, group.cols(keep.cpu())))

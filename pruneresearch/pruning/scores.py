@@ -12,69 +12,69 @@ from torch import Tensor
 
 # %% ../../nbs/pruning/scores.ipynb #c007
 def random_score(
-    weight: Tensor,              # (out, in)
+    weight: Tensor,  # (out, in)
     generator: torch.Generator,  # on the CPU, so that the same seed gives the same scores on every device
-) -> Tensor:                     # (out, in) float32, uniform on [0, 1)
+) -> Tensor:  # (out, in) float32, uniform on [0, 1)
     "No opinion. Every method has to beat this one."
     return torch.rand(weight.shape, generator=generator).to(weight.device)
 
 
 def magnitude_score(
     weight: Tensor,  # (out, in)
-) -> Tensor:         # (out, in) float32
+) -> Tensor:  # (out, in) float32
     "|W| (Janowsky 1989; Han et al. 2015)"
     return weight.float().abs()
 
 # %% ../../nbs/pruning/scores.ipynb #c010
 def gradient_score(
     gradient: Tensor,  # (out, in), ∂L/∂W of the mean loss
-) -> Tensor:           # (out, in) float32
+) -> Tensor:  # (out, in) float32
     "|g|: how hard the loss pulls at a weight"
     return gradient.float().abs()
 
 
 def hebbian_score(
     grouped_gradient: Tensor,  # (out, in), Σ over groups of examples of |mean gradient|
-) -> Tensor:                   # (out, in) float32
+) -> Tensor:  # (out, in) float32
     "Σ_k |ḡ_k|: how hard groups of examples pull at a weight, in whichever direction"
     return grouped_gradient.float()
 
 
 def taylor_score(
-    weight: Tensor,    # (out, in)
+    weight: Tensor,  # (out, in)
     gradient: Tensor,  # (out, in), ∂L/∂W of the mean loss
-) -> Tensor:           # (out, in) float32
+) -> Tensor:  # (out, in) float32
     "|W·g|, the first-order change of the loss at W → 0 (Molchanov et al. 2017, eq. 7, by weight)"
     return (weight.float() * gradient.float()).abs()
 
 
 def fisher_score(
     squared_gradient: Tensor,  # (out, in), Σ over examples of g_n²
-) -> Tensor:                   # (out, in) float32
+) -> Tensor:  # (out, in) float32
     "Σ g_n², the diagonal of the empirical Fisher information, up to the number of examples (Theis et al. 2018)"
     return squared_gradient.float()
 
 
 def fisher_weighted_score(
-    weight: Tensor,            # (out, in)
+    weight: Tensor,  # (out, in)
     squared_gradient: Tensor,  # (out, in), Σ over examples of g_n²
-) -> Tensor:                   # (out, in) float32
+) -> Tensor:  # (out, in) float32
     "W²·Σ g_n², Optimal Brain Damage (LeCun et al. 1990, eq. 5) with the Fisher diagonal for the Hessian"
     return weight.float() ** 2 * squared_gradient.float()
 
 # %% ../../nbs/pruning/scores.ipynb #c013
 def wanda_score(
-    weight: Tensor,      # (out, in)
+    weight: Tensor,  # (out, in)
     input_norm: Tensor,  # (in,), L2 norm of each input over the calibration tokens
-) -> Tensor:             # (out, in) float32
+) -> Tensor:  # (out, in) float32
     "|W| · ‖x‖₂ (Sun et al. 2024, eq. 1)"
     return weight.abs().float().mul_(input_norm.float())
 
 # %% ../../nbs/pruning/scores.ipynb #c018
 def unit_score(
-    group,         # a `Group` of the anatomy
+    group,  # a `Group` of the anatomy
     scores: dict,  # parameter name → (out, in) scores of every linear that the group touches
-) -> Tensor:       # (units,) float32, mean score of the weights each unit owns
+) -> Tensor:  # (units,) float32, mean score of the weights each unit owns
     "Scores of weights, averaged over the rows and columns of each unit."
     total, weights = 0, 0
     for name in group.producers:

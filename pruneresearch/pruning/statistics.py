@@ -13,10 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
+
 from ..basics.errors import RunError, UsageError
 from ..model.loading import example_losses, forward, to_device
 
@@ -24,35 +26,41 @@ from ..model.loading import example_losses, forward, to_device
 @dataclass
 class LayerStatistics:
     "What one linear layer saw. Fields that nobody asked for stay None."
-    norm: Tensor = None              # (in,) float32, L2 norm of each input over all real tokens
-    mean: Tensor = None              # (in,) float32, mean of each input over all real tokens
-    gram: Tensor = None              # (in, in) float32, Σ over real tokens of xᵀx, divided by the number of examples; layers with the same input share the tensor
-    change: Tensor = None            # (in,) float32, mean |difference| of each input between an example and the next, token by token
-    output_change: Tensor = None     # (out,) float32, the same of each output
-    gradient: Tensor = None          # (out, in) float32, ∂L/∂W of the mean loss over the examples
+
+    norm: Tensor = None  # (in,) float32, L2 norm of each input over all real tokens
+    mean: Tensor = None  # (in,) float32, mean of each input over all real tokens
+    gram: Tensor = None  # (in, in) float32, Σ over real tokens of xᵀx, divided by the number of examples; layers with the same input share the tensor
+    change: Tensor = (
+        None  # (in,) float32, mean |difference| of each input between an example and the next, token by token
+    )
+    output_change: Tensor = None  # (out,) float32, the same of each output
+    gradient: Tensor = None  # (out, in) float32, ∂L/∂W of the mean loss over the examples
     squared_gradient: Tensor = None  # (out, in) float32, Σ over examples n of (∂ℓ_n/∂W)²
-    grouped_gradient: Tensor = None  # (out, in) float32, Σ over groups of 8 examples of |∂L/∂W|, L the mean loss of the group
+    grouped_gradient: Tensor = (
+        None  # (out, in) float32, Σ over groups of 8 examples of |∂L/∂W|, L the mean loss of the group
+    )
 
 
 STATISTICS = ("norm", "mean", "gram", "change", "output_change", "gradient", "squared_gradient", "grouped_gradient")
-INPUT_STATISTICS = ("norm", "mean", "gram")     # know a layer's inputs only: nobody has to wait for its output
+INPUT_STATISTICS = ("norm", "mean", "gram")  # know a layer's inputs only: nobody has to wait for its output
 PAIRED_STATISTICS = ("change", "output_change")  # compare examples: with a single one they are zero
 
 # %% ../../nbs/pruning/statistics.ipynb #c007
 def by_example(
-    x: Tensor,    # (batch, tokens, in), (batch · tokens, in) or (batch, in)
-    batch: int,   # number of examples
-) -> Tensor:      # (batch, tokens, in)
+    x: Tensor,  # (batch, tokens, in), (batch · tokens, in) or (batch, in)
+    batch: int,  # number of examples
+) -> Tensor:  # (batch, tokens, in)
     "Give the examples a dimension of their own."
     return x if x.dim() == 3 else x.reshape(batch, -1, x.shape[-1])
 
 
 def real_tokens(
-    x: Tensor,              # (batch, tokens, in)
-    attention_mask: Tensor, # (batch, tokens), 1 = real, or None
-) -> Tensor:                # (real tokens, in)
+    x: Tensor,  # (batch, tokens, in)
+    attention_mask: Tensor,  # (batch, tokens), 1 = real, or None
+) -> Tensor:  # (real tokens, in)
     "Leave out the padding; inputs with one vector per example have none."
-    if attention_mask is None or attention_mask.shape != x.shape[:2] or attention_mask.all(): return x.flatten(0, 1)
+    if attention_mask is None or attention_mask.shape != x.shape[:2] or attention_mask.all():
+        return x.flatten(0, 1)
     return x[attention_mask.bool().to(x.device)]
 
 # %% ../../nbs/pruning/statistics.ipynb #c010
@@ -61,14 +69,17 @@ def _hooks(linears: dict, make, before: bool = False) -> Iterator[None]:
     "Attach `make(name)` as a hook to every linear, before or after its forward pass, while the block lasts."
     register = nn.Module.register_forward_pre_hook if before else nn.Module.register_forward_hook
     handles = [register(linear, make(name)) for name, linear in linears.items()]
-    try: yield
+    try:
+        yield
     finally:
-        for handle in handles: handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _adding_inputs(add, sums: dict, batch: dict):
     "Hooks that let `add(sum so far or None, real tokens (n, in))` take in the inputs; layers with the same input share a sum, a list with one entry."
     last = {"input": None}  # holds the tensor, so that no other can take its place in memory
+
     def make(name):
         def hook(linear, inputs):
             if inputs[0] is last["input"] and name not in last["readers"]:
@@ -78,45 +89,58 @@ def _adding_inputs(add, sums: dict, batch: dict):
             total = sums.setdefault(name, [None])
             last.update(input=inputs[0], sum=total, readers={name})
             total[0] = add(total[0], real_tokens(by_example(inputs[0].detach(), batch["size"]), batch["mask"]))
+
         return hook
+
     return make
 
 
 ROWS_IN_DOUBLE = 256  # tokens that are float64 at the same time
 
 
-def _squares(x: Tensor) -> Tensor: return sum(rows.to(torch.double, copy=True).square_().sum(0) for rows in x.split(ROWS_IN_DOUBLE))  # (in,)
-def _sum_and_count(x: Tensor) -> Tensor: return F.pad(sum(rows.double().sum(0) for rows in x.split(ROWS_IN_DOUBLE)), (0, 1), value=len(x))  # (in + 1,), the count is last
-def _plus(of): return lambda total, x: of(x) if total is None else total + of(x)
+def _squares(x: Tensor) -> Tensor:
+    return sum(rows.to(torch.double, copy=True).square_().sum(0) for rows in x.split(ROWS_IN_DOUBLE))  # (in,)
+
+
+def _sum_and_count(x: Tensor) -> Tensor:
+    return F.pad(
+        sum(rows.double().sum(0) for rows in x.split(ROWS_IN_DOUBLE)), (0, 1), value=len(x)
+    )  # (in + 1,), the count is last
+
+
+def _plus(of):
+    return lambda total, x: of(x) if total is None else total + of(x)
 
 # %% ../../nbs/pruning/statistics.ipynb #c011
 GRAM_STRIP = 512  # columns of a Gram matrix that are multiplied at once
 
 
 def add_gram(
-    total,      # (in, in) float32, changed in place; None before the first
+    total,  # (in, in) float32, changed in place; None before the first
     x: Tensor,  # (n, in)
-) -> Tensor:    # with xᵀx added on and below the diagonal's strips
+) -> Tensor:  # with xᵀx added on and below the diagonal's strips
     "Half of a Gram matrix: each strip of columns from its diagonal down."
     x = x.float()
     total = x.new_zeros(x.shape[1], x.shape[1]) if total is None else total
-    for a in range(0, len(total), GRAM_STRIP): total[a:, a:a + GRAM_STRIP].addmm_(x[:, a:].T, x[:, a:a + GRAM_STRIP])
+    for a in range(0, len(total), GRAM_STRIP):
+        total[a:, a : a + GRAM_STRIP].addmm_(x[:, a:].T, x[:, a : a + GRAM_STRIP])
     return total
 
 
 def symmetric(
     half: Tensor,  # (in, in) as `add_gram` makes it, changed in place
-) -> Tensor:       # the same, symmetric
+) -> Tensor:  # the same, symmetric
     "The other half of a Gram matrix."
-    for b in range(GRAM_STRIP, len(half), GRAM_STRIP): half[b - GRAM_STRIP:b, b:] = half[b:, b - GRAM_STRIP:b].T
+    for b in range(GRAM_STRIP, len(half), GRAM_STRIP):
+        half[b - GRAM_STRIP : b, b:] = half[b:, b - GRAM_STRIP : b].T
     return half
 
 # %% ../../nbs/pruning/statistics.ipynb #c014
 def absolute_change(
     previous: Tensor,  # (n, tokens, width)
-    current: Tensor,   # (n, tokens, width)
-    real: Tensor,      # (n, tokens) bool, True where both have a real token
-) -> Tensor:           # (width + 1,) float64, Σ |current − previous|; how many tokens there were is last
+    current: Tensor,  # (n, tokens, width)
+    real: Tensor,  # (n, tokens) bool, True where both have a real token
+) -> Tensor:  # (width + 1,) float64, Σ |current − previous|; how many tokens there were is last
     "What changed between two sets of activations, padding left out."
     return _sum_and_count((current - previous)[real].abs())
 
@@ -129,14 +153,22 @@ def _join(previous: Tensor, current: Tensor) -> Tensor:
 
 def _adding_changes(side: str, sums: dict, batch: dict):
     "Forward hooks that compare every example with the one before it."
+
     def make(name):
         def hook(linear, inputs, output):
             x = by_example((inputs[0] if side == "in" else output).detach(), batch["size"])
-            real = batch["mask"].bool() if batch["mask"] is not None and batch["mask"].shape == x.shape[:2] else x.new_ones(x.shape[:2], dtype=torch.bool)
+            real = (
+                batch["mask"].bool()
+                if batch["mask"] is not None and batch["mask"].shape == x.shape[:2]
+                else x.new_ones(x.shape[:2], dtype=torch.bool)
+            )
             total, *last = sums.get(name, (0,))
-            if last: x, real = _join(last[0], x), _join(last[1], real)
+            if last:
+                x, real = _join(last[0], x), _join(last[1], real)
             sums[name] = (total + absolute_change(x[:-1], x[1:], real[:-1] & real[1:]), x[-1:], real[-1:])
+
         return hook
+
     return make
 
 # %% ../../nbs/pruning/statistics.ipynb #c017
@@ -145,88 +177,124 @@ GRADIENT_GROUP = 8  # examples whose gradients are averaged before their absolut
 
 def _adding_example_gradients(add, sums: dict, batch: dict):
     "Forward hooks that wait for the gradient at each output and let `add(so far, δ_nᵀ x_n)` take in each example."
+
     def make(name):
         def hook(linear, inputs, output):
             x = by_example(inputs[0].detach(), batch["size"]).float()
+
             def arrived(delta):
-                for d, seen in zip(by_example(delta, batch["size"]).float(), x): sums[name] = add(sums.get(name), d.T @ seen)
-            if output.requires_grad: output.register_hook(arrived)
+                for d, seen in zip(by_example(delta, batch["size"]).float(), x):
+                    sums[name] = add(sums.get(name), d.T @ seen)
+
+            if output.requires_grad:
+                output.register_hook(arrived)
+
         return hook
+
     return make
 
 
-def _add_square(total, gradient: Tensor) -> Tensor: return gradient.square() + (0 if total is None else total)
+def _add_square(total, gradient: Tensor) -> Tensor:
+    return gradient.square() + (0 if total is None else total)
 
 
 def _add_to_group(state, gradient: Tensor) -> tuple:  # (sum over full groups, open group's sum, its examples)
     total, opened, count = state or (torch.zeros_like(gradient), torch.zeros_like(gradient), 0)
     opened, count = opened + gradient, count + 1
-    return (total, opened, count) if count < GRADIENT_GROUP else (total + (opened / GRADIENT_GROUP).abs(), torch.zeros_like(gradient), 0)
+    return (
+        (total, opened, count)
+        if count < GRADIENT_GROUP
+        else (total + (opened / GRADIENT_GROUP).abs(), torch.zeros_like(gradient), 0)
+    )
 
 # %% ../../nbs/pruning/statistics.ipynb #c019
 @contextmanager
 def frozen_except(
     model: nn.Module,  # any model
-    weights: list,     # the parameters that shall have gradients
+    weights: list,  # the parameters that shall have gradients
 ) -> Iterator[None]:
     "Eval mode, gradients for these weights only; everything is put back afterwards."
     training, wanted = [m for m in model.modules() if m.training], {id(w) for w in weights}
     before = [(p, p.requires_grad) for p in model.parameters()]
     model.eval()
-    for p, _ in before: p.requires_grad_(id(p) in wanted)
-    try: yield
+    for p, _ in before:
+        p.requires_grad_(id(p) in wanted)
+    try:
+        yield
     finally:
-        for p, required in before: p.requires_grad_(required)
-        for module in training: module.training = True
+        for p, required in before:
+            p.requires_grad_(required)
+        for module in training:
+            module.training = True
 
 # %% ../../nbs/pruning/statistics.ipynb #c020
-COLLECTORS = {"norm": partial(_adding_inputs, _plus(_squares)), "mean": partial(_adding_inputs, _plus(_sum_and_count)), "gram": partial(_adding_inputs, add_gram),
-          "change": partial(_adding_changes, "in"), "output_change": partial(_adding_changes, "out"),
-          "squared_gradient": partial(_adding_example_gradients, _add_square), "grouped_gradient": partial(_adding_example_gradients, _add_to_group)}
+COLLECTORS = {
+    "norm": partial(_adding_inputs, _plus(_squares)),
+    "mean": partial(_adding_inputs, _plus(_sum_and_count)),
+    "gram": partial(_adding_inputs, add_gram),
+    "change": partial(_adding_changes, "in"),
+    "output_change": partial(_adding_changes, "out"),
+    "squared_gradient": partial(_adding_example_gradients, _add_square),
+    "grouped_gradient": partial(_adding_example_gradients, _add_to_group),
+}
 
 
 @contextmanager
 def collecting(
-    linears: dict,     # name → nn.Linear
-    needs: Iterable,   # fields of `Seen`
-) -> Iterator[tuple]:  # (sums: need → name → sum, for `summary_of`; current: set its "size" and "mask" before each forward pass)
+    linears: dict,  # name → nn.Linear
+    needs: Iterable,  # fields of `Seen`
+) -> Iterator[
+    tuple
+]:  # (sums: need → name → sum, for `summary_of`; current: set its "size" and "mask" before each forward pass)
     "Gather sums about these layers in every forward pass while the block lasts."
     sums, current = {need: {} for need in COLLECTORS}, {}
     with ExitStack() as stack:
-        for need in sorted(set(needs) & set(COLLECTORS)): stack.enter_context(_hooks(linears, COLLECTORS[need](sums[need], current), before=need in INPUT_STATISTICS))
+        for need in sorted(set(needs) & set(COLLECTORS)):
+            stack.enter_context(_hooks(linears, COLLECTORS[need](sums[need], current), before=need in INPUT_STATISTICS))
         yield sums, current
 
 
-def _size(batch) -> int: return len(next(iter(batch.values())))
+def _size(batch) -> int:
+    return len(next(iter(batch.values())))
 
 # %% ../../nbs/pruning/statistics.ipynb #c021
 def calibrate(
-    model: nn.Module,        # any model
-    batches: Iterable,       # dicts of tensors, as `Task.calibration` gives them
-    linears: dict,           # name → nn.Linear, as `Anatomy.linears`
-    needs: Iterable = STATISTICS, # which fields of `Seen` to fill
+    model: nn.Module,  # any model
+    batches: Iterable,  # dicts of tensors, as `Task.calibration` gives them
+    linears: dict,  # name → nn.Linear, as `Anatomy.linears`
+    needs: Iterable = STATISTICS,  # which fields of `Seen` to fill
     progress: bool = False,  # show a bar
-) -> dict:                   # name → `Seen`
+) -> dict:  # name → `Seen`
     "Walk once over the calibration set. Raises `UsageError` without examples or labels, `RunError` for a loss that is not finite."
     needs, batches = set(needs), list(batches)
-    if not batches: raise UsageError("the calibration set is empty: give at least one example.")
+    if not batches:
+        raise UsageError("the calibration set is empty: give at least one example.")
     names, weights = list(linears), [linear.weight for linear in linears.values()]
     gradients, examples = [0] * len(names), 0
     backward = bool(needs & {"gradient", "squared_gradient", "grouped_gradient"})
-    with frozen_except(model, weights if backward else []), torch.set_grad_enabled(backward), collecting(linears, needs) as (sums, current):
+    with (
+        frozen_except(model, weights if backward else []),
+        torch.set_grad_enabled(backward),
+        collecting(linears, needs) as (sums, current),
+    ):
         for batch in tqdm(batches, "calibrating", disable=not progress):
             batch = to_device(batch, model)
             current.update(size=_size(batch), mask=batch.get("attention_mask"))
             examples += current["size"]
-            if not backward: forward(model, batch); continue
+            if not backward:
+                forward(model, batch)
+                continue
             grads = torch.autograd.grad(_finite(example_losses(model, batch).sum()), weights, allow_unused=True)
             gradients = [total + (0 if g is None else g.float()) for total, g in zip(gradients, grads)]
     return summarised(linears, sums, needs, examples, dict(zip(names, gradients)))
 
 # %% ../../nbs/pruning/statistics.ipynb #c022
 def _finite(loss: Tensor) -> Tensor:
-    if torch.isfinite(loss): return loss
-    raise RunError("the loss on the calibration set is not finite: the model's weights or its inputs hold NaN or infinite values.")
+    if torch.isfinite(loss):
+        return loss
+    raise RunError(
+        "the loss on the calibration set is not finite: the model's weights or its inputs hold NaN or infinite values."
+    )
 
 
 def _seen(weight: Tensor, sums: dict, gradient, examples: int, needs: set) -> LayerStatistics:
@@ -245,28 +313,43 @@ def _seen(weight: Tensor, sums: dict, gradient, examples: int, needs: set) -> La
         "output_change": lambda: changed("output_change", width),
         "gradient": lambda: full(gradient, weight.shape) / examples,
         "squared_gradient": lambda: full(sums["squared_gradient"], weight.shape),
-        "grouped_gradient": lambda: full(groups, weight.shape) + (opened / max(1, count) if count else torch.zeros_like(weight, dtype=torch.float32)).abs()}
+        "grouped_gradient": lambda: (
+            full(groups, weight.shape)
+            + (opened / max(1, count) if count else torch.zeros_like(weight, dtype=torch.float32)).abs()
+        ),
+    }
     return LayerStatistics(**{need: found[need]() for need in needs})
 
 
 def summarised(
-    linears: dict,           # name → nn.Linear
-    sums: dict,              # as `listening` gives them; used up
-    needs: Iterable,         # fields of `Seen`
-    examples: int,           # how many were seen
+    linears: dict,  # name → nn.Linear
+    sums: dict,  # as `listening` gives them; used up
+    needs: Iterable,  # fields of `Seen`
+    examples: int,  # how many were seen
     gradients: dict = None,  # name → Σ of gradients of the examples' losses, (out, in)
-) -> dict:                   # name → `Seen`
+) -> dict:  # name → `Seen`
     "Turn sums into statistics."
-    for total in {id(total): total for total in sums["gram"].values()}.values(): total[0] = symmetric(total[0]).div_(examples)
-    return {name: _seen(linear.weight, {need: found.get(name) for need, found in sums.items()}, (gradients or {}).get(name), examples, set(needs))
-            for name, linear in linears.items()}
+    for total in {id(total): total for total in sums["gram"].values()}.values():
+        total[0] = symmetric(total[0]).div_(examples)
+    return {
+        name: _seen(
+            linear.weight,
+            {need: found.get(name) for need, found in sums.items()},
+            (gradients or {}).get(name),
+            examples,
+            set(needs),
+        )
+        for name, linear in linears.items()
+    }
 
 # %% ../../nbs/pruning/statistics.ipynb #c033
 def _checked_batches(batches) -> list:
     "A list of dicts of tensors, or a `UsageError` that says what is there instead."
     wrong = "calibration must be token ids of shape (n, length), or a list of batches, each a dict of tensors"
-    if isinstance(batches, dict): raise UsageError(f"{wrong}; this is one batch: put it into a list.")
-    if not isinstance(batches, Iterable): raise UsageError(f"{wrong}, got {type(batches).__name__}.")
+    if isinstance(batches, dict):
+        raise UsageError(f"{wrong}; this is one batch: put it into a list.")
+    if not isinstance(batches, Iterable):
+        raise UsageError(f"{wrong}, got {type(batches).__name__}.")
     batches = list(batches)
     for batch in batches:
         if not isinstance(batch, Mapping) or not batch or not all(isinstance(v, Tensor) for v in batch.values()):
@@ -275,25 +358,31 @@ def _checked_batches(batches) -> list:
 
 
 def as_batches(
-    calibration,          # (n, length) token ids, or an iterable of dicts of tensors
+    calibration,  # (n, length) token ids, or an iterable of dicts of tensors
     batch_size: int = 8,  # examples per batch where ids are given
-) -> list:                # of dicts of tensors
+) -> list:  # of dicts of tensors
     "Token ids become labelled batches; batches stay what they are."
-    if not isinstance(calibration, Tensor): return _checked_batches(calibration)
+    if not isinstance(calibration, Tensor):
+        return _checked_batches(calibration)
     if calibration.dim() != 2 or calibration.is_floating_point() or not len(calibration):
-        raise UsageError(f"calibration token ids must be integers of shape (n, length) with n from 1, got {tuple(calibration.shape)} of {calibration.dtype}.")
-    return [dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids) for ids in calibration.split(batch_size)]
+        raise UsageError(
+            f"calibration token ids must be integers of shape (n, length) with n from 1, got {tuple(calibration.shape)} of {calibration.dtype}."
+        )
+    return [
+        dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids) for ids in calibration.split(batch_size)
+    ]
 
 
 def calibration_hash(
     batches: list,  # dicts of tensors
-) -> str:           # 16 hexadecimal digits, the same however the examples were batched without padding
+) -> str:  # 16 hexadecimal digits, the same however the examples were batched without padding
     "A name for what a method was calibrated on: the hash of real tokens and labels, example by example."
     digest = hashlib.sha256()
     for batch in batches:
         keys = [key for key in ("input_ids", "inputs", "labels", "start_positions", "end_positions") if key in batch]
         for i in range(_size(batch)):
-            for key in keys: digest.update(_real(batch, key, i).cpu().numpy().tobytes() + b"|")
+            for key in keys:
+                digest.update(_real(batch, key, i).cpu().numpy().tobytes() + b"|")
     return digest.hexdigest()[:16]
 
 

@@ -8,49 +8,61 @@ __all__ = ['PRUNING_FUNCTIONS', 'PUBLISHED', 'get_wikitext2_unstructured', 'magn
            'execute_benchmark', 'beside_published']
 
 # %% ../../nbs/recipes/one_shot.ipynb #c003
-import copy, logging, math
-from contextlib import contextmanager
+import copy
+import logging
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+
 from torch import nn
+
 from ..basics.errors import RunError, UsageError, lookup
-from ..pruning.masks import check_sparsity
-from ..measure.quality import evaluating, latency, macs, parameter_counts, windows_at_once
 from ..data.metrics import load_metric
+from ..data.tasks import load_task
+from ..measure.quality import evaluating, latency, macs, parameter_counts, windows_at_once
+from ..measure.text import PROMPTS, agreement_on, text_quality, writing_speed
 from ..model.loading import context_of, example_losses, load_model, to_device, tokenizer_of
 from ..pruning.engine import Pruned, load_methods, prune
+from ..pruning.masks import check_sparsity
 from ..shipping.surgery import remove
-from ..data.tasks import load_task
-from ..measure.text import PROMPTS, agreement_on, text_quality, writing_speed
 
 # %% ../../nbs/recipes/one_shot.ipynb #c005
 def get_wikitext2_unstructured(
-    tokenizer,             # of the model
+    tokenizer,  # of the model
     n_samples: int = 128,  # calibration windows
-    length: int = None,    # tokens per window; None: the task's default for this tokenizer
-    seed: int = 0,         # draws the calibration windows
+    length: int = None,  # tokens per window; None: the task's default for this tokenizer
+    seed: int = 0,  # draws the calibration windows
     task: str = "wikitext2",  # where the test text comes from
     calibration: str = None,  # where the calibration windows come from, such as c4; None: the training split of the task
-    data_dir=None,         # local data, as for `load_task`
-    context: int = None,   # the longest input of the model, in tokens; None: what the tokenizer says
-    batch_size: int = None,# windows per batch; None: 8 to calibrate, and as many as 1,024 tokens hold to test
-) -> tuple:                # (trainloader, testloader): lists of batches, each a dict of token ids, attention mask and labels
+    data_dir=None,  # local data, as for `load_task`
+    context: int = None,  # the longest input of the model, in tokens; None: what the tokenizer says
+    batch_size: int = None,  # windows per batch; None: 8 to calibrate, and as many as 1,024 tokens hold to test
+) -> tuple:  # (trainloader, testloader): lists of batches, each a dict of token ids, attention mask and labels
     "Calibration windows from training text, and the test text cut into windows that do not overlap. Raises `UsageError` for tasks without text, and windows longer than the model can read."
     tested = load_task(task, data_dir=data_dir)
     source = load_task(calibration, data_dir=data_dir) if calibration else tested
     for one in (tested, source):
-        if one.kind != "language-modelling": raise UsageError(f"a language model is measured on text, {one.name!r} is {one.kind}: choose wikitext2, c4, pydocs or a .txt file.")
+        if one.kind != "language-modelling":
+            raise UsageError(
+                f"a language model is measured on text, {one.name!r} is {one.kind}: choose wikitext2, c4, pydocs or a .txt file."
+            )
     length = length or tested.default_length(tokenizer, context)
-    if context and length > context: raise UsageError(f"a length of {length} tokens is more than the {context} this model can read: ask for at most {context}.")
-    return source.calibration(tokenizer, n=n_samples, length=length, seed=seed, batch_size=batch_size or 8), tested.batches("test", tokenizer, batch_size or windows_at_once(length), length)
+    if context and length > context:
+        raise UsageError(
+            f"a length of {length} tokens is more than the {context} this model can read: ask for at most {context}."
+        )
+    return source.calibration(
+        tokenizer, n=n_samples, length=length, seed=seed, batch_size=batch_size or 8
+    ), tested.batches("test", tokenizer, batch_size or windows_at_once(length), length)
 
 # %% ../../nbs/recipes/one_shot.ipynb #c007
 def magnitude_pruning(
     model: nn.Module,  # changed in place
-    ratio: float,      # share of the weights in the blocks, in [0, 1)
+    ratio: float,  # share of the weights in the blocks, in [0, 1)
     trainloader=None,  # not needed
-    **options,         # further arguments of `prune`, such as pattern="2:4"
+    **options,  # further arguments of `prune`, such as pattern="2:4"
 ) -> Pruned:
     "The smallest weights of each layer go."
     return prune(model, method="magnitude", sparsity=ratio, **options)
@@ -58,27 +70,30 @@ def magnitude_pruning(
 
 def wanda_pruning(
     model: nn.Module,  # changed in place
-    ratio: float,      # share of the weights in the blocks, in [0, 1)
-    trainloader,       # calibration batches, or token ids (n, length)
-    **options,         # further arguments of `prune`, such as pattern="2:4"
+    ratio: float,  # share of the weights in the blocks, in [0, 1)
+    trainloader,  # calibration batches, or token ids (n, length)
+    **options,  # further arguments of `prune`, such as pattern="2:4"
 ) -> Pruned:
     "The lowest |W|·‖x‖ of each row go, block by block (Sun et al. 2024)."
     return prune(model, calibration=trainloader, method="wanda", sparsity=ratio, **options)
 
 # %% ../../nbs/recipes/one_shot.ipynb #c008
 def structured_pruning(
-    model: nn.Module,             # changed in place, and smaller afterwards
-    ratio: float,                 # share of the neurons, in [0, 1)
-    trainloader=None,             # calibration batches; needed by scores that look at activations, and for repair
-    method: str = None,           # a score of units or blocks; None: "weight-range", which looks at weights alone, and "block-influence" for blocks
-    multiple: int = 8,            # the number of neurons that stay is a multiple of it
-    **options,                    # further arguments of `prune`, such as repair=True
+    model: nn.Module,  # changed in place, and smaller afterwards
+    ratio: float,  # share of the neurons, in [0, 1)
+    trainloader=None,  # calibration batches; needed by scores that look at activations, and for repair
+    method: str = None,  # a score of units or blocks; None: "weight-range", which looks at weights alone, and "block-influence" for blocks
+    multiple: int = 8,  # the number of neurons that stay is a multiple of it
+    **options,  # further arguments of `prune`, such as repair=True
 ) -> Pruned:
     "Neurons of the feed-forward network go, and are taken out; another pattern takes key/value groups, both, or whole blocks."
     from pruneresearch.methods.structured import rounded_shares
+
     pattern = options.pop("pattern", "neurons")
     method = method or ("block-influence" if pattern == "blocks" else "weight-range")
-    sparsity = rounded_shares(model, ratio, pattern, multiple) if "neurons" in pattern else ratio  # heads and blocks have no width to round
+    sparsity = (
+        rounded_shares(model, ratio, pattern, multiple) if "neurons" in pattern else ratio
+    )  # heads and blocks have no width to round
     result = prune(model, calibration=trainloader, method=method, pattern=pattern, sparsity=sparsity, **options)
     remove(model, result.masks, inplace=True)
     return result
@@ -90,31 +105,45 @@ PRUNING_FUNCTIONS = {function.__name__: function for function in (magnitude_prun
 @dataclass(frozen=True)
 class ModelConfig:
     "Which model is pruned how, and what it is measured on."
-    model: str = "tiny-llama"                 # embedded name, local folder or hub id of a decoder
-    task: str = "pydocs"                      # whose test text is read
-    calibration: str = None                   # whose training text calibrates, such as c4; None: the task's own
-    pruning_function: str = "wanda_pruning"   # a name of `PRUNING_FUNCTIONS`
-    options: dict = None                      # further arguments of that function
-    n_samples: int = 128                      # calibration windows
-    length: int = None                        # tokens per window; None: the task's default
+
+    model: str = "tiny-llama"  # embedded name, local folder or hub id of a decoder
+    task: str = "pydocs"  # whose test text is read
+    calibration: str = None  # whose training text calibrates, such as c4; None: the task's own
+    pruning_function: str = "wanda_pruning"  # a name of `PRUNING_FUNCTIONS`
+    options: dict = None  # further arguments of that function
+    n_samples: int = 128  # calibration windows
+    length: int = None  # tokens per window; None: the task's default
     seed: int = 0
-    country: str = "USA"                      # whose mix of energy the CO₂ estimate assumes, ISO 3166-1 alpha-3
+    country: str = "USA"  # whose mix of energy the CO₂ estimate assumes, ISO 3166-1 alpha-3
     prompts: tuple = PROMPTS
-    data_dir: str = None                      # local data, as for `load_task`
-    max_windows: int = None                   # of the test text; None: all of it
+    data_dir: str = None  # local data, as for `load_task`
+    max_windows: int = None  # of the test text; None: all of it
 
     def loaders(self, model: nn.Module) -> tuple:
         "(trainloader, testloader) of this configuration, for the dense model."
-        train, test = get_wikitext2_unstructured(tokenizer_of(model), self.n_samples, self.length, self.seed, self.task, self.calibration, self.data_dir, context_of(model))
+        train, test = get_wikitext2_unstructured(
+            tokenizer_of(model),
+            self.n_samples,
+            self.length,
+            self.seed,
+            self.task,
+            self.calibration,
+            self.data_dir,
+            context_of(model),
+        )
         size = len(test[0]["input_ids"])
         windows = self.max_windows or size * len(test)
-        return train, [{key: value[:windows - i * size] for key, value in batch.items()} for i, batch in enumerate(test) if i * size < windows]
+        return train, [
+            {key: value[: windows - i * size] for key, value in batch.items()}
+            for i, batch in enumerate(test)
+            if i * size < windows
+        ]
 
 
 def perplexity_of(
     model: nn.Module,  # a causal language model
-    testloader,        # batches of windows
-) -> float:            # exp of the mean negative log-likelihood per predicted token
+    testloader,  # batches of windows
+) -> float:  # exp of the mean negative log-likelihood per predicted token
     "Perplexity on batches of windows."
     sums, counts = [], []
     with evaluating(model):
@@ -123,53 +152,96 @@ def perplexity_of(
             sums += (example_losses(model, batch) * count).tolist()
             counts += count.tolist()
     found = load_metric("perplexity").compute(predictions=sums, references=counts)["perplexity"]
-    if math.isnan(found): raise RunError("the model's outputs are not numbers: look for NaN or infinite values in its weights.")
+    if math.isnan(found):
+        raise RunError("the model's outputs are not numbers: look for NaN or infinite values in its weights.")
     return found
 
 # %% ../../nbs/recipes/one_shot.ipynb #c011
 @contextmanager
 def estimated_energy(
     country: str = "USA",  # ISO 3166-1 alpha-3
-) -> Iterator[dict]:       # filled after the block: energy_kwh, its parts energy_cpu_kwh, energy_gpu_kwh and energy_ram_kwh, energy_seconds, co2_kg, assumptions; empty where CodeCarbon is not installed
+) -> Iterator[
+    dict
+]:  # filled after the block: energy_kwh, its parts energy_cpu_kwh, energy_gpu_kwh and energy_ram_kwh, energy_seconds, co2_kg, assumptions; empty where CodeCarbon is not installed
     "An estimate of the electricity that the block used, and of the CO₂ behind it. Raises `UsageError` for an unknown country."
     found = {}
-    if find_spec("codecarbon") is None: yield found; return
+    if find_spec("codecarbon") is None:
+        yield found
+        return
     import pycountry
-    if pycountry.countries.get(alpha_3=country) is None: raise UsageError(f"{country!r} is no country code: give three letters (ISO 3166-1 alpha-3), such as USA, FRA or DEU.")
+
+    if pycountry.countries.get(alpha_3=country) is None:
+        raise UsageError(
+            f"{country!r} is no country code: give three letters (ISO 3166-1 alpha-3), such as USA, FRA or DEU."
+        )
     from codecarbon import OfflineEmissionsTracker
+
     logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it reports its own start before it looks at log_level
-    tracker = OfflineEmissionsTracker(country_iso_code=country, save_to_file=False, log_level="critical", allow_multiple_runs=True)
+    tracker = OfflineEmissionsTracker(
+        country_iso_code=country, save_to_file=False, log_level="critical", allow_multiple_runs=True
+    )
     tracker.start()
-    try: yield found
+    try:
+        yield found
     finally:
         tracker.stop()
         data = tracker.final_emissions_data
-        found.update(energy_kwh=data.energy_consumed, energy_cpu_kwh=data.cpu_energy, energy_gpu_kwh=data.gpu_energy, energy_ram_kwh=data.ram_energy, energy_seconds=data.duration, co2_kg=data.emissions,
-                     assumptions=f"estimate by CodeCarbon {data.codecarbon_version} for processor, memory and GPU of this machine ({data.cpu_model or 'unknown processor'}), energy mix of {country}")
+        found.update(
+            energy_kwh=data.energy_consumed,
+            energy_cpu_kwh=data.cpu_energy,
+            energy_gpu_kwh=data.gpu_energy,
+            energy_ram_kwh=data.ram_energy,
+            energy_seconds=data.duration,
+            co2_kg=data.emissions,
+            assumptions=f"estimate by CodeCarbon {data.codecarbon_version} for processor, memory and GPU of this machine ({data.cpu_model or 'unknown processor'}), energy mix of {country}",
+        )
 
 # %% ../../nbs/recipes/one_shot.ipynb #c012
 def global_evaluation(
     model_config: ModelConfig,
-    ratio: float,          # share that goes, in [0, 1); 0 measures the dense model
-    trainloader,           # calibration batches
-    testloader,            # batches of test windows
-) -> dict:                 # ratio, achieved, perplexity, kl, top1_agreement, sizes, macs, flops, times, energy, texts
+    ratio: float,  # share that goes, in [0, 1); 0 measures the dense model
+    trainloader,  # calibration batches
+    testloader,  # batches of test windows
+) -> dict:  # ratio, achieved, perplexity, kl, top1_agreement, sizes, macs, flops, times, energy, texts
     "Load the dense model, prune it at one ratio, measure it. Raises `UsageError` for a ratio outside [0, 1) and an unknown method, before anything is loaded."
-    function, options = lookup(PRUNING_FUNCTIONS, model_config.pruning_function, "pruning function"), model_config.options or {}
+    function, options = (
+        lookup(PRUNING_FUNCTIONS, model_config.pruning_function, "pruning function"),
+        model_config.options or {},
+    )
     check_sparsity(ratio)
     dense = load_model(model_config.model, seed=model_config.seed)
     model = copy.deepcopy(dense)
-    if ratio: function(model, ratio, trainloader, **options)
-    with estimated_energy(model_config.country) as energy: perplexity = perplexity_of(model, testloader)
+    if ratio:
+        function(model, ratio, trainloader, **options)
+    with estimated_energy(model_config.country) as energy:
+        perplexity = perplexity_of(model, testloader)
     size, one = parameter_counts(model), {k: v[:1] for k, v in testloader[0].items()}
     before, work = parameter_counts(dense), macs(model, one)
     timed = size["total"] < before["total"] or not ratio
-    row = {"model": model_config.model, "pruning_function": model_config.pruning_function, "ratio": ratio, "achieved": 1 - size["prunable_nonzero"] / before["prunable"],
-           "perplexity": perplexity, **agreement_on(model, dense, testloader), "parameters": size["total"], "nonzero": size["nonzero"], "bytes_dense": size["bytes_dense"], "bytes_sparse": size["bytes_sparse"],
-           "macs": work, "flops": 2 * work, "latency_s": None, "latency_iqr_s": None, "dense_latency_s": None}
+    row = {
+        "model": model_config.model,
+        "pruning_function": model_config.pruning_function,
+        "ratio": ratio,
+        "achieved": 1 - size["prunable_nonzero"] / before["prunable"],
+        "perplexity": perplexity,
+        **agreement_on(model, dense, testloader),
+        "parameters": size["total"],
+        "nonzero": size["nonzero"],
+        "bytes_dense": size["bytes_dense"],
+        "bytes_sparse": size["bytes_sparse"],
+        "macs": work,
+        "flops": 2 * work,
+        "latency_s": None,
+        "latency_iqr_s": None,
+        "dense_latency_s": None,
+    }
     if timed:
         time = latency(model, one)
-        row |= {"latency_s": time["median"], "latency_iqr_s": time["iqr"], "dense_latency_s": latency(dense, one)["median"]}
+        row |= {
+            "latency_s": time["median"],
+            "latency_iqr_s": time["iqr"],
+            "dense_latency_s": latency(dense, one)["median"],
+        }
         tokens = one["input_ids"].shape[1]
         speed = writing_speed(model, prompt=max(1, tokens // 2), new_tokens=max(2, tokens // 8))
         row |= {f"{phase}_{name}": value for phase, found in speed.items() for name, value in found.items()}
@@ -180,38 +252,92 @@ def execute_benchmark(
     model_config: ModelConfig,
     pruning_function: str = None,  # a name of `PRUNING_FUNCTIONS`; None: the configuration's
     ratios=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
-    progress: bool = True,         # show a bar
-) -> list:                         # one row per ratio, as `global_evaluation` gives them
+    progress: bool = True,  # show a bar
+) -> list:  # one row per ratio, as `global_evaluation` gives them
     "One row per ratio, each from the dense model."
     from tqdm import tqdm
+
     config = replace(model_config, pruning_function=pruning_function or model_config.pruning_function)
     lookup(PRUNING_FUNCTIONS, config.pruning_function, "pruning function")
-    for ratio in ratios: check_sparsity(ratio)
+    for ratio in ratios:
+        check_sparsity(ratio)
     train, test = config.loaders(load_model(config.model, seed=config.seed))
-    return [global_evaluation(config, ratio, train, test) for ratio in tqdm(ratios, config.pruning_function, disable=not progress)]
+    return [
+        global_evaluation(config, ratio, train, test)
+        for ratio in tqdm(ratios, config.pruning_function, disable=not progress)
+    ]
 
 # %% ../../nbs/recipes/one_shot.ipynb #c023
-_LLAMA = dict(model="meta-llama/Llama-2-7b-hf", task="wikitext2", calibration_task="c4", n_calibration=128, length=4096, source="Sun et al. 2024")
-_OPT = dict(model="facebook/opt-125m", task="wikitext2", calibration_task="c4", n_calibration=128, length=2048, source="Frantar and Alistarh 2023; Sun et al. 2024")
-PUBLISHED = [protocol | dict(pattern=pattern, sparsity=sparsity, method=method, perplexity=value) for protocol, pattern, sparsity, values in [
-    (_LLAMA, "unstructured", 0.0, {"dense": 5.12}), (_LLAMA, "unstructured", 0.5, {"magnitude": 14.89, "sparsegpt": 6.51, "wanda": 6.42}),
-    (_LLAMA, "2:4", 0.5, {"magnitude": 54.59, "sparsegpt": 10.17, "wanda": 11.02}), (_OPT, "unstructured", 0.0, {"dense": 27.66}),
-    (_OPT, "unstructured", 0.5, {"magnitude": 193, "sparsegpt": 36.9, "wanda": 39}), (_OPT, "2:4", 0.5, {"magnitude": 341, "sparsegpt": 60.7, "wanda": 81.6})]
-    for method, value in values.items()]
+_LLAMA = dict(
+    model="meta-llama/Llama-2-7b-hf",
+    task="wikitext2",
+    calibration_task="c4",
+    n_calibration=128,
+    length=4096,
+    source="Sun et al. 2024",
+)
+_OPT = dict(
+    model="facebook/opt-125m",
+    task="wikitext2",
+    calibration_task="c4",
+    n_calibration=128,
+    length=2048,
+    source="Frantar and Alistarh 2023; Sun et al. 2024",
+)
+PUBLISHED = [
+    protocol | dict(pattern=pattern, sparsity=sparsity, method=method, perplexity=value)
+    for protocol, pattern, sparsity, values in [
+        (_LLAMA, "unstructured", 0.0, {"dense": 5.12}),
+        (_LLAMA, "unstructured", 0.5, {"magnitude": 14.89, "sparsegpt": 6.51, "wanda": 6.42}),
+        (_LLAMA, "2:4", 0.5, {"magnitude": 54.59, "sparsegpt": 10.17, "wanda": 11.02}),
+        (_OPT, "unstructured", 0.0, {"dense": 27.66}),
+        (_OPT, "unstructured", 0.5, {"magnitude": 193, "sparsegpt": 36.9, "wanda": 39}),
+        (_OPT, "2:4", 0.5, {"magnitude": 341, "sparsegpt": 60.7, "wanda": 81.6}),
+    ]
+    for method, value in values.items()
+]
 
 
 def beside_published(
     rows: list,  # rows of experiments
-):               # a pandas.DataFrame, one line per published value that rows of this model and task can stand beside; empty where there is none
+):  # a pandas.DataFrame, one line per published value that rows of this model and task can stand beside; empty where there is none
     "Mean perplexity over the seeds beside the published one, and in which ways the protocols differ."
     import pandas as pd
+
     lines = []
     for paper in PUBLISHED:
         dense = paper["method"] == "dense"  # which no calibration can change
-        own = [r for r in rows if all(r[k] == paper[k] for k in ("model", "task", *(() if dense else ("method", "pattern", "sparsity")))) and (dense or (r["recovery"], r["scope"], r["rounds"]) == ("none", "blocks", 1) and not r["options"] and r["allocation"] in ("group", load_methods()[r["method"]].allocation))]
-        if not own: continue
-        values, got = [r["dense_value" if dense else "value"] for r in own], [{**r, "length": r["protocol_parts"]["length"]} for r in own]
-        differs = [f"{name} {', '.join(sorted({str(r[name]) for r in got}))} instead of {paper[name]}" for name in ("length", *(() if dense else ("calibration_task", "n_calibration"))) if {r[name] for r in got} != {paper[name]}]
-        lines.append({"pattern": paper["pattern"], "sparsity": paper["sparsity"], "method": paper["method"], "here": sum(values) / len(values), "published": paper["perplexity"],
-                      "source": paper["source"], "warning": "not comparable: " + ", ".join(differs) if differs else ""})
+        own = [
+            r
+            for r in rows
+            if all(r[k] == paper[k] for k in ("model", "task", *(() if dense else ("method", "pattern", "sparsity"))))
+            and (
+                dense
+                or (r["recovery"], r["scope"], r["rounds"]) == ("none", "blocks", 1)
+                and not r["options"]
+                and r["allocation"] in ("group", load_methods()[r["method"]].allocation)
+            )
+        ]
+        if not own:
+            continue
+        values, got = (
+            [r["dense_value" if dense else "value"] for r in own],
+            [{**r, "length": r["protocol_parts"]["length"]} for r in own],
+        )
+        differs = [
+            f"{name} {', '.join(sorted({str(r[name]) for r in got}))} instead of {paper[name]}"
+            for name in ("length", *(() if dense else ("calibration_task", "n_calibration")))
+            if {r[name] for r in got} != {paper[name]}
+        ]
+        lines.append(
+            {
+                "pattern": paper["pattern"],
+                "sparsity": paper["sparsity"],
+                "method": paper["method"],
+                "here": sum(values) / len(values),
+                "published": paper["perplexity"],
+                "source": paper["source"],
+                "warning": "not comparable: " + ", ".join(differs) if differs else "",
+            }
+        )
     return pd.DataFrame(lines)

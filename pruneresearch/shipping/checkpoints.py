@@ -7,26 +7,59 @@ __all__ = ['SPARSE', 'FORMAT', 'FIELDS', 'STORAGE', 'pack', 'unpack', 'sparsify'
            'load_pruned', 'open_model', 'certify', 'save_pruned']
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c003
-import json, math, subprocess, sys, tempfile
+import json
+import math
+import subprocess
+import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
+
 import numpy as np
-import torch, transformers
+import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn, Tensor
-from ..model.anatomy import LAYOUTS, Layout, anatomy, layout_of, register_layout
-from ..basics.errors import RunError, UsageError, short_error, lookup
-from ..basics.files import read_json, read_record, require_fields, require_plain_names, atomic_file, atomic_folder, write_json
-from ..pruning.masks import INTEGERS, require_bits, shapes_in
+from torch import Tensor, nn
+
+from ..basics.errors import RunError, UsageError, lookup, short_error
+from pruneresearch.basics.files import (
+    atomic_file,
+    atomic_folder,
+    read_json,
+    read_record,
+    require_fields,
+    require_plain_names,
+    write_json,
+)
 from ..measure.quality import evaluating
-from ..model.loading import DTYPES, PRUNED_FILE, SimpleMLP, check_folder, example_inputs, file_hash, load_model, loading, model_class, quiet, ready, require_fit, require_possible, require_whole, save_model, tensor_outputs, untrained_mlp
+from ..model.anatomy import LAYOUTS, Layout, anatomy, layout_of, register_layout
+from pruneresearch.model.loading import (
+    DTYPES,
+    PRUNED_FILE,
+    SimpleMLP,
+    check_folder,
+    example_inputs,
+    file_hash,
+    load_model,
+    loading,
+    model_class,
+    quiet,
+    ready,
+    require_fit,
+    require_possible,
+    require_whole,
+    save_model,
+    tensor_outputs,
+    untrained_mlp,
+)
+from ..pruning.masks import INTEGERS, require_bits, shapes_in
 from .surgery import cut, reload_plan, widths_of
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c005
 def pack(
     tensor: Tensor,  # any dtype
-) -> tuple:          # (bits uint8 (⌈n/8⌉,), values (non-zeros,) in the tensor's dtype)
+) -> tuple:  # (bits uint8 (⌈n/8⌉,), values (non-zeros,) in the tensor's dtype)
     "A tensor as a bitmask and the entries whose bits are not all zero."
     flat = tensor.detach().cpu().contiguous().flatten()
     there = flat.view(INTEGERS[flat.element_size()]) != 0
@@ -34,10 +67,10 @@ def pack(
 
 
 def unpack(
-    bits: Tensor,    # as `pack` makes them
+    bits: Tensor,  # as `pack` makes them
     values: Tensor,  # as `pack` makes them
-    shape,           # of the tensor
-) -> Tensor:         # bit for bit what was packed
+    shape,  # of the tensor
+) -> Tensor:  # bit for bit what was packed
     "The inverse of `pack`."
     flat = torch.zeros(math.prod(shape), dtype=values.dtype)
     flat[torch.from_numpy(np.unpackbits(bits.numpy(), count=len(flat)).astype(bool))] = values
@@ -55,73 +88,114 @@ def sparsify(
         stored, shapes = {}, {}
         for name, tensor in load_file(dense).items():
             bits, values = pack(tensor)
-            if bits.nbytes + values.nbytes >= tensor.nbytes: stored[name] = tensor; continue
+            if bits.nbytes + values.nbytes >= tensor.nbytes:
+                stored[name] = tensor
+                continue
             stored[f"{name}.bits"], stored[f"{name}.values"], shapes[name] = bits, values, list(tensor.shape)
-        with atomic_file(dense.with_name(dense.stem + SPARSE)) as temporary: save_file(stored, temporary, metadata={"shapes": json.dumps(shapes)})
+        with atomic_file(dense.with_name(dense.stem + SPARSE)) as temporary:
+            save_file(stored, temporary, metadata={"shapes": json.dumps(shapes)})
         dense.unlink()
-    for index in Path(folder).glob("*.index.json"): index.unlink()
+    for index in Path(folder).glob("*.index.json"):
+        index.unlink()
 
 
 def read_tensors(
-    file,   # a weight file, dense or sparse
+    file,  # a weight file, dense or sparse
 ) -> dict:  # name → tensor
     "The tensors of a file; raises `RunError` where it is cut short."
     try:
         with safe_open(file, "pt") as opened:
-            stored, shapes = {name: opened.get_tensor(name) for name in opened.keys()}, shapes_in(opened.metadata(), file)
+            stored, shapes = (
+                {name: opened.get_tensor(name) for name in opened.keys()},
+                shapes_in(opened.metadata(), file),
+            )
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{str(file)!r} cannot be read ({short_error(error)}): it is missing, damaged or cut short; copy the whole checkpoint again.") from None
-    for name, shape in shapes.items(): stored[name] = _unpacked(stored.pop(f"{name}.bits", None), stored.pop(f"{name}.values", None), shape, file)
+        raise RunError(
+            f"{str(file)!r} cannot be read ({short_error(error)}): it is missing, damaged or cut short; copy the whole checkpoint again."
+        ) from None
+    for name, shape in shapes.items():
+        stored[name] = _unpacked(stored.pop(f"{name}.bits", None), stored.pop(f"{name}.values", None), shape, file)
     return stored
 
 
 def _unpacked(bits: Tensor, values: Tensor, shape: list, file) -> Tensor:
     "One tensor of a sparse file; raises `RunError` where its three parts do not fit each other."
-    if bits is None or values is None: raise RunError(f"{str(file)!r} is damaged: a tensor lacks its bits or its values.")
+    if bits is None or values is None:
+        raise RunError(f"{str(file)!r} is damaged: a tensor lacks its bits or its values.")
     require_bits(bits, shape, file)
-    if tuple(values.shape) != (int(np.unpackbits(bits.numpy(), count=math.prod(shape)).sum()),): raise RunError(f"{str(file)!r} is damaged: a tensor has {len(values)} values where its bits count others.")
+    if tuple(values.shape) != (int(np.unpackbits(bits.numpy(), count=math.prod(shape)).sum()),):
+        raise RunError(f"{str(file)!r} is damaged: a tensor has {len(values)} values where its bits count others.")
     return unpack(bits, values, shape)
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c010
 FORMAT = 1
-FIELDS = {"architecture": str, "loader": str, "layout": (dict, type(None)), "widths": list, "files": dict, "certificate": (dict, type(None))}  # that `load_pruned` reads
+FIELDS = {
+    "architecture": str,
+    "loader": str,
+    "layout": (dict, type(None)),
+    "widths": list,
+    "files": dict,
+    "certificate": (dict, type(None)),
+}  # that `load_pruned` reads
 
 
 def describe(
     model: nn.Module,  # what was saved
-    folder: Path,      # where
-    storage: str,      # "dense" or "sparse"
+    folder: Path,  # where
+    storage: str,  # "dense" or "sparse"
 ) -> dict:
     "What `load_pruned` has to know."
     layout, plan = layout_of(model), reload_plan(model)
     plain = plan.loader == "from_pretrained" and storage == "dense"
     why = plan.why if storage == "dense" else "the weights are stored as bitmask and values"
-    return dict(format=FORMAT, architecture=type(model).__name__, storage=storage, loader="from_pretrained" if plain else "load_pruned", why=why,
-                layout=asdict(layout) if layout else None, widths=widths_of(anatomy(model)),
-                files={file.name: file_hash(file) for file in sorted(folder.glob("*.safetensors"))}, certificate=None)
+    return dict(
+        format=FORMAT,
+        architecture=type(model).__name__,
+        storage=storage,
+        loader="from_pretrained" if plain else "load_pruned",
+        why=why,
+        layout=asdict(layout) if layout else None,
+        widths=widths_of(anatomy(model)),
+        files={file.name: file_hash(file) for file in sorted(folder.glob("*.safetensors"))},
+        certificate=None,
+    )
 
 
 def read_description(
     folder,  # a folder that `save_pruned` wrote
-) -> dict:   # raises `UsageError` for another folder or a newer format, `RunError` for damaged files
+) -> dict:  # raises `UsageError` for another folder or a newer format, `RunError` for damaged files
     "Read `pruned.json` and check the files that it names."
     folder = Path(folder)
-    if not (folder/PRUNED_FILE).is_file(): raise UsageError(f"{str(folder)!r} was not written by save_pruned (it has no {PRUNED_FILE}): open it with load_model.")
-    found = read_record(folder/PRUNED_FILE, {"format": int})
-    if found["format"] > FORMAT: raise RunError(f"{str(folder)!r} was written by a newer pruneresearch (format {str(found['format'])[:9]}, this version reads up to {FORMAT}): upgrade pruneresearch.")
-    require_fields(found, FIELDS, repr(str(folder/PRUNED_FILE)))
-    require_plain_names(found["files"], repr(str(folder/PRUNED_FILE)))
+    if not (folder / PRUNED_FILE).is_file():
+        raise UsageError(
+            f"{str(folder)!r} was not written by save_pruned (it has no {PRUNED_FILE}): open it with load_model."
+        )
+    found = read_record(folder / PRUNED_FILE, {"format": int})
+    if found["format"] > FORMAT:
+        raise RunError(
+            f"{str(folder)!r} was written by a newer pruneresearch (format {str(found['format'])[:9]}, this version reads up to {FORMAT}): upgrade pruneresearch."
+        )
+    require_fields(found, FIELDS, repr(str(folder / PRUNED_FILE)))
+    require_plain_names(found["files"], repr(str(folder / PRUNED_FILE)))
     for name, digest in found["files"].items():
-        if not (folder/name).is_file(): raise RunError(f"{str(folder/name)!r} is missing: copy the whole checkpoint again.")
-        if file_hash(folder/name) != digest: raise RunError(f"{str(folder/name)!r} is damaged or cut short (its SHA-256 differs): copy the checkpoint again.")
+        if not (folder / name).is_file():
+            raise RunError(f"{str(folder / name)!r} is missing: copy the whole checkpoint again.")
+        if file_hash(folder / name) != digest:
+            raise RunError(
+                f"{str(folder / name)!r} is damaged or cut short (its SHA-256 differs): copy the checkpoint again."
+            )
     return found
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c012
 def _first_units(structure, widths: list) -> dict:
     "The first n units of every group: which ones does not matter where there are no numbers yet."
     kinds = [{group.kind for group in (block.heads, block.neurons) if group} for block in structure.blocks]
-    if [set(block) if isinstance(block, dict) else None for block in widths] != kinds or not all(type(n) is int and n > 0 for block in widths for n in block.values()):
-        raise RunError(f"the widths in {PRUNED_FILE} are not those of {len(kinds)} blocks with {', '.join(sorted(set().union(*kinds)))}: the file is damaged.")
+    if [set(block) if isinstance(block, dict) else None for block in widths] != kinds or not all(
+        type(n) is int and n > 0 for block in widths for n in block.values()
+    ):
+        raise RunError(
+            f"the widths in {PRUNED_FILE} are not those of {len(kinds)} blocks with {', '.join(sorted(set().union(*kinds)))}: the file is damaged."
+        )
     units = {(group.block, group.kind): widths[group.block][group.kind] for group in structure.groups}
     return {key: torch.arange(getattr(structure.blocks[key[0]], key[1]).count) < kept for key, kept in units.items()}
 
@@ -129,7 +203,10 @@ def _first_units(structure, widths: list) -> dict:
 def _model(folder: Path, found: dict, config) -> type:
     "The class of the model, once it is known that its weights can fill it."
     made = model_class(found["architecture"], config)
-    if made is None: raise RunError(f"transformers {transformers.__version__} has no model {found['architecture']!r} for such a configuration: install the version that the model was made with.")
+    if made is None:
+        raise RunError(
+            f"transformers {transformers.__version__} has no model {found['architecture']!r} for such a configuration: install the version that the model was made with."
+        )
     require_possible(lambda: made(config), folder)
     return made
 
@@ -137,72 +214,100 @@ def _model(folder: Path, found: dict, config) -> type:
 def _shell(folder: Path, found: dict) -> nn.Module:
     "The model without its weights: parameters on the meta device, buffers real."
     from accelerate import init_empty_weights
-    if read_record(folder/"config.json").get("model_type") == "mlp": return untrained_mlp(folder)
+
+    if read_record(folder / "config.json").get("model_type") == "mlp":
+        return untrained_mlp(folder)
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     made = _model(folder, found, config)
-    if config.model_type not in LAYOUTS: register_layout(config.model_type, _layout(found))
-    with init_empty_weights(include_buffers=False): model = made(config)
+    if config.model_type not in LAYOUTS:
+        register_layout(config.model_type, _layout(found))
+    with init_empty_weights(include_buffers=False):
+        model = made(config)
     return cut(model, _first_units(anatomy(model), found["widths"]), inplace=True)
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c013
 def _layout(found: dict) -> Layout:
     "The layout that travels with a model of an architecture that is not registered here."
-    try: return Layout(**(found["layout"] or {}))
-    except TypeError as error: raise RunError(f"the layout in {PRUNED_FILE} is damaged ({short_error(error)}).") from None
+    try:
+        return Layout(**(found["layout"] or {}))
+    except TypeError as error:
+        raise RunError(f"the layout in {PRUNED_FILE} is damaged ({short_error(error)}).") from None
 
 
 def _fill(model: nn.Module, state: dict) -> None:
     "Give the shell its weights; raises `RunError` where they do not belong to it."
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module.bias is None and f"{name}.bias" in state: module.bias = nn.Parameter(torch.empty_like(state[f"{name}.bias"]))
-    try: unexpected = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
-    except RuntimeError as error: raise RunError(f"the weights do not fit the shapes in {PRUNED_FILE}: {str(error).splitlines()[-1].strip()}") from None
-    if hasattr(model, "tie_weights"): model.tie_weights()
+        if isinstance(module, nn.Linear) and module.bias is None and f"{name}.bias" in state:
+            module.bias = nn.Parameter(torch.empty_like(state[f"{name}.bias"]))
+    try:
+        unexpected = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
+    except RuntimeError as error:
+        raise RunError(
+            f"the weights do not fit the shapes in {PRUNED_FILE}: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if missing or unexpected: raise RunError(f"the weight files do not hold this model: {', '.join([*missing, *unexpected][:3])} missing or unknown; copy the checkpoint again.")
+    if missing or unexpected:
+        raise RunError(
+            f"the weight files do not hold this model: {', '.join([*missing, *unexpected][:3])} missing or unknown; copy the checkpoint again."
+        )
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c014
 def _stated(folder: Path, found: dict) -> nn.Module:
     "The model, where its configuration states every size."
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    model, told = _model(folder, found, config).from_pretrained(folder, config=config, local_files_only=True, weights_only=True, output_loading_info=True)
+    model, told = _model(folder, found, config).from_pretrained(
+        folder, config=config, local_files_only=True, weights_only=True, output_loading_info=True
+    )
     require_whole(model, told["missing_keys"], told["unexpected_keys"], folder)
     return model
 
 
 def load_pruned(
-    folder,             # written by `save_pruned`
-    task=None,          # a `Task`: checks that the model fits it
-    device: str = None, # a torch device by name; None: a CUDA device where there is one, else the CPU
-) -> nn.Module:         # in eval mode, with its tokenizer; `.certificate` is what its reload certificate says
+    folder,  # written by `save_pruned`
+    task=None,  # a `Task`: checks that the model fits it
+    device: str = None,  # a torch device by name; None: a CUDA device where there is one, else the CPU
+) -> nn.Module:  # in eval mode, with its tokenizer; `.certificate` is what its reload certificate says
     "Open a pruned checkpoint. Raises `UsageError` for a folder of another kind, `RunError` for a damaged one."
     folder = Path(folder)
     found = read_description(folder)
-    config = read_record(folder/"config.json", {"model_type": str})
+    config = read_record(folder / "config.json", {"model_type": str})
     check_folder(folder)
-    if task: require_fit(config["model_type"], task, str(folder))
+    if task:
+        require_fit(config["model_type"], task, str(folder))
     with loading(folder), quiet():
-        if found["loader"] == "from_pretrained": model = _stated(folder, found)
+        if found["loader"] == "from_pretrained":
+            model = _stated(folder, found)
         else:
             model = _shell(folder, found)
-            _fill(model, {name: tensor for file in found["files"] for name, tensor in read_tensors(folder/file).items()})
-        if (folder/"generation_config.json").is_file(): model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-        model.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True) if (folder/"tokenizer_config.json").is_file() else None
+            _fill(
+                model, {name: tensor for file in found["files"] for name, tensor in read_tensors(folder / file).items()}
+            )
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+        model.tokenizer = (
+            transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            if (folder / "tokenizer_config.json").is_file()
+            else None
+        )
     model.certificate = found["certificate"]
     return ready(model, folder, device)
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c015
 def open_model(
-    name,              # anything that `load_model` or `load_pruned` opens
+    name,  # anything that `load_model` or `load_pruned` opens
     task=None,
-    dtype: str = None, # a torch dtype by name, or "auto" for the checkpoint's own; None: float32, and a pruned folder's own
-    **how,             # more arguments of `load_model`, of which a pruned folder needs `device` only
+    dtype: str = None,  # a torch dtype by name, or "auto" for the checkpoint's own; None: float32, and a pruned folder's own
+    **how,  # more arguments of `load_model`, of which a pruned folder needs `device` only
 ) -> nn.Module:
     "`load_pruned` for a folder that `save_pruned` wrote, `load_model` for everything else."
-    if not (Path(name)/PRUNED_FILE).is_file(): return load_model(name, task, dtype=dtype or "float32", **how)
+    if not (Path(name) / PRUNED_FILE).is_file():
+        return load_model(name, task, dtype=dtype or "float32", **how)
     numbers = lookup(DTYPES, dtype or "auto", "dtype")
     model = load_pruned(name, task, how.get("device"))
-    for weight in model.parameters() if numbers != "auto" else (): weight.data = weight.data.to(numbers)  # rotary frequencies are buffers, and stay exact
+    for weight in model.parameters() if numbers != "auto" else ():
+        weight.data = weight.data.to(numbers)  # rotary frequencies are buffers, and stay exact
     return model
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c017
@@ -225,53 +330,89 @@ save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.i
 # %% ../../nbs/shipping/checkpoints.ipynb #c018
 def certify(
     model: nn.Module,  # what was saved
-    folder,            # where
-    found: dict,       # its description
-    seed: int = 0,     # of the inputs
-) -> dict:             # loader, largest difference, tolerance, and with which versions; raises `RunError` where the outputs differ
+    folder,  # where
+    found: dict,  # its description
+    seed: int = 0,  # of the inputs
+) -> dict:  # loader, largest difference, tolerance, and with which versions; raises `RunError` where the outputs differ
     "Reload a folder in a fresh process and compare the outputs."
     with tempfile.TemporaryDirectory() as place:
-        questions, answers, batch = f"{place}/questions.safetensors", f"{place}/answers.safetensors", example_inputs(model, 2, 16, seed)
+        questions, answers, batch = (
+            f"{place}/questions.safetensors",
+            f"{place}/answers.safetensors",
+            example_inputs(model, 2, 16, seed),
+        )
         save_file(batch, questions)
-        command = [sys.executable, "-c", _ANSWER, str(Path(folder).resolve()), found["architecture"], found["loader"], str(next(model.parameters()).device), questions, answers]
+        command = [
+            sys.executable,
+            "-c",
+            _ANSWER,
+            str(Path(folder).resolve()),
+            found["architecture"],
+            found["loader"],
+            str(next(model.parameters()).device),
+            questions,
+            answers,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=place)
         if done.returncode:
-            raise RunError(f"the checkpoint was not written: {found['loader']} failed in a fresh process ({(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}).")
+            raise RunError(
+                f"the checkpoint was not written: {found['loader']} failed in a fresh process ({(done.stderr.strip().splitlines() or ['no message'])[-1][:300]})."
+            )
         there = load_file(answers)
-    with evaluating(model): here = {name: tensor.float().cpu() for name, tensor in tensor_outputs(model, batch).items()}
-    difference, largest = (max(f(name) for name in here) for f in (lambda name: _distance(here[name], there.get(name)), lambda name: here[name].abs().max().item()))
+    with evaluating(model):
+        here = {name: tensor.float().cpu() for name, tensor in tensor_outputs(model, batch).items()}
+    difference, largest = (
+        max(f(name) for name in here)
+        for f in (lambda name: _distance(here[name], there.get(name)), lambda name: here[name].abs().max().item())
+    )
     dtype = next(model.parameters()).dtype
     tolerance = max(1.0, largest) * (1e-5 if dtype in (torch.float32, torch.float64) else torch.finfo(dtype).eps)
     if not difference <= tolerance:
-        raise RunError(f"the checkpoint was not written: reloaded with {found['loader']} in a fresh process, its outputs differ by {difference:.2g} (at most {tolerance:.2g} is allowed).")
-    return dict(loader=found["loader"], largest_difference=difference, tolerance=tolerance, dtype=str(dtype).removeprefix("torch."), seed=seed,
-                inputs=[2, next(iter(batch.values())).shape[1]], torch=torch.__version__.split("+")[0], transformers=transformers.__version__)
+        raise RunError(
+            f"the checkpoint was not written: reloaded with {found['loader']} in a fresh process, its outputs differ by {difference:.2g} (at most {tolerance:.2g} is allowed)."
+        )
+    return dict(
+        loader=found["loader"],
+        largest_difference=difference,
+        tolerance=tolerance,
+        dtype=str(dtype).removeprefix("torch."),
+        seed=seed,
+        inputs=[2, next(iter(batch.values())).shape[1]],
+        torch=torch.__version__.split("+")[0],
+        transformers=transformers.__version__,
+    )
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
     "Largest absolute difference; infinite where shapes differ. Equal infinities and NaN are equal."
-    if b is None or a.shape != b.shape: return math.inf
-    return (a - b)[~((a == b) | (a.isnan() & b.isnan()))].abs().nan_to_num(math.inf).max().item() if not torch.equal(a, b) else 0.0
+    if b is None or a.shape != b.shape:
+        return math.inf
+    return (
+        (a - b)[~((a == b) | (a.isnan() & b.isnan()))].abs().nan_to_num(math.inf).max().item()
+        if not torch.equal(a, b)
+        else 0.0
+    )
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c020
 STORAGE = {"dense": lambda folder: None, "sparse": sparsify}  # what happens to the weight files
 
 
 def save_pruned(
-    model: nn.Module,          # any model; usually one that `remove` made, or one that holds masks
-    folder,                    # a new or empty folder
-    storage: str = "dense",    # "dense", or "sparse": bitmask and values
+    model: nn.Module,  # any model; usually one that `remove` made, or one that holds masks
+    folder,  # a new or empty folder
+    storage: str = "dense",  # "dense", or "sparse": bitmask and values
     certificate: bool = True,  # reload in a fresh process before the folder appears (some seconds)
-) -> dict:                     # what `pruned.json` says
+) -> dict:  # what `pruned.json` says
     "Write a checkpoint that `load_pruned` opens, and `from_pretrained` where it says so. Raises `RunError`, and writes nothing, where it does not reload to the same outputs."
     convert = lookup(STORAGE, storage, "storage")
-    if not isinstance(model, SimpleMLP) and layout_of(model) is None: raise UsageError(f"a {type(model).__name__} is no transformers model: save its state_dict with safetensors.")
+    if not isinstance(model, SimpleMLP) and layout_of(model) is None:
+        raise UsageError(f"a {type(model).__name__} is no transformers model: save its state_dict with safetensors.")
     with atomic_folder(folder) as out:
         save_model(model, out)
         convert(out)
         found = describe(model, out, storage)
-        write_json(out/PRUNED_FILE, found)
+        write_json(out / PRUNED_FILE, found)
         if certificate:
             found["certificate"] = certify(model, out, found)
-            write_json(out/PRUNED_FILE, found)
+            write_json(out / PRUNED_FILE, found)
     return found

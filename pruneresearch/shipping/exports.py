@@ -6,22 +6,29 @@
 __all__ = ['SHAPES', 'runtime_difference', 'export_onnx', 'is_2_4', 'semi_structured']
 
 # %% ../../nbs/shipping/exports.ipynb #c003
-import logging, math, warnings
+import logging
+import math
+import warnings
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
 import torch
-from torch import nn, Tensor
-from ..model.anatomy import anatomy, layout_of
+from torch import Tensor, nn
+
 from ..basics.errors import RunError, UsageError
 from ..basics.files import atomic_folder, write_json
 from ..measure.quality import evaluating
+from ..model.anatomy import anatomy, layout_of
 from ..model.loading import context_of, example_inputs, quiet, tensor_outputs, tokenizer_of
 
 # %% ../../nbs/shipping/exports.ipynb #c005
 def _require_onnx() -> None:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing: raise RunError(f"ONNX export needs {', '.join(missing)}: install the optional extra with pip install 'pruneresearch[onnx]'.")
+    if missing:
+        raise RunError(
+            f"ONNX export needs {', '.join(missing)}: install the optional extra with pip install 'pruneresearch[onnx]'."
+        )
 
 
 @contextmanager
@@ -34,16 +41,20 @@ def _calm():
         with warnings.catch_warnings(), quiet():
             warnings.simplefilter("ignore")
             yield
-    finally: log.setLevel(level)
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager
 def _without_cache(model: nn.Module):
     before = getattr(model.config, "use_cache", None)
-    if before is not None: model.config.use_cache = False
-    try: yield
+    if before is not None:
+        model.config.use_cache = False
+    try:
+        yield
     finally:
-        if before is not None: model.config.use_cache = before
+        if before is not None:
+            model.config.use_cache = before
 
 # %% ../../nbs/shipping/exports.ipynb #c007
 SHAPES = ((1, 5), (2, 16), (3, 11))  # (rows, tokens) on which the two runtimes must agree
@@ -51,10 +62,11 @@ SHAPES = ((1, 5), (2, 16), (3, 11))  # (rows, tokens) on which the two runtimes 
 
 def runtime_difference(
     model: nn.Module,  # in eval mode
-    file,              # of the ONNX graph
-) -> tuple:            # (largest difference, largest output), over `SHAPES`
+    file,  # of the ONNX graph
+) -> tuple:  # (largest difference, largest output), over `SHAPES`
     "Compare ONNX Runtime with the model."
     import onnxruntime
+
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     difference = largest = 0.0
     for seed, (rows, length) in enumerate(SHAPES):
@@ -63,52 +75,90 @@ def runtime_difference(
         found = session.run(list(expected), {name: value.cpu().numpy() for name, value in batch.items()})
         for a, b in zip(expected.values(), found):
             gap = (a.cpu() - torch.from_numpy(b)).abs().max().item() if a.shape == b.shape else math.inf
-            difference, largest = max(difference, math.inf if math.isnan(gap) else gap), max(largest, a.abs().max().item())
+            difference, largest = (
+                max(difference, math.inf if math.isnan(gap) else gap),
+                max(largest, a.abs().max().item()),
+            )
     return difference, largest
 
 # %% ../../nbs/shipping/exports.ipynb #c008
 def export_onnx(
     model: nn.Module,  # a transformers model with float32 weights and its tokenizer
-    folder,            # a new or empty folder: model.onnx, configuration, tokenizer, onnx.json
-) -> dict:             # what onnx.json says: inputs, outputs, largest difference, versions
+    folder,  # a new or empty folder: model.onnx, configuration, tokenizer, onnx.json
+) -> dict:  # what onnx.json says: inputs, outputs, largest difference, versions
     "Export to ONNX with open batch and length. Raises `RunError`, and writes nothing, where ONNX Runtime computes something else."
     _require_onnx()
-    if layout_of(model) is None: raise UsageError(f"a {type(model).__name__} is no transformers model: export it with torch.onnx.export.")
-    if next(model.parameters()).dtype != torch.float32: raise UsageError(f"ONNX export needs float32 weights, these are {next(model.parameters()).dtype}: call model.float() first.")
+    if layout_of(model) is None:
+        raise UsageError(f"a {type(model).__name__} is no transformers model: export it with torch.onnx.export.")
+    if next(model.parameters()).dtype != torch.float32:
+        raise UsageError(
+            f"ONNX export needs float32 weights, these are {next(model.parameters()).dtype}: call model.float() first."
+        )
     import onnxruntime
+
     with atomic_folder(folder) as out, evaluating(model), torch.no_grad(), _without_cache(model), _calm():
         batch = example_inputs(model, *SHAPES[1])
         names = list(tensor_outputs(model, batch))
         open_axes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in batch}
-        torch.onnx.export(model, (), kwargs=batch, dynamo=True, dynamic_shapes=open_axes, input_names=list(batch), output_names=names, verbose=False).save(str(out/"model.onnx"))
-        difference, largest = runtime_difference(model, out/"model.onnx")
+        torch.onnx.export(
+            model,
+            (),
+            kwargs=batch,
+            dynamo=True,
+            dynamic_shapes=open_axes,
+            input_names=list(batch),
+            output_names=names,
+            verbose=False,
+        ).save(str(out / "model.onnx"))
+        difference, largest = runtime_difference(model, out / "model.onnx")
         if not difference <= 1e-4 * max(1, largest):
-            raise RunError(f"nothing was written: ONNX Runtime's outputs differ by {difference:.2g} from the model's, whose largest is {largest:.2g}.")
+            raise RunError(
+                f"nothing was written: ONNX Runtime's outputs differ by {difference:.2g} from the model's, whose largest is {largest:.2g}."
+            )
         model.config.save_pretrained(out)
         tokenizer_of(model).save_pretrained(out)
-        found = dict(inputs=list(batch), outputs=names, largest_difference=difference, largest_output=largest, shapes=[list(shape) for shape in SHAPES],
-                     torch=torch.__version__.split("+")[0], onnxruntime=onnxruntime.__version__)
-        write_json(out/"onnx.json", found)
+        found = dict(
+            inputs=list(batch),
+            outputs=names,
+            largest_difference=difference,
+            largest_output=largest,
+            shapes=[list(shape) for shape in SHAPES],
+            torch=torch.__version__.split("+")[0],
+            onnxruntime=onnxruntime.__version__,
+        )
+        write_json(out / "onnx.json", found)
     return found
 
 # %% ../../nbs/shipping/exports.ipynb #c013
 def is_2_4(
     weight: Tensor,  # (out, in)
-) -> bool:           # True where no four consecutive inputs hold more than two values
+) -> bool:  # True where no four consecutive inputs hold more than two values
     "Does a matrix have the pattern that the hardware knows?"
     return weight.shape[1] % 4 == 0 and int((weight.detach().reshape(-1, 4) != 0).sum(1).max()) <= 2
 
 
 def semi_structured(
     model: nn.Module,  # pruned with pattern 2:4, in half precision, on a CUDA device
-) -> list:             # names of the layers that now multiply sparsely
+) -> list:  # names of the layers that now multiply sparsely
     "Turn 2:4 weights into PyTorch's semi-structured tensors, in place. Raises `RunError` where the hardware is missing, `UsageError` where nothing fits."
     weight = next(model.parameters())
     if weight.device.type != "cuda" or torch.cuda.get_device_capability(weight.device) < (8, 0):
-        raise RunError(f"2:4 kernels need an NVIDIA GPU of compute capability 8.0 or newer, this model is on {weight.device}: there the zeros hold, but nothing gets faster.")
-    if weight.dtype not in (torch.float16, torch.bfloat16): raise UsageError(f"2:4 kernels compute in float16 or bfloat16, these weights are {weight.dtype}: load the model with dtype='bfloat16'.")
+        raise RunError(
+            f"2:4 kernels need an NVIDIA GPU of compute capability 8.0 or newer, this model is on {weight.device}: there the zeros hold, but nothing gets faster."
+        )
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        raise UsageError(
+            f"2:4 kernels compute in float16 or bfloat16, these weights are {weight.dtype}: load the model with dtype='bfloat16'."
+        )
     from torch.sparse import to_sparse_semi_structured
-    fitting = {name: linear for name, linear in anatomy(model).linears.items() if is_2_4(linear.weight) and linear.weight.shape[0] % 32 == 0 and linear.weight.shape[1] % 64 == 0}
-    if not fitting: raise UsageError("no layer has 2:4 zeros and a shape of multiples of 32 × 64: prune with pattern '2:4' first.")
-    for linear in fitting.values(): linear.weight = nn.Parameter(to_sparse_semi_structured(linear.weight.detach()), requires_grad=False)
+
+    fitting = {
+        name: linear
+        for name, linear in anatomy(model).linears.items()
+        if is_2_4(linear.weight) and linear.weight.shape[0] % 32 == 0 and linear.weight.shape[1] % 64 == 0
+    }
+    if not fitting:
+        raise UsageError("no layer has 2:4 zeros and a shape of multiples of 32 × 64: prune with pattern '2:4' first.")
+    for linear in fitting.values():
+        linear.weight = nn.Parameter(to_sparse_semi_structured(linear.weight.detach()), requires_grad=False)
     return list(fitting)

@@ -14,133 +14,191 @@ from dataclasses import dataclass, field, replace
 from errno import ENOSPC
 from pathlib import Path
 from shutil import disk_usage
+
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn, Tensor
-from ..model.anatomy import Block, anatomy
+from torch import Tensor, nn
+
 from ..basics.errors import RunError, UsageError, short_error
-from ..basics.files import read_record, require_empty, require_plain_names, atomic_folder, write_json
+from ..basics.files import atomic_folder, read_record, require_empty, require_plain_names, write_json
 from ..basics.fingerprints import fingerprint
-from ..pruning.blocks import block_by_block
-from .checkpoints import describe
-from ..pruning.choosing import Request, check_walk, finished_blocks, needs_all, pruned_blocks, request_name, require_finite, require_writable, store_block, restore_block
-from ..pruning.masks import PackedMasks, Masks, parse_pattern
+from ..model.anatomy import Block, anatomy
 from ..model.loading import PRUNED_FILE, empty_model, file_hash, local_folder, quiet
+from ..pruning.blocks import block_by_block
+from pruneresearch.pruning.choosing import (
+    Request,
+    check_walk,
+    finished_blocks,
+    needs_all,
+    pruned_blocks,
+    request_name,
+    require_finite,
+    require_writable,
+    restore_block,
+    store_block,
+)
 from ..pruning.engine import Pruned, _allocated, _calibration, pruned_by, requested
+from ..pruning.masks import Masks, PackedMasks, parse_pattern
+from .checkpoints import describe
 
 # %% ../../nbs/shipping/stream.ipynb #c005
 @contextmanager
 def opened(
-    file,         # of safetensors
-) -> Iterator:    # what `safe_open` gives
+    file,  # of safetensors
+) -> Iterator:  # what `safe_open` gives
     "A file while it is needed; raises `RunError` naming it where it cannot be read."
     try:
-        with safe_open(file, "pt") as tensors: yield tensors
+        with safe_open(file, "pt") as tensors:
+            yield tensors
     except (SafetensorError, OSError) as error:
-        raise RunError(f"{str(file)!r} cannot be read ({short_error(error)}): it is missing, damaged or cut short; copy the whole checkpoint again.") from None
+        raise RunError(
+            f"{str(file)!r} cannot be read ({short_error(error)}): it is missing, damaged or cut short; copy the whole checkpoint again."
+        ) from None
 
 
 def stored_tensors(
     folder: Path,  # of a checkpoint
-) -> dict:         # name in the files → file; raises `UsageError` where there are no safetensors
+) -> dict:  # name in the files → file; raises `UsageError` where there are no safetensors
     "What is stored where."
-    index, whole = folder/"model.safetensors.index.json", folder/"model.safetensors"
+    index, whole = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
         stored = read_record(index, {"weight_map": dict})["weight_map"]
         require_plain_names(stored.values(), repr(str(index)))
-        return {name: folder/file for name, file in stored.items()}
-    if not whole.is_file(): raise UsageError(f"{str(folder)!r} has neither model.safetensors nor an index of shards: save the model with save_pretrained first.")
-    with opened(whole) as tensors: return dict.fromkeys(tensors.keys(), whole)
+        return {name: folder / file for name, file in stored.items()}
+    if not whole.is_file():
+        raise UsageError(
+            f"{str(folder)!r} has neither model.safetensors nor an index of shards: save the model with save_pretrained first."
+        )
+    with opened(whole) as tensors:
+        return dict.fromkeys(tensors.keys(), whole)
 
 
 def _same(model: nn.Module) -> list:
     "Lists of the names of one tensor: tied parameters have several."
     names = {}
-    for name, tensor in model.state_dict(keep_vars=True).items(): names.setdefault(id(tensor), []).append(name)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
     return list(names.values())
 
 # %% ../../nbs/shipping/stream.ipynb #c006
 def tensor_files(
     model: nn.Module,  # as `empty_model` makes it
-    folder: Path,      # of its checkpoint
-) -> dict:             # name of a parameter or buffer → (file, name in the file); tied ones once, under their first name
+    folder: Path,  # of its checkpoint
+) -> dict:  # name of a parameter or buffer → (file, name in the file); tied ones once, under their first name
     "Where each tensor of a model lies. Raises `RunError` where one is missing or has another shape."
-    stored, prefix, parameters, found = stored_tensors(folder), f"{model.base_model_prefix}.", dict(model.named_parameters()), {}
+    stored, prefix, parameters, found = (
+        stored_tensors(folder),
+        f"{model.base_model_prefix}.",
+        dict(model.named_parameters()),
+        {},
+    )
     for names in _same(model):
-        keys = dict.fromkeys(key for name in names for key in (name, name.removeprefix(prefix), prefix + name) if key in stored)
-        if keys: found[names[0]] = _one_of([(stored[key], key) for key in keys])
-        elif names[0] in parameters: raise RunError(f"the files in {str(folder)!r} hold no {' or '.join(names)}: load the model with load_model and save it with save_pretrained first.")
-    for name, place in found.items(): _require_shape(name, model.get_parameter_or_buffer(name).shape, place)
+        keys = dict.fromkeys(
+            key for name in names for key in (name, name.removeprefix(prefix), prefix + name) if key in stored
+        )
+        if keys:
+            found[names[0]] = _one_of([(stored[key], key) for key in keys])
+        elif names[0] in parameters:
+            raise RunError(
+                f"the files in {str(folder)!r} hold no {' or '.join(names)}: load the model with load_model and save it with save_pretrained first."
+            )
+    for name, place in found.items():
+        _require_shape(name, model.get_parameter_or_buffer(name).shape, place)
     return found
 
 
 def _require_shape(name: str, shape, place: tuple) -> None:
-    with opened(place[0]) as tensors: stored = tensors.get_slice(place[1]).get_shape()
-    if tuple(stored) != tuple(shape): raise RunError(f"{name} is {tuple(stored)} in {str(place[0])!r} and {tuple(shape)} by config.json: copy the whole checkpoint again.")
+    with opened(place[0]) as tensors:
+        stored = tensors.get_slice(place[1]).get_shape()
+    if tuple(stored) != tuple(shape):
+        raise RunError(
+            f"{name} is {tuple(stored)} in {str(place[0])!r} and {tuple(shape)} by config.json: copy the whole checkpoint again."
+        )
 
 
 def _one_of(stored: list) -> tuple:
     "The first place of a tensor that is stored several times; raises `UsageError` where these differ."
     (_, first), *others = stored
     for place in others:
-        if not torch.equal(read_tensor(stored[0]), read_tensor(place)): raise UsageError(f"{first} and {place[1]} are tied in config.json and differ in the files: set tie_word_embeddings to false there.")
+        if not torch.equal(read_tensor(stored[0]), read_tensor(place)):
+            raise UsageError(
+                f"{first} and {place[1]} are tied in config.json and differ in the files: set tie_word_embeddings to false there."
+            )
     return stored[0]
 
 # %% ../../nbs/shipping/stream.ipynb #c008
 def read_tensor(
-    place: tuple,              # (file, name in the file)
-    dtype: torch.dtype = None, # None: as stored
-    rows: Iterable = None,     # only these are read, the others hold anything; None: all
-) -> Tensor:                   # in memory of its own; raises `RunError` for a damaged file
+    place: tuple,  # (file, name in the file)
+    dtype: torch.dtype = None,  # None: as stored
+    rows: Iterable = None,  # only these are read, the others hold anything; None: all
+) -> Tensor:  # in memory of its own; raises `RunError` for a damaged file
     "One tensor of a file."
     file, name = place
     with opened(file) as tensors:
-        if rows is None: return tensors.get_tensor(name).to(dtype=dtype, copy=True)
+        if rows is None:
+            return tensors.get_tensor(name).to(dtype=dtype, copy=True)
         part = tensors.get_slice(name)
         table = torch.empty(part.get_shape(), dtype=dtype)
-        for row in rows: table[row] = part[row]
+        for row in rows:
+            table[row] = part[row]
         return table
 
 # %% ../../nbs/shipping/stream.ipynb #c011
 @dataclass
 class StreamedModel:
     "A model whose weights are in memory for their turn only."
+
     model: nn.Module  # as `empty_model` makes it
-    tensor_files: dict      # as `places` makes it
-    rows: list        # of the input embeddings that are read
+    tensor_files: dict  # as `places` makes it
+    rows: list  # of the input embeddings that are read
     finite: bool = False  # refuse blocks with NaN or infinite weights
     files: list = field(default_factory=list)  # of finished blocks, as `finished` finds them: these are taken up
 
     def names(self, block: Block | None) -> list:  # of a block's tensors; of those before the blocks for None
-        if block: return [name for name in self.places if name.startswith(f"{block.name}.")]
-        inside, head = tuple(f"{block.name}." for block in anatomy(self.model).blocks), weight_name(self.model, self.model.get_output_embeddings())
+        if block:
+            return [name for name in self.places if name.startswith(f"{block.name}.")]
+        inside, head = (
+            tuple(f"{block.name}." for block in anatomy(self.model).blocks),
+            weight_name(self.model, self.model.get_output_embeddings()),
+        )
         return [name for name in self.places if not name.startswith(inside) and name != head]
 
-    def tensors(self, block: Block) -> dict: return {name: tensor for name, tensor in self.model.state_dict().items() if name in self.names(block)}
+    def tensors(self, block: Block) -> dict:
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name in self.names(block)}
 
     @contextmanager
     def present(self, block: Block | None) -> Iterator[None]:
         "A block's weights are there while this lasts, or, for None, those of what comes before the blocks."
         names = self.names(block)
-        fill(self.model, {name: self.places[name] for name in names}, {} if block else {weight_name(self.model, self.model.get_input_embeddings()): self.rows})
+        fill(
+            self.model,
+            {name: self.places[name] for name in names},
+            {} if block else {weight_name(self.model, self.model.get_input_embeddings()): self.rows},
+        )
         try:
-            if block and self.finite: require_finite(block.by_name)
-            if block and block.index < len(self.files): restore_block(self.files[block.index], self.model)
+            if block and self.finite:
+                require_finite(block.by_name)
+            if block and block.index < len(self.files):
+                restore_block(self.files[block.index], self.model)
             yield
-        finally: assign(self.model, {name: tensor.to("meta") for name, tensor in self.model.state_dict().items() if name in names})
+        finally:
+            assign(
+                self.model,
+                {name: tensor.to("meta") for name, tensor in self.model.state_dict().items() if name in names},
+            )
 
 # %% ../../nbs/shipping/stream.ipynb #c012
 def weight_name(
     model: nn.Module,
-    module,            # one of its modules, or None
-) -> str:              # empty for None
+    module,  # one of its modules, or None
+) -> str:  # empty for None
     "What a module's weight is called in the model."
     return next((f"{name}.weight" for name, one in model.named_modules() if one is module), "")
 
 
 def assign(
     model: nn.Module,
-    tensors: dict,     # name → tensor
+    tensors: dict,  # name → tensor
 ) -> None:
     "Put tensors in the places of parameters and buffers."
     model.load_state_dict(tensors, strict=False, assign=True)
@@ -148,24 +206,32 @@ def assign(
 
 def fill(
     model: nn.Module,  # as `empty_model` makes it
-    tensor_files: dict,      # of the tensors to read
-    rows: dict,        # name → the rows that are read, where not all are
+    tensor_files: dict,  # of the tensors to read
+    rows: dict,  # name → the rows that are read, where not all are
 ) -> None:
     "Read tensors into a model."
-    assign(model, {name: read_tensor(place, model.get_parameter_or_buffer(name).dtype, rows.get(name)) for name, place in tensor_files.items()})
+    assign(
+        model,
+        {
+            name: read_tensor(place, model.get_parameter_or_buffer(name).dtype, rows.get(name))
+            for name, place in tensor_files.items()
+        },
+    )
 
 
 def used_rows(
     batches: list,  # dicts of tensors
-) -> list:          # numbers of the tokens in them, once each
+) -> list:  # numbers of the tokens in them, once each
     "Which input embeddings a calibration set needs."
     return torch.cat([batch["input_ids"].flatten() for batch in batches]).unique().tolist() if batches else []
 
 # %% ../../nbs/shipping/stream.ipynb #c016
 class StreamedBlocks(tuple):
     "Blocks whose weights are there while a loop is at them."
-    def __new__(cls,
-        blocks: Iterable,   # of `Block`
+
+    def __new__(
+        cls,
+        blocks: Iterable,  # of `Block`
         present: Callable,  # as for `block_by_block`
     ):
         made = super().__new__(cls, blocks)
@@ -174,17 +240,19 @@ class StreamedBlocks(tuple):
 
     def __iter__(self):
         for i in range(len(self)):
-            with self.present(self[i]): yield self[i]
+            with self.present(self[i]):
+                yield self[i]
 
 # %% ../../nbs/shipping/stream.ipynb #c019
 def bundles(
     sizes: dict,  # name → bytes
-    most: int,    # bytes of a bundle
-) -> list:        # of lists of names, in order; a name that is larger has a bundle of its own
+    most: int,  # bytes of a bundle
+) -> list:  # of lists of names, in order; a name that is larger has a bundle of its own
     "Names that are written into one file."
     made, held = [], most
     for name, size in sizes.items():
-        if held + size > most: made, held = [*made, []], 0
+        if held + size > most:
+            made, held = [*made, []], 0
         made[-1].append(name)
         held += size
     return made
@@ -193,37 +261,52 @@ def bundles(
 @dataclass
 class Shards:
     "The files of a checkpoint in the making."
-    folder: Path
-    total: int                                  # how many files there will be
-    index: dict = field(default_factory=dict)   # name → file
-    counts: dict = field(default_factory=dict)  # name → (zeros, numbers)
-    size: int = 0                               # bytes of all tensors
 
-    def write(self,
+    folder: Path
+    total: int  # how many files there will be
+    index: dict = field(default_factory=dict)  # name → file
+    counts: dict = field(default_factory=dict)  # name → (zeros, numbers)
+    size: int = 0  # bytes of all tensors
+
+    def write(
+        self,
         tensors: dict,  # name → tensor
-    ) -> None:          # raises `RunError` for a full disk
+    ) -> None:  # raises `RunError` for a full disk
         "Make the next file of these."
         from safetensors.torch import save_file
+
         file = f"model-{len({*self.index.values()}) + 1:05d}-of-{self.total:05d}.safetensors"
-        try: save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, self.folder/file, metadata={"format": "pt"})
-        except (OSError, SafetensorError) as error: raise RunError(f"{file} could not be written ({error}): make room and run again.") from None
+        try:
+            save_file(
+                {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+                self.folder / file,
+                metadata={"format": "pt"},
+            )
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{file} could not be written ({error}): make room and run again.") from None
         self.index |= dict.fromkeys(tensors, file)
-        self.counts |= {name: (tensor.numel() - int(tensor.count_nonzero()), tensor.numel()) for name, tensor in tensors.items()}
+        self.counts |= {
+            name: (tensor.numel() - int(tensor.count_nonzero()), tensor.numel()) for name, tensor in tensors.items()
+        }
         self.size += sum(tensor.nbytes for tensor in tensors.values())
 
-    def zeros(self,
+    def zeros(
+        self,
         names: Iterable,  # of tensors that were written
-    ) -> float:           # share of entries that are exactly zero
+    ) -> float:  # share of entries that are exactly zero
         zeros, numbers = map(sum, zip(*(self.counts[name] for name in names)))
         return zeros / numbers
 
 # %% ../../nbs/shipping/stream.ipynb #c023
 def require_room(
     folder: Path,  # to write into; it may be made later
-    size: int,     # bytes
-) -> None:         # raises `RunError`
+    size: int,  # bytes
+) -> None:  # raises `RunError`
     "Look at the disk before any work."
-    if (free := disk_usage(_there(folder)).free) < size: raise RunError(f"what goes into {str(folder)!r} needs {size / 2**20:,.0f} MiB and {free / 2**20:,.0f} are free ({os.strerror(ENOSPC)}): make room, or name another folder.")
+    if (free := disk_usage(_there(folder)).free) < size:
+        raise RunError(
+            f"what goes into {str(folder)!r} needs {size / 2**20:,.0f} MiB and {free / 2**20:,.0f} are free ({os.strerror(ENOSPC)}): make room, or name another folder."
+        )
 
 
 def _there(folder: Path) -> Path:
@@ -233,38 +316,52 @@ def _there(folder: Path) -> Path:
 
 def finish_checkpoint(
     model: nn.Module,  # as `empty_model` makes it
-    shards: Shards,    # all of them written
+    shards: Shards,  # all of them written
     masks: Masks,
 ) -> None:
     "Everything but the weights: index, configuration, tokenizer, description and masks."
     out = shards.folder
-    write_json(out/"model.safetensors.index.json", {"metadata": {"total_size": shards.size}, "weight_map": shards.index})
+    write_json(
+        out / "model.safetensors.index.json", {"metadata": {"total_size": shards.size}, "weight_map": shards.index}
+    )
     model.config.architectures = [type(model).__name__]
     with quiet():
-        for part in (model.config, model.tokenizer, *([model.generation_config] if model.can_generate() else [])): part.save_pretrained(out)
-    write_json(out/PRUNED_FILE, describe(model, out, "dense"))
-    masks.save(out/"masks.safetensors")
+        for part in (model.config, model.tokenizer, *([model.generation_config] if model.can_generate() else [])):
+            part.save_pretrained(out)
+    write_json(out / PRUNED_FILE, describe(model, out, "dense"))
+    masks.save(out / "masks.safetensors")
 
 # %% ../../nbs/shipping/stream.ipynb #c026
 def _streamable(model: nn.Module, pattern: str, walk: dict, **asked) -> Request:
     "The request, checked; raises `UsageError` for what needs the whole model."
     without = "a stream holds one block at a time: choose a method and an allocation that do not, or prune in memory."
-    if getattr(model.config, "quantization_config", None): raise UsageError(f"the weights of {model.display_name!r} are quantised, and a stream reads plain numbers: name the checkpoint that they were made from.")
-    if parse_pattern(pattern).kind == "blocks": raise UsageError(f"pattern 'blocks' compares all blocks with each other, and {without}")
+    if getattr(model.config, "quantization_config", None):
+        raise UsageError(
+            f"the weights of {model.display_name!r} are quantised, and a stream reads plain numbers: name the checkpoint that they were made from."
+        )
+    if parse_pattern(pattern).kind == "blocks":
+        raise UsageError(f"pattern 'blocks' compares all blocks with each other, and {without}")
     check_walk(resume=walk.get("resume"))
     request = requested(model, pattern=pattern, walk=_where(walk), **asked)
     why = needs_all(request.method, request.structure, request.allocation)
-    if not (why or request.sequential) and request.needs: why = f"method {request.method.name!r} would look at the whole dense model (sequential=False)"
-    if why: raise UsageError(f"{why}, and {without}")
+    if not (why or request.sequential) and request.needs:
+        why = f"method {request.method.name!r} would look at the whole dense model (sequential=False)"
+    if why:
+        raise UsageError(f"{why}, and {without}")
     return request
 
 
-def _where(walk: dict) -> dict: return {name: place for name, place in walk.items() if name != "resume"}
+def _where(walk: dict) -> dict:
+    return {name: place for name, place in walk.items() if name != "resume"}
 
 # %% ../../nbs/shipping/stream.ipynb #c028
-def _taken_up(request: Request, lent: StreamedModel, batches: list, folder, shards: Shards, keep: PackedMasks, generator) -> str:
+def _taken_up(
+    request: Request, lent: StreamedModel, batches: list, folder, shards: Shards, keep: PackedMasks, generator
+) -> str:
     "Write the blocks that an earlier run has finished; returns the name of what is being done."
-    weights = fingerprint([str(lent.model.dtype), {file.name: file_hash(file) for file in {file for file, _ in lent.places.values()}}])
+    weights = fingerprint(
+        [str(lent.model.dtype), {file.name: file_hash(file) for file in {file for file, _ in lent.places.values()}}]
+    )
     name, blocks = request_name(request, request.sparsity, batches, weights), request.structure.blocks
     files = finished_blocks(folder, name, lent.model, len(blocks))
     for file, block in zip(files, blocks):
@@ -281,10 +378,15 @@ def _require_disks(lent: StreamedModel, linears: Iterable, output, resume) -> No
     if resume:
         require_writable(resume)
         weights = [f"{name}.weight" for name in linears]
-        kept = size(weights) + sum(lent.model.get_parameter(name).numel() for name in weights) - sum(file.stat().st_size for file in Path(resume).iterdir())
+        kept = (
+            size(weights)
+            + sum(lent.model.get_parameter(name).numel() for name in weights)
+            - sum(file.stat().st_size for file in Path(resume).iterdir())
+        )
     together = resume and os.stat(resume).st_dev == os.stat(_there(output)).st_dev
     require_room(output, result + (kept if together else 0))
-    if resume and not together: require_room(resume, kept)
+    if resume and not together:
+        require_room(resume, kept)
 
 
 def _rest(lent: StreamedModel) -> list:
@@ -297,52 +399,94 @@ def _rest(lent: StreamedModel) -> list:
 # %% ../../nbs/shipping/stream.ipynb #c029
 def _written(request: Request, lent: StreamedModel, batches: list, out: Path, walk: dict) -> Pruned:
     "Prune all blocks, write everything."
-    model, generator, keep, resume, rest = lent.model, request.generator(), PackedMasks(), walk.get("resume"), _rest(lent)
+    model, generator, keep, resume, rest = (
+        lent.model,
+        request.generator(),
+        PackedMasks(),
+        walk.get("resume"),
+        _rest(lent),
+    )
     blocks = request.structure.blocks
     shards = Shards(out, len(blocks) + len(rest))
     name = resume and _taken_up(request, lent, batches, resume, shards, keep, generator)
+
     def store(block, part):
         Masks(part).verify(model)
-        if resume: store_block(resume, name, model, block.index, part, generator)
+        if resume:
+            store_block(resume, name, model, block.index, part, generator)
         shards.write(lent.tensors(block))
-    left = blocks[len(lent.files):]
-    visits = block_by_block(model, batches, request.needs, present=lent.present, done=len(lent.files), progress=request.progress, **_where(walk)) if request.sequential and left else ((block, {}) for block in StreamedBlocks(left, lent.present))
+
+    left = blocks[len(lent.files) :]
+    visits = (
+        block_by_block(
+            model,
+            batches,
+            request.needs,
+            present=lent.present,
+            done=len(lent.files),
+            progress=request.progress,
+            **_where(walk),
+        )
+        if request.sequential and left
+        else ((block, {}) for block in StreamedBlocks(left, lent.present))
+    )
     pruned_blocks(request, model, request.sparsity, visits, generator, keep, store)
-    for names in rest: shards.write({name: read_tensor(lent.places[name], model.get_parameter_or_buffer(name).dtype) for name in names})
+    for names in rest:
+        shards.write(
+            {name: read_tensor(lent.places[name], model.get_parameter_or_buffer(name).dtype) for name in names}
+        )
     finish_checkpoint(model, shards, Masks(keep))
-    achieved, parameters = shards.zeros(f"{name}.weight" for name in request.structure.linears), {name for name, _ in model.named_parameters()}
+    achieved, parameters = (
+        shards.zeros(f"{name}.weight" for name in request.structure.linears),
+        {name for name, _ in model.named_parameters()},
+    )
     return pruned_by(request, Masks(keep), batches, [achieved], shards.zeros(parameters & {*shards.index}))
 
 # %% ../../nbs/shipping/stream.ipynb #c030
 def prune_stream(
-    name,                        # a local folder, an embedded name, or a hub id that is in the local cache
-    output,                      # a new or empty folder: receives the checkpoint, its masks and pruned.json
-    task=None,                   # a `Task` to calibrate on; or
+    name,  # a local folder, an embedded name, or a hub id that is in the local cache
+    output,  # a new or empty folder: receives the checkpoint, its masks and pruned.json
+    task=None,  # a `Task` to calibrate on; or
     *,
-    calibration=None,            # (n, length) token ids, or an iterable of batches, instead of a task
-    method: str = "magnitude",   # a name of `list_methods`
-    sparsity=None,               # fraction in [0, 1) of the weights in the blocks (of units where whole units go), one per block, or {"heads": …, "neurons": …}
+    calibration=None,  # (n, length) token ids, or an iterable of batches, instead of a task
+    method: str = "magnitude",  # a name of `list_methods`
+    sparsity=None,  # fraction in [0, 1) of the weights in the blocks (of units where whole units go), one per block, or {"heads": …, "neurons": …}
     pattern: str = "unstructured",  # "unstructured", "N:M", "heads", "neurons" or "heads+neurons"
-    allocation=None,             # "row", "layer", "owl", a list; None takes the method's own
-    n_calibration: int = 128,    # examples or sequences, drawn from the training split
-    length: int = None,          # tokens per sequence; None: 128 for encoders, min(2048, context) for decoders
-    batch_size: int = 8,         # of the calibration pass
-    seed: int = 0,               # draws the calibration set and random scores
-    progress: bool = False,      # show bars
-    options: dict = None,        # settings of the method or the allocation
-    sequential: bool = None,     # as for `prune`; False is for methods that need no data
-    repair: bool = False,        # let the weights that read pruned heads and neurons make up for them
-    walk: dict = None,           # "offload" and "device" as for `block_by_block`, "resume" a folder that keeps finished blocks
-    dtype: str = "float32",      # of computing and of the result: a torch dtype by name, or "auto" for the checkpoint's own
+    allocation=None,  # "row", "layer", "owl", a list; None takes the method's own
+    n_calibration: int = 128,  # examples or sequences, drawn from the training split
+    length: int = None,  # tokens per sequence; None: 128 for encoders, min(2048, context) for decoders
+    batch_size: int = 8,  # of the calibration pass
+    seed: int = 0,  # draws the calibration set and random scores
+    progress: bool = False,  # show bars
+    options: dict = None,  # settings of the method or the allocation
+    sequential: bool = None,  # as for `prune`; False is for methods that need no data
+    repair: bool = False,  # let the weights that read pruned heads and neurons make up for them
+    walk: dict = None,  # "offload" and "device" as for `block_by_block`, "resume" a folder that keeps finished blocks
+    dtype: str = "float32",  # of computing and of the result: a torch dtype by name, or "auto" for the checkpoint's own
     trust_remote_code: bool = False,  # let a hub repository's own code run; only for authors you trust
-) -> Pruned:                     # as `prune` gives it; the model itself is in the folder
+) -> Pruned:  # as `prune` gives it; the model itself is in the folder
     "Prune a checkpoint into another one with one block in memory. Raises `UsageError` before any work where the request makes no sense or needs the whole model."
     require_empty(output)
     model, walk = empty_model(name, task, dtype, trust_remote_code), walk or {}
-    request = _streamable(model, pattern, walk, method=method, sparsity=sparsity, allocation=allocation, options=options, sequential=sequential, repair=repair, seed=seed, progress=progress)
+    request = _streamable(
+        model,
+        pattern,
+        walk,
+        method=method,
+        sparsity=sparsity,
+        allocation=allocation,
+        options=options,
+        sequential=sequential,
+        repair=repair,
+        seed=seed,
+        progress=progress,
+    )
     batches = _calibration(model, task, calibration, request, n_calibration, length, batch_size)
     lent = StreamedModel(model, tensor_files(model, local_folder(name)), used_rows(batches), request.sequential)
     _require_disks(lent, request.structure.linears, output, walk.get("resume"))
-    request = replace(request, structure=replace(request.structure, blocks=StreamedBlocks(request.structure.blocks, lent.present)))
+    request = replace(
+        request, structure=replace(request.structure, blocks=StreamedBlocks(request.structure.blocks, lent.present))
+    )
     request = _allocated(request, model, batches, walk | {"present": lent.present})
-    with atomic_folder(output) as out: return _written(request, lent, batches, out, walk)
+    with atomic_folder(output) as out:
+        return _written(request, lent, batches, out, walk)

@@ -11,26 +11,29 @@ import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
+
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn, Tensor
-from ..model.anatomy import Anatomy, Group, anatomy, layout_of
+from torch import Tensor, nn
+
 from ..basics.errors import UsageError, lookup
+from ..model.anatomy import Anatomy, Group, anatomy, layout_of
 from ..pruning.blocks import require_adding
 from ..pruning.masks import Masks, by_kind, count_pruned, parse_pattern, sparsity_by_block
 from ..pruning.statistics import as_batches, calibrate
 
 # %% ../../nbs/shipping/surgery.ipynb #c005
 def kept_parts(
-    group: Group,   # heads or neurons of one block
-    keep: Tensor,   # bool (count,), True = stays
+    group: Group,  # heads or neurons of one block
+    keep: Tensor,  # bool (count,), True = stays
 ) -> Iterator[tuple]:  # of (layer, "weight" or "bias", what stays of it)
     "The parameters that change when units go."
     part = lambda tensor, dim, kept: tensor.detach().index_select(dim, kept.cpu().nonzero().flatten().to(tensor.device))
     for name in group.producers:
         linear, rows = group.linears[name], group.rows(name, keep)
         yield linear, "weight", part(linear.weight, 0, rows)
-        if linear.bias is not None: yield linear, "bias", part(linear.bias, 0, rows)
+        if linear.bias is not None:
+            yield linear, "bias", part(linear.bias, 0, rows)
     consumer = group.linears[group.consumer]
     yield consumer, "weight", part(consumer.weight, 1, group.cols(keep))
 
@@ -41,7 +44,8 @@ def update_sizes(
     "Make every attribute that repeats a size agree with the matrices."
     layout = layout_of(model)
     for block in anatomy(model).blocks:
-        for linear in block.linears.values(): linear.out_features, linear.in_features = linear.weight.shape
+        for linear in block.linears.values():
+            linear.out_features, linear.in_features = linear.weight.shape
         sizes = {"neurons": block.neurons.count} if block.neurons else {}
         if block.heads:
             width = block.linears["q"].weight.shape[0]
@@ -53,39 +57,48 @@ def update_sizes(
 # %% ../../nbs/shipping/surgery.ipynb #c013
 def widths_of(
     structure: Anatomy,  # of any model
-) -> list:               # one dict per block, {"heads": units, "neurons": units}
+) -> list:  # one dict per block, {"heads": units, "neurons": units}
     "How many units each block has."
     return [{group.kind: group.count for group in (block.heads, block.neurons) if group} for block in structure.blocks]
 
 
 def widths_after(
     model: nn.Module,  # a transformers model
-    masks: Masks,      # of whole units
-) -> list:             # as `widths_of`
+    masks: Masks,  # of whole units
+) -> list:  # as `widths_of`
     "How many units each block would have."
     units, widths, whole = masks.units(model), widths_of(anatomy(model)), masks.blocks(model)
-    return [{kind: int(units[i, kind].sum()) if (i, kind) in units else count for kind, count in block.items()} for i, block in enumerate(widths) if whole[i]]
+    return [
+        {kind: int(units[i, kind].sum()) if (i, kind) in units else count for kind, count in block.items()}
+        for i, block in enumerate(widths)
+        if whole[i]
+    ]
 
 
 def widths_for(
     model: nn.Module,  # a transformers model
-    sparsity,          # share of units that each block loses, or one share per block
-    pattern: str,      # "heads", "neurons" or "heads+neurons"
-) -> list:             # as `widths_of`
+    sparsity,  # share of units that each block loses, or one share per block
+    pattern: str,  # "heads", "neurons" or "heads+neurons"
+) -> list:  # as `widths_of`
     "How many units each block will have, before anything is scored."
     structure, pattern = anatomy(model), parse_pattern(pattern)
     shares = {kind: sparsity_by_block(share, structure) for kind, share in by_kind(sparsity, pattern).items()}
-    return [block | {kind: block[kind] - count_pruned(lost[i], block[kind]) for kind, lost in shares.items()} for i, block in enumerate(widths_of(structure))]
+    return [
+        block | {kind: block[kind] - count_pruned(lost[i], block[kind]) for kind, lost in shares.items()}
+        for i, block in enumerate(widths_of(structure))
+    ]
 
 # %% ../../nbs/shipping/surgery.ipynb #c014
 @dataclass(frozen=True)
 class Reload:
     "How a cut model can be loaded again."
-    loader: str   # "from_pretrained" or "load_pruned"
-    why: str      # half a sentence
+
+    loader: str  # "from_pretrained" or "load_pruned"
+    why: str  # half a sentence
     config: dict  # entries of the configuration that state the new sizes; empty for `load_pruned`
 
-    def __str__(self): return f"reloads with {self.loader}: {self.why}"
+    def __str__(self):
+        return f"reloads with {self.loader}: {self.why}"
 
 
 def _shapes(structure: Anatomy, widths: list) -> dict:
@@ -105,30 +118,41 @@ def _config_entries(structure: Anatomy, layout, widths: dict) -> dict:
     block, entries = structure.blocks[0], {}
     for kind in (kind for kind, units in widths.items() if units != getattr(block, kind).count):
         entries[lookup(layout.config, kind, "entry of the configuration")] = widths[kind]
-        if kind == "neurons": continue
+        if kind == "neurons":
+            continue
         entries["head_dim"] = attrgetter(layout.head_dim)(block.module)
-        entries[layout.config["heads"]] = widths["heads"] * block.heads.producers[block.names["q"]] // entries["head_dim"]
-        if "kv_heads" in layout.config: entries[layout.config["kv_heads"]] = widths["heads"]
+        entries[layout.config["heads"]] = (
+            widths["heads"] * block.heads.producers[block.names["q"]] // entries["head_dim"]
+        )
+        if "kv_heads" in layout.config:
+            entries[layout.config["kv_heads"]] = widths["heads"]
     return entries
 
 
 def _on_meta(model: nn.Module, entries: dict) -> nn.Module:
     "The model that transformers would build from the configuration with these entries: shapes without numbers."
     config = type(model.config).from_dict(model.config.to_dict() | entries)
-    with torch.device("meta"): return type(model)(config)
+    with torch.device("meta"):
+        return type(model)(config)
 
 # %% ../../nbs/shipping/surgery.ipynb #c015
 def reload_plan(
-    model: nn.Module,      # a transformers model, cut or not yet
-    widths: list = None,   # what the blocks shall have, as `widths_after`; None: what they have
+    model: nn.Module,  # a transformers model, cut or not yet
+    widths: list = None,  # what the blocks shall have, as `widths_after`; None: what they have
 ) -> Reload:
     "Which loader a model of these widths will need, and why. Costs milliseconds, changes nothing."
     structure = anatomy(model)
-    if not structure.blocks: return Reload("load_pruned", "a plain module has no configuration of transformers", {})
+    if not structure.blocks:
+        return Reload("load_pruned", "a plain module has no configuration of transformers", {})
     widths = widths or widths_of(structure)
     for kind in widths[0]:
         found = sorted({block[kind] for block in widths})
-        if len(found) > 1: return Reload("load_pruned", f"the blocks have {found[0]} to {found[-1]} {kind}, a configuration states one number for all", {})
+        if len(found) > 1:
+            return Reload(
+                "load_pruned",
+                f"the blocks have {found[0]} to {found[-1]} {kind}, a configuration states one number for all",
+                {},
+            )
     try:
         entries = _config_entries(anatomy(_on_meta(model, {})), layout_of(model), widths[0])
         built = anatomy(_on_meta(model, entries))
@@ -144,24 +168,34 @@ def _require_own(groups: list) -> None:
     "A layer that two blocks share cannot be cut for one of them."
     seen = set()
     for name, linear in (pair for group in groups for pair in group.linears.items()):
-        if id(linear.weight) in seen: raise UsageError(f"{name} shares its weights with another block: it cannot be cut for one of them alone.")
+        if id(linear.weight) in seen:
+            raise UsageError(f"{name} shares its weights with another block: it cannot be cut for one of them alone.")
         seen.add(id(linear.weight))
 
 
 def cut(
     model: nn.Module,  # a transformers model
-    units: dict,       # (block, kind) → bool (count,), True = stays
-    inplace: bool,     # change it, or make a smaller copy
+    units: dict,  # (block, kind) → bool (count,), True = stays
+    inplace: bool,  # change it, or make a smaller copy
 ) -> nn.Module:
     "Take units out, whatever their weights are."
     groups = [group for group in anatomy(model).groups if (group.block, group.kind) in units]
     _require_own(groups)
-    parts = ((getattr(linear, name), part, linear, name) for group in groups for linear, name, part in kept_parts(group, units[group.block, group.kind]))
+    parts = (
+        (getattr(linear, name), part, linear, name)
+        for group in groups
+        for linear, name, part in kept_parts(group, units[group.block, group.kind])
+    )
     if inplace:
-        for old, part, linear, name in parts: setattr(linear, name, nn.Parameter(part, old.requires_grad))
+        for old, part, linear, name in parts:
+            setattr(linear, name, nn.Parameter(part, old.requires_grad))
     else:
         shared = [model.tokenizer] if hasattr(model, "tokenizer") else []
-        model = copy.deepcopy(model, {id(old): nn.Parameter(part, old.requires_grad) for old, part, *_ in parts} | {id(thing): thing for thing in shared})
+        model = copy.deepcopy(
+            model,
+            {id(old): nn.Parameter(part, old.requires_grad) for old, part, *_ in parts}
+            | {id(thing): thing for thing in shared},
+        )
     update_sizes(model)
     return model
 
@@ -170,61 +204,84 @@ def _gone_weights(group: Group, keep: Tensor) -> tuple:  # (columns that go, boo
     "What a fold needs; raises `UsageError` where it is zero already."
     weight = group.linears[group.consumer].weight.detach()
     gone = ~group.cols(keep).to(weight.device)
-    if weight[:, gone].any(): return gone, weight[:, gone]
-    raise UsageError(f"the weights of the {group.kind} that go from block {group.block} are zero already, so there is nothing to fold: "
-                     "call remove on the model as it was before its masks were applied.")
+    if weight[:, gone].any():
+        return gone, weight[:, gone]
+    raise UsageError(
+        f"the weights of the {group.kind} that go from block {group.block} are zero already, so there is nothing to fold: "
+        "call remove on the model as it was before its masks were applied."
+    )
 
 
 def _cut_and_fold(model: nn.Module, units: dict, batches: list) -> nn.Module:
     "Cut group after group, in place, and leave the mean of what goes in the consumer's bias."
-    groups = [group for group in anatomy(model).groups if (group.block, group.kind) in units and not units[group.block, group.kind].all()]
-    for group in groups: _gone_weights(group, units[group.block, group.kind])
+    groups = [
+        group
+        for group in anatomy(model).groups
+        if (group.block, group.kind) in units and not units[group.block, group.kind].all()
+    ]
+    for group in groups:
+        _gone_weights(group, units[group.block, group.kind])
     for group in groups:
         consumer, keep = group.linears[group.consumer], units[group.block, group.kind]
         gone, weights = _gone_weights(group, keep)
-        gain = weights.float() @ calibrate(model, batches, {group.consumer: consumer}, needs=("mean",))[group.consumer].mean[gone]
+        gain = (
+            weights.float()
+            @ calibrate(model, batches, {group.consumer: consumer}, needs=("mean",))[group.consumer].mean[gone]
+        )
         cut(model, {(group.block, group.kind): keep}, inplace=True)
         before = 0 if consumer.bias is None else consumer.bias.detach().float()
         consumer.bias = nn.Parameter((before + gain).to(consumer.weight.dtype), consumer.weight.requires_grad)
     return model
 
 # %% ../../nbs/shipping/surgery.ipynb #c023
-NUMBERS = ("layer_idx", "layer_id")            # a block's own number, wherever a module keeps it
-PER_BLOCK = ("layer_types", "attention_layers") # entries of configurations with one value per block
+NUMBERS = ("layer_idx", "layer_id")  # a block's own number, wherever a module keeps it
+PER_BLOCK = ("layer_types", "attention_layers")  # entries of configurations with one value per block
 
 
 def without_blocks(
     model: nn.Module,  # a transformers model; changed in place
-    kept: Tensor,      # bool (blocks,), True = stays
-) -> nn.Module:        # the same; it computes what it did without their weights if its blocks only add, see `require_adding`
+    kept: Tensor,  # bool (blocks,), True = stays
+) -> nn.Module:  # the same; it computes what it did without their weights if its blocks only add, see `require_adding`
     "Leave blocks out."
     path = layout_of(model).blocks
     parent, _, name = path.rpartition(".")
     blocks = model.base_model.get_submodule(path)
-    setattr(model.base_model.get_submodule(parent), name, nn.ModuleList(block for block, stays in zip(blocks, kept.tolist()) if stays))
+    setattr(
+        model.base_model.get_submodule(parent),
+        name,
+        nn.ModuleList(block for block, stays in zip(blocks, kept.tolist()) if stays),
+    )
     for number, block in enumerate(model.base_model.get_submodule(path)):
         for module in block.modules():
             for attribute in NUMBERS:
-                if hasattr(module, attribute): setattr(module, attribute, number)
+                if hasattr(module, attribute):
+                    setattr(module, attribute, number)
     config = model.config
     for entry in PER_BLOCK:
-        if getattr(config, entry, None) is not None: setattr(config, entry, [value for value, stays in zip(getattr(config, entry), kept.tolist()) if stays])
-    if getattr(config, "attention_types", None): config.attention_types = [[[kind], 1] for kind in config.attention_layers]  # GPT-Neo says it twice
+        if getattr(config, entry, None) is not None:
+            setattr(config, entry, [value for value, stays in zip(getattr(config, entry), kept.tolist()) if stays])
+    if getattr(config, "attention_types", None):
+        config.attention_types = [[[kind], 1] for kind in config.attention_layers]  # GPT-Neo says it twice
     config.num_hidden_layers = int(kept.sum())
     return model
 
 # %% ../../nbs/shipping/surgery.ipynb #c024
 def remove(
-    model: nn.Module,       # a transformers model; the masks need not be applied to it
-    masks: Masks,           # of whole heads, neurons and blocks, as structured patterns, `Masks.from_units` and `Masks.from_blocks` make them
-    fold=None,              # calibration data, (n, length) token ids or batches: fold the mean of what goes into the consumer's bias
+    model: nn.Module,  # a transformers model; the masks need not be applied to it
+    masks: Masks,  # of whole heads, neurons and blocks, as structured patterns, `Masks.from_units` and `Masks.from_blocks` make them
+    fold=None,  # calibration data, (n, length) token ids or batches: fold the mean of what goes into the consumer's bias
     inplace: bool = False,  # change this model, one layer at a time, instead of making a smaller copy
-) -> nn.Module:             # the smaller model; without `fold` it computes what the masked model computes
+) -> nn.Module:  # the smaller model; without `fold` it computes what the masked model computes
     "Take pruned heads, neurons and blocks out. Raises `UsageError` for masks of another model, masks that are not whole units, and masks that leave a block without any."
     units, whole = masks.units(model), masks.blocks(model)
-    if not whole.all(): require_adding(model)  # before anything is changed
-    if fold is None: smaller = cut(model, units, inplace)
-    else: smaller = _cut_and_fold(model if inplace else copy.deepcopy(model), units, as_batches(fold))
-    if not whole.all(): without_blocks(smaller, whole)
-    for entry, value in reload_plan(smaller).config.items(): setattr(smaller.config, entry, value)
+    if not whole.all():
+        require_adding(model)  # before anything is changed
+    if fold is None:
+        smaller = cut(model, units, inplace)
+    else:
+        smaller = _cut_and_fold(model if inplace else copy.deepcopy(model), units, as_batches(fold))
+    if not whole.all():
+        without_blocks(smaller, whole)
+    for entry, value in reload_plan(smaller).config.items():
+        setattr(smaller.config, entry, value)
     return smaller

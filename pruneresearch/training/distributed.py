@@ -8,6 +8,7 @@ __all__ = ['world_size', 'rank', 'gather_objects', 'require_one_process', 'join_
 # %% ../../nbs/training/distributed.ipynb #c003
 import os
 from collections.abc import Callable
+
 from ..basics.errors import UsageError
 
 # %% ../../nbs/training/distributed.ipynb #c005
@@ -25,8 +26,10 @@ def gather_objects(
     value,  # anything that can be pickled
 ) -> list:  # what each process gave, in their order
     "Every process's value, in every process. All of them must ask."
-    if world_size() == 1: return [value]
+    if world_size() == 1:
+        return [value]
     from torch import distributed
+
     values = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
@@ -36,18 +39,28 @@ def require_one_process(
     what: str,  # would be done, for the message
 ) -> None:
     "Raise `UsageError` where several processes were started for the work of one."
-    if world_size() > 1: raise UsageError(f"{what} runs in one process, and {world_size()} were started: leave torchrun or accelerate launch out.")
+    if world_size() > 1:
+        raise UsageError(
+            f"{what} runs in one process, and {world_size()} were started: leave torchrun or accelerate launch out."
+        )
 
 # %% ../../nbs/training/distributed.ipynb #c011
 def join_process_group() -> Callable:  # tells() → True for the first process that asks, False for all others
     "Meet the other processes, and take the device that is this one's own. Raises `UsageError` where there are more processes than devices."
-    if world_size() == 1: return lambda: True
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # every process would warn that it looks for unused parameters
+    if world_size() == 1:
+        return lambda: True
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # every process would warn that it looks for unused parameters
     import torch
     from torch import distributed
+
     if torch.cuda.is_available():
         place, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-        if place >= devices: raise UsageError(f"a process for each device, please: there are {devices} on this machine, and process {place} (counted from 0) has none.")
+        if place >= devices:
+            raise UsageError(
+                f"a process for each device, please: there are {devices} on this machine, and process {place} (counted from 0) has none."
+            )
         torch.cuda.set_device(place)
     store, number, count = next(distributed.rendezvous("env://"))
     distributed.init_process_group(store=store, rank=number, world_size=count)
@@ -56,7 +69,9 @@ def join_process_group() -> Callable:  # tells() → True for the first process 
 
 def leave_process_group() -> None:
     "Wait until all processes are here, and leave them."
-    if world_size() == 1: return
+    if world_size() == 1:
+        return
     from torch import distributed
+
     distributed.barrier()
     distributed.destroy_process_group()

@@ -12,66 +12,81 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+
 import torch
-from torch import nn, Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
-from ..model.anatomy import anatomy
+
 from ..basics.errors import UsageError, lookup
+from ..model.anatomy import anatomy
+from ..model.loading import length_for
 from ..pruning.budget import UNIT_KINDS, cost_terms, kept_share, require_affordable, shares_of
 from ..pruning.masks import Masks
-from ..model.loading import length_for
+from ..shipping.surgery import remove
 from .distributed import require_one_process
 from .recovery import recover, settings_of
-from ..shipping.surgery import remove
 
 # %% ../../nbs/training/gates.ipynb #c005
 @dataclass(frozen=True, eq=False)
 class Site:
     "Where the gates of one kind act in one block."
+
     block: int
-    kind: str          # of `budget.KINDS`
-    count: int         # how many gates
+    kind: str  # of `budget.KINDS`
+    count: int  # how many gates
     linear: nn.Linear  # the layer whose input they multiply; for "outputs", whose output
-    width: int         # features per gate
+    width: int  # features per gate
 
     @property
-    def key(self) -> tuple: return self.block, self.kind
+    def key(self) -> tuple:
+        return self.block, self.kind
 
 
 def sites(
     model: nn.Module,  # a transformers model
-    kinds,             # of `budget.KINDS`
-) -> list:             # of `Site`, block by block
+    kinds,  # of `budget.KINDS`
+) -> list:  # of `Site`, block by block
     "All places where gates of these kinds act. Raises `UsageError` for a model without such parts."
     found = []
     for block in anatomy(model).blocks:
         for kind in kinds:
             group = block.heads if kind == "heads" else block.neurons
-            if group is None: raise UsageError(f"block {block.index} has no {'attention' if kind == 'heads' else 'FFN'}, so there is nothing for {kind!r} to gate: choose other kinds.")
+            if group is None:
+                raise UsageError(
+                    f"block {block.index} has no {'attention' if kind == 'heads' else 'FFN'}, so there is nothing for {kind!r} to gate: choose other kinds."
+                )
             reader = group.linears[group.consumer]
-            found.append(Site(block.index, kind, *((len(reader.weight), reader, 1) if kind == "outputs" else (group.count, reader, group.columns))))
-    if kinds and not found: raise UsageError("gates need transformer blocks, and this model has none.")
+            found.append(
+                Site(
+                    block.index,
+                    kind,
+                    *((len(reader.weight), reader, 1) if kind == "outputs" else (group.count, reader, group.columns)),
+                )
+            )
+    if kinds and not found:
+        raise UsageError("gates need transformer blocks, and this model has none.")
     return found
 
 # %% ../../nbs/training/gates.ipynb #c008
 @dataclass(frozen=True)
 class Distribution:
     "How logits become gates."
-    draw: Callable      # (logits, logistic noise, temperature) → gates in [0, 1]
-    settled: Callable   # (logits, temperature) → gates without noise
-    chance: Callable    # (logits, temperature) → how likely each gate stays, for the budget
+
+    draw: Callable  # (logits, logistic noise, temperature) → gates in [0, 1]
+    settled: Callable  # (logits, temperature) → gates without noise
+    chance: Callable  # (logits, temperature) → how likely each gate stays, for the budget
 
 
 def logistic_noise(
     like: Tensor,  # any tensor
-) -> Tensor:       # of its shape: logit of uniform numbers, the difference of two Gumbel variables
+) -> Tensor:  # of its shape: logit of uniform numbers, the difference of two Gumbel variables
     "Noise of which half is above 0."
     return torch.rand_like(like).clamp(torch.finfo(like.dtype).tiny, 1 - torch.finfo(like.dtype).eps).logit()
 
 
 def decided(
     logits: Tensor,  # (gates,) of one site
-) -> Tensor:         # (gates,) bool, True = stays
+) -> Tensor:  # (gates,) bool, True = stays
     "ℓ ≥ 0 stays; where none is, the largest."
     keep = logits >= 0
     return keep | (~keep.any() & (torch.arange(len(logits), device=logits.device) == logits.argmax()))
@@ -79,18 +94,29 @@ def decided(
 # %% ../../nbs/training/gates.ipynb #c011
 class Gates(nn.Module):
     "Logits for every gate of a model, and the hooks that apply them."
+
     MOMENTS = 48  # of training at which the gates are recorded
 
     def __init__(self, model: nn.Module, kinds, distribution: Distribution, init: float = 2.0, hard: bool = False):
         super().__init__()
         places = sites(model, kinds)
         device = places[0].linear.weight.device
-        self.kinds, self.distribution, self.hard, self.temperature, self.drawn = tuple(kinds), distribution, hard, 1.0, None
+        self.kinds, self.distribution, self.hard, self.temperature, self.drawn = (
+            tuple(kinds),
+            distribution,
+            hard,
+            1.0,
+            None,
+        )
         self.counts = {site.key: site.count for site in places}
         self.logits = nn.Parameter(torch.full((sum(self.counts.values()),), float(init), device=device))
         self.register_buffer("multiplier", torch.zeros((), device=device))
-        self.register_buffer("moments", torch.full((self.MOMENTS, 3), torch.nan, device=device))        # step, temperature, share kept
-        self.register_buffer("history", torch.full((self.MOMENTS, len(self.logits)), torch.nan, dtype=torch.float16, device=device))
+        self.register_buffer(
+            "moments", torch.full((self.MOMENTS, 3), torch.nan, device=device)
+        )  # step, temperature, share kept
+        self.register_buffer(
+            "history", torch.full((self.MOMENTS, len(self.logits)), torch.nan, dtype=torch.float16, device=device)
+        )
 
     def by_site(self, values: Tensor) -> dict:
         "(block, kind) → the part of `values`, (all gates,), that belongs there."
@@ -125,18 +151,36 @@ def attached(
 ) -> Iterator[Gates]:
     "While the block lasts, the gates multiply."
     now = {}
+
     def start(module, *_):
         gates.drawn = gates.draw() if module.training else None
-        now.update(gates.by_site(gates.drawn) if module.training else {key: keep.to(gates.logits.dtype) for key, keep in gates.keep().items()})
-    def wide(site, x): return now[site.key].to(x.dtype).repeat_interleave(site.width) if site.width > 1 else now[site.key].to(x.dtype)
-    def on_input(site): return lambda module, inputs: (inputs[0] * wide(site, inputs[0]), *inputs[1:])
-    def on_output(site): return lambda module, inputs, output: output * wide(site, output)
+        now.update(
+            gates.by_site(gates.drawn)
+            if module.training
+            else {key: keep.to(gates.logits.dtype) for key, keep in gates.keep().items()}
+        )
+
+    def wide(site, x):
+        return now[site.key].to(x.dtype).repeat_interleave(site.width) if site.width > 1 else now[site.key].to(x.dtype)
+
+    def on_input(site):
+        return lambda module, inputs: (inputs[0] * wide(site, inputs[0]), *inputs[1:])
+
+    def on_output(site):
+        return lambda module, inputs, output: output * wide(site, output)
+
     handles = [model.register_forward_pre_hook(start)]
     for site in sites(model, gates.kinds):
-        handles.append(site.linear.register_forward_hook(on_output(site)) if site.kind == "outputs" else site.linear.register_forward_pre_hook(on_input(site)))
-    try: yield gates
+        handles.append(
+            site.linear.register_forward_hook(on_output(site))
+            if site.kind == "outputs"
+            else site.linear.register_forward_pre_hook(on_input(site))
+        )
+    try:
+        yield gates
     finally:
-        for handle in handles: handle.remove()
+        for handle in handles:
+            handle.remove()
 
 # %% ../../nbs/training/gates.ipynb #c016
 ANNEALING = {  # share of the annealing done, in [0, 1], first and last temperature → temperature
@@ -149,17 +193,18 @@ ANNEALING = {  # share of the annealing done, in [0, 1], first and last temperat
 @dataclass(frozen=True)
 class Pull:
     "What pulls at the gates while they train."
-    terms: list                      # of the cost, see `budget.cost_terms`
-    weights: dict                    # kind → its share of the gated weights
-    keep: float = None               # target share of the cost, in (0, 1); None: a price instead
-    price: float = 0.1               # λ_s of mean(z)
-    quantization: float = 0.01       # λ_q of the mean binary entropy, at the first temperature
-    start: float = 5.0               # temperature at the beginning, > 0 …
-    end: float = 0.1                 # … and at the end
-    anneal: str = "linear"           # of `ANNEALING`
-    hold: float = 0.2                # last part of training, at the last temperature
-    stiffness: float = 20.0          # ρ
-    rate: float = 0.1                # η
+
+    terms: list  # of the cost, see `budget.cost_terms`
+    weights: dict  # kind → its share of the gated weights
+    keep: float = None  # target share of the cost, in (0, 1); None: a price instead
+    price: float = 0.1  # λ_s of mean(z)
+    quantization: float = 0.01  # λ_q of the mean binary entropy, at the first temperature
+    start: float = 5.0  # temperature at the beginning, > 0 …
+    end: float = 0.1  # … and at the end
+    anneal: str = "linear"  # of `ANNEALING`
+    hold: float = 0.2  # last part of training, at the last temperature
+    stiffness: float = 20.0  # ρ
+    rate: float = 0.1  # η
 
     def temperature(self, done: float) -> float:
         "At a share `done` of training, in [0, 1]."
@@ -172,123 +217,173 @@ class Pull:
 # %% ../../nbs/training/gates.ipynb #c017
 def entropy(
     gates: Tensor,  # in [0, 1]
-) -> Tensor:        # of the same shape, in nats: 0 at 0 and 1, log 2 at ½
+) -> Tensor:  # of the same shape, in nats: 0 at 0 and 1, log 2 at ½
     "Binary entropy."
     gates = gates.clamp(1e-6, 1 - 1e-6)
     return -(gates * gates.log() + (1 - gates) * (1 - gates).log())
 
 
 def weighted_gate_mean(
-    pull: Pull, gates: Gates,
+    pull: Pull,
+    gates: Gates,
     values: Tensor,  # (all gates,)
-) -> Tensor:         # scalar
+) -> Tensor:  # scalar
     "Mean over the gates of each kind, weighted by what the kind governs."
-    by_kind = {kind: torch.cat([part for (_, own), part in gates.by_site(values).items() if own == kind]) for kind in gates.kinds}
+    by_kind = {
+        kind: torch.cat([part for (_, own), part in gates.by_site(values).items() if own == kind])
+        for kind in gates.kinds
+    }
     return sum(pull.weights[kind] * part.mean() for kind, part in by_kind.items())
 
 
 def pull_loss(
-    pull: Pull, gates: Gates,
+    pull: Pull,
+    gates: Gates,
     done: float,  # share of training done, in [0, 1]
-) -> Tensor:      # scalar
+) -> Tensor:  # scalar
     "What the gates add to the loss of one step; moves the multiplier."
-    undecided = pull.quantization * pull.start / gates.temperature * weighted_gate_mean(pull, gates, entropy(gates.settled()))
-    if pull.keep is None: return undecided + pull.price * weighted_gate_mean(pull, gates, gates.drawn)
+    undecided = (
+        pull.quantization * pull.start / gates.temperature * weighted_gate_mean(pull, gates, entropy(gates.settled()))
+    )
+    if pull.keep is None:
+        return undecided + pull.price * weighted_gate_mean(pull, gates, gates.drawn)
     error = kept_share(pull.terms, shares_of(gates.chance())) - pull.target(done)
     multiplier = gates.multiplier.add_(pull.rate * error.detach()).clone()
-    return undecided + multiplier * error + pull.stiffness / 2 * error ** 2
+    return undecided + multiplier * error + pull.stiffness / 2 * error**2
 
 # %% ../../nbs/training/gates.ipynb #c018
 def pull_for(
-    model: nn.Module,            # a transformers model
-    kinds,                       # of gates
-    target_sparsity: float = None, # share of the gated weights that shall go, in (0, 1)
-    target_macs: float = None,   # or share of the model's MACs that shall stay, in (0, 1)
-    length: int = 128,           # tokens of the sequence that MACs are counted for
-    **settings,                  # other fields of `Pull`
-) -> Pull:                       # raises `UsageError` for a request that cannot be met
+    model: nn.Module,  # a transformers model
+    kinds,  # of gates
+    target_sparsity: float = None,  # share of the gated weights that shall go, in (0, 1)
+    target_macs: float = None,  # or share of the model's MACs that shall stay, in (0, 1)
+    length: int = 128,  # tokens of the sequence that MACs are counted for
+    **settings,  # other fields of `Pull`
+) -> Pull:  # raises `UsageError` for a request that cannot be met
     "The pull that a request asks for."
-    if target_sparsity is not None and target_macs is not None: raise UsageError("target_sparsity and target_macs are two budgets: give one of them.")
+    if target_sparsity is not None and target_macs is not None:
+        raise UsageError("target_sparsity and target_macs are two budgets: give one of them.")
     for name, value in (("target_sparsity", target_sparsity), ("target_macs", target_macs)):
-        if value is not None and not 0 < value < 1: raise UsageError(f"{name} must be a fraction in (0, 1), got {value!r}.")
+        if value is not None and not 0 < value < 1:
+            raise UsageError(f"{name} must be a fraction in (0, 1), got {value!r}.")
     governed = cost_terms(model, kinds, "weights")
     amounts = {kind: sum(amount for amount, keys in governed if kind in {own for _, own in keys}) for kind in kinds}
-    pull = Pull(cost_terms(model, kinds, "weights" if target_macs is None else "macs", length), {kind: amount / sum(amounts.values()) for kind, amount in amounts.items()},
-                keep=target_macs if target_sparsity is None else 1 - target_sparsity, **settings)
-    if pull.keep is not None: require_affordable(pull.terms, {site.key: site.count for site in sites(model, kinds)}, pull.keep)
+    pull = Pull(
+        cost_terms(model, kinds, "weights" if target_macs is None else "macs", length),
+        {kind: amount / sum(amounts.values()) for kind, amount in amounts.items()},
+        keep=target_macs if target_sparsity is None else 1 - target_sparsity,
+        **settings,
+    )
+    if pull.keep is not None:
+        require_affordable(pull.terms, {site.key: site.count for site in sites(model, kinds)}, pull.keep)
     lookup(ANNEALING, pull.anneal, "annealing")
-    if not pull.start >= pull.end > 0: raise UsageError(f"the temperature must fall to a value above 0, got {pull.start:g} to {pull.end:g}.")
+    if not pull.start >= pull.end > 0:
+        raise UsageError(f"the temperature must fall to a value above 0, got {pull.start:g} to {pull.end:g}.")
     return pull
 
 # %% ../../nbs/training/gates.ipynb #c020
 class GateTraining(TrainerCallback):
     "Temperature, target and record of a run, by the trainer's own count of steps."
-    def __init__(self, gates: Gates, pull: Pull): self.gates, self.pull, self.done = gates, pull, 0.0
+
+    def __init__(self, gates: Gates, pull: Pull):
+        self.gates, self.pull, self.done = gates, pull, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.gates.temperature = self.pull.temperature(0)
-        if not state.global_step: self._record(0, 0)
+        if not state.global_step:
+            self._record(0, 0)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.done = state.global_step / state.max_steps
         self.gates.temperature = self.pull.temperature(self.done)
 
     def on_step_end(self, args, state, control, **kwargs):
-        before, now = ((step * (self.gates.MOMENTS - 1)) // state.max_steps for step in (state.global_step - 1, state.global_step))
-        for moment in range(before + 1, now + 1): self._record(moment, state.global_step)
+        before, now = (
+            (step * (self.gates.MOMENTS - 1)) // state.max_steps for step in (state.global_step - 1, state.global_step)
+        )
+        for moment in range(before + 1, now + 1):
+            self._record(moment, state.global_step)
 
     @torch.no_grad()
     def _record(self, moment: int, step: int) -> None:
         gates = self.gates
         gates.history[moment] = gates.settled().half()
-        gates.moments[moment] = torch.tensor([step, gates.temperature, float(kept_share(self.pull.terms, shares_of(gates.keep())))])
+        gates.moments[moment] = torch.tensor(
+            [step, gates.temperature, float(kept_share(self.pull.terms, shares_of(gates.keep())))]
+        )
 
     @torch.no_grad()
     def told(self) -> dict:
         "What a tracker is told."
-        return {"temperature": self.gates.temperature, "kept": float(kept_share(self.pull.terms, shares_of(self.gates.keep()))), "multiplier": float(self.gates.multiplier),
-                "decided": self.gates.decided_share()}
+        return {
+            "temperature": self.gates.temperature,
+            "kept": float(kept_share(self.pull.terms, shares_of(self.gates.keep()))),
+            "multiplier": float(self.gates.multiplier),
+            "decided": self.gates.decided_share(),
+        }
 
-    def penalty(self) -> Tensor: return pull_loss(self.pull, self.gates, self.done)
+    def penalty(self) -> Tensor:
+        return pull_loss(self.pull, self.gates, self.done)
 
 # %% ../../nbs/training/gates.ipynb #c021
-def _optimizer(model: nn.Module, gates: Gates, steps: int, learning_rate: float, masks_lr: float, freeze: bool) -> tuple:
+def _optimizer(
+    model: nn.Module, gates: Gates, steps: int, learning_rate: float, masks_lr: float, freeze: bool
+) -> tuple:
     "(AdamW, schedule): weights warm up and decay to 0, logits have a constant rate and no weight decay."
     weights = [] if freeze else [p for p in model.parameters() if p is not gates.logits and p.requires_grad]
-    groups = [dict(params=[p for p in weights if (p.dim() > 1) == decayed], lr=learning_rate, weight_decay=0.01 * decayed) for decayed in (True, False)] if weights else []
+    groups = (
+        [
+            dict(params=[p for p in weights if (p.dim() > 1) == decayed], lr=learning_rate, weight_decay=0.01 * decayed)
+            for decayed in (True, False)
+        ]
+        if weights
+        else []
+    )
     optimizer = torch.optim.AdamW([*groups, dict(params=[gates.logits], lr=masks_lr, weight_decay=0.0)])
     falling = lambda step: min(1.0, (step + 1) / (0.1 * steps)) * max(0.0, (steps - step) / steps)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, [*[falling] * len(groups), lambda step: 1.0])
 
 # %% ../../nbs/training/gates.ipynb #c022
 def train_gates(
-    model: nn.Module,             # trained in place, unless frozen
-    task,                         # a `Task`
-    gates: Gates,                 # made for the model; trained in place
-    pull: Pull,                   # see `pull_for`
-    epochs: float = 5,            # passes over the train split
+    model: nn.Module,  # trained in place, unless frozen
+    task,  # a `Task`
+    gates: Gates,  # made for the model; trained in place
+    pull: Pull,  # see `pull_for`
+    epochs: float = 5,  # passes over the train split
     learning_rate: float = None,  # of the weights; None: the model's own setting, or 5e-5
-    masks_lr: float = 0.01,       # of the logits
-    batch_size: int = None,       # None: the model's own setting, or 16
-    freeze: bool = False,         # leave every weight as it is
-    **options,                    # as for `recover`: teacher, seed, output, progress, length, callbacks …
-) -> dict:                        # steps, loss, share kept by the gates as they were trained
+    masks_lr: float = 0.01,  # of the logits
+    batch_size: int = None,  # None: the model's own setting, or 16
+    freeze: bool = False,  # leave every weight as it is
+    **options,  # as for `recover`: teacher, seed, output, progress, length, callbacks …
+) -> dict:  # steps, loss, share kept by the gates as they were trained
     "Train gates, and with them the model. A killed run with an `output` resumes from there."
     require_one_process("training gates")  # their loss stands beside the pass whose gradients processes average
     own, training = settings_of(model), GateTraining(gates, pull)
     batch_size, before = batch_size or own["batch_size"], [(p, p.requires_grad) for p in model.parameters()]
     steps = math.ceil(epochs * math.ceil(len(task.splits["train"]) / batch_size))
     if freeze:
-        for p, _ in before: p.requires_grad_(False)
+        for p, _ in before:
+            p.requires_grad_(False)
     optimizer = _optimizer(model, gates, steps, learning_rate or own["learning_rate"], masks_lr, freeze)
     model.gates = gates  # so that checkpoints hold it
     try:
         with attached(gates, model):
-            done = recover(model, task, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, optimizer=optimizer, penalty=training.penalty, told=training.told,
-                           callbacks=[*options.pop("callbacks", ()), training], **options)
+            done = recover(
+                model,
+                task,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                optimizer=optimizer,
+                penalty=training.penalty,
+                told=training.told,
+                callbacks=[*options.pop("callbacks", ()), training],
+                **options,
+            )
     finally:
         del model.gates
-        for p, required in before: p.requires_grad_(required)
+        for p, required in before:
+            p.requires_grad_(required)
     gates.temperature = pull.temperature(1.0)
     return {**done, "kept": float(kept_share(pull.terms, shares_of(gates.keep())))}
 
@@ -296,18 +391,27 @@ def train_gates(
 @torch.no_grad()
 def meet_budget(
     gates: Gates,  # changed in place
-    pull: Pull,    # with a target
-) -> int:          # how many gates changed sides
+    pull: Pull,  # with a target
+) -> int:  # how many gates changed sides
     "Meet the budget as nearly as whole units can, from below."
     keys, units = zip(*((key, i) for key, count in gates.counts.items() for i in range(count)))
     firsts = {key: int(part.argmax()) for key, part in gates.by_site(gates.logits).items()}  # stay in any case
     order = sorted(range(len(keys)), key=lambda i: (units[i] != firsts[keys[i]], -float(gates.logits[i])))
-    kept, keep, full = dict.fromkeys(gates.counts, 0), torch.zeros(len(keys), dtype=torch.bool, device=gates.logits.device), set()
+    kept, keep, full = (
+        dict.fromkeys(gates.counts, 0),
+        torch.zeros(len(keys), dtype=torch.bool, device=gates.logits.device),
+        set(),
+    )
     for i in order:
         key = keys[i]
-        if key in full: continue  # this kind costs the same everywhere in its block
+        if key in full:
+            continue  # this kind costs the same everywhere in its block
         kept[key] += 1
-        if kept_share(pull.terms, {k: n / gates.counts[k] for k, n in kept.items()}) <= pull.keep + 1e-9 or units[i] == firsts[key]: keep[i] = True
+        if (
+            kept_share(pull.terms, {k: n / gates.counts[k] for k, n in kept.items()}) <= pull.keep + 1e-9
+            or units[i] == firsts[key]
+        ):
+            keep[i] = True
         else:
             kept[key] -= 1
             full.add(key)
@@ -318,30 +422,32 @@ def meet_budget(
 # %% ../../nbs/training/gates.ipynb #c026
 def unit_part(
     model: nn.Module,  # as it was gated
-    keep: dict,        # (block, kind) → bool, as `Gates.keep`
-) -> Masks:            # of heads and neurons; empty where only outputs were gated
+    keep: dict,  # (block, kind) → bool, as `Gates.keep`
+) -> Masks:  # of heads and neurons; empty where only outputs were gated
     "What can be taken out."
     return Masks.from_units(model, {key: kept.cpu() for key, kept in keep.items() if key[1] != "outputs"})
 
 
 def output_part(
     model: nn.Module,  # as it was gated, or after heads and neurons were taken out
-    keep: dict,        # (block, kind) → bool, as `Gates.keep`
-) -> Masks:            # rows and biases of the FFNs' last layers; empty where no output goes
+    keep: dict,  # (block, kind) → bool, as `Gates.keep`
+) -> Masks:  # rows and biases of the FFNs' last layers; empty where no output goes
     "What becomes zero."
     names, masks = {module: name for name, module in model.named_modules()}, {}
     for site in sites(model, ("outputs",) if any(kind == "outputs" for _, kind in keep) else ()):
         kept, name = keep[site.key].cpu(), names[site.linear]
-        if kept.all(): continue
+        if kept.all():
+            continue
         masks[f"{name}.weight"] = kept[:, None].expand(site.linear.weight.shape).clone()
-        if site.linear.bias is not None: masks[f"{name}.bias"] = kept
+        if site.linear.bias is not None:
+            masks[f"{name}.bias"] = kept
     return Masks(masks)
 
 
 def without_gates(
     model: nn.Module,  # changed in place
-    keep: dict,        # (block, kind) → bool, as `Gates.keep`
-) -> tuple:            # the smaller model; `Masks` of its rows that are zero, to be held in later training
+    keep: dict,  # (block, kind) → bool, as `Gates.keep`
+) -> tuple:  # the smaller model; `Masks` of its rows that are zero, to be held in later training
     "Take gated heads and neurons out and set gated outputs to zero: computes what the gated model computes."
     output_part(model, keep).apply(model)
     smaller = remove(model, unit_part(model, keep), inplace=True)
@@ -350,18 +456,39 @@ def without_gates(
 # %% ../../nbs/training/gates.ipynb #c028
 def trained_masks(
     distribution: Distribution,
-    model: nn.Module,             # trained in place, unless frozen
-    task,                         # a `Task`
-    keep: float,                  # share of the model's MACs that stays, in (0, 1)
-    kinds,                        # "heads", "neurons" or both
-    length: int = None, seed: int = 0, progress: bool = False,  # as for `prune`
-    num_epochs: float = 5, masks_LR: float = 0.01, freeze: bool = False, hard: bool = False, init: float = 2.0,  # as for `train_gates` and `Gates`
-    training: dict = None,        # more arguments of `recover`, such as {"bf16": True}
-    **settings,                   # fields of `Pull`
-) -> Masks:                       # within the budget, to one unit
+    model: nn.Module,  # trained in place, unless frozen
+    task,  # a `Task`
+    keep: float,  # share of the model's MACs that stays, in (0, 1)
+    kinds,  # "heads", "neurons" or both
+    length: int = None,
+    seed: int = 0,
+    progress: bool = False,  # as for `prune`
+    num_epochs: float = 5,
+    masks_LR: float = 0.01,
+    freeze: bool = False,
+    hard: bool = False,
+    init: float = 2.0,  # as for `train_gates` and `Gates`
+    training: dict = None,  # more arguments of `recover`, such as {"bf16": True}
+    **settings,  # fields of `Pull`
+) -> Masks:  # within the budget, to one unit
     "Gates trained towards a budget, as masks of whole heads and neurons."
     length = length_for(model, task, length)
-    gates, pull = Gates(model, kinds, distribution, init, hard), pull_for(model, kinds, target_macs=keep, length=length, **settings)
-    train_gates(model, task, gates, pull, num_epochs, masks_lr=masks_LR, freeze=freeze, length=length, seed=seed, progress=progress, **(training or {}))
+    gates, pull = (
+        Gates(model, kinds, distribution, init, hard),
+        pull_for(model, kinds, target_macs=keep, length=length, **settings),
+    )
+    train_gates(
+        model,
+        task,
+        gates,
+        pull,
+        num_epochs,
+        masks_lr=masks_LR,
+        freeze=freeze,
+        length=length,
+        seed=seed,
+        progress=progress,
+        **(training or {}),
+    )
     meet_budget(gates, pull)
     return unit_part(model, gates.keep())

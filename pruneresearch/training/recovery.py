@@ -7,69 +7,80 @@ __all__ = ['DEFAULTS', 'OPTIMIZERS', 'distillation_loss', 'recovery_loss', 'own_
            'settings_of', 'last_whole_checkpoint', 'own_forward', 'require_same_weights', 'recover', 'fine_tune']
 
 # %% ../../nbs/training/recovery.ipynb #c003
-import pickle, re, tempfile
+import pickle
+import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-import torch, transformers
-from torch import nn, Tensor
+
+import torch
+import transformers
+from torch import Tensor, nn
 from torch.nn import functional as F
+
 from ..basics.errors import RunError, UsageError, lookup
 from ..basics.files import read_record
-from ..pruning.choosing import tensors_hash
 from ..model.loading import example_losses, forward, quiet, tokenizer_of
-from .distributed import gather_objects, world_size, rank
+from ..pruning.choosing import tensors_hash
+from .distributed import gather_objects, rank, world_size
 
 # %% ../../nbs/training/recovery.ipynb #c005
 def distillation_loss(
-    student: Tensor,            # (n, classes) logits
-    teacher: Tensor,            # (n, classes) logits
-    temperature: float = 2.0,   # > 0; higher softens both
-) -> Tensor:                    # scalar, T² · KL, mean over n
+    student: Tensor,  # (n, classes) logits
+    teacher: Tensor,  # (n, classes) logits
+    temperature: float = 2.0,  # > 0; higher softens both
+) -> Tensor:  # scalar, T² · KL, mean over n
     "T² · KL between softened distributions (Hinton et al. 2015, section 2)"
     soft = lambda z: F.log_softmax(z.float() / temperature, dim=-1)
-    return temperature ** 2 * F.kl_div(soft(student), soft(teacher), log_target=True, reduction="batchmean")
+    return temperature**2 * F.kl_div(soft(student), soft(teacher), log_target=True, reduction="batchmean")
 
 # %% ../../nbs/training/recovery.ipynb #c007
 def _comparable_logits(output, batch) -> list:
     "The rows of logits that carry a prediction: one per example, per end of a span, or per predicted token."
-    if hasattr(output, "start_logits"): return [output.start_logits, output.end_logits]
+    if hasattr(output, "start_logits"):
+        return [output.start_logits, output.end_logits]
     logits = getattr(output, "logits", output)
     return [logits[:, :-1][batch["labels"][:, 1:] != -100]] if logits.dim() == 3 else [logits]
 
 
 def recovery_loss(
-    model: nn.Module,           # the student
-    batch,                      # dict of tensors with labels
+    model: nn.Module,  # the student
+    batch,  # dict of tensors with labels
     teacher: nn.Module = None,  # None: plain fine-tuning
-    alpha: float = 0.5,         # weight of the labels, in [0, 1]
+    alpha: float = 0.5,  # weight of the labels, in [0, 1]
     temperature: float = 2.0,
-) -> Tensor:                    # scalar
+) -> Tensor:  # scalar
     "Mean task loss, mixed with the distillation loss where there is a teacher; squared error for regression."
     output = forward(model, batch)
     task_loss = example_losses(model, batch, output).mean()
-    if teacher is None: return task_loss
-    with torch.no_grad(): told = forward(teacher, batch)
+    if teacher is None:
+        return task_loss
+    with torch.no_grad():
+        told = forward(teacher, batch)
     pairs = list(zip(_comparable_logits(output, batch), _comparable_logits(told, batch)))
-    if batch.get("labels", torch.zeros(1, dtype=torch.long)).is_floating_point(): soft = sum(F.mse_loss(s.float(), t.float()) for s, t in pairs)
-    else: soft = sum(distillation_loss(s, t, temperature) for s, t in pairs) / len(pairs)
+    if batch.get("labels", torch.zeros(1, dtype=torch.long)).is_floating_point():
+        soft = sum(F.mse_loss(s.float(), t.float()) for s, t in pairs)
+    else:
+        soft = sum(distillation_loss(s, t, temperature) for s, t in pairs) / len(pairs)
     return alpha * task_loss + (1 - alpha) * soft
 
 # %% ../../nbs/training/recovery.ipynb #c010
 def own_part(
-    batch: dict,     # name → (rows, …), this process's rows of the last batch
-    left: int,       # examples that the batch has in all processes together
-    place: int,      # of this process, from 0
-    count: int,      # of processes
-) -> dict:           # at least one row, and "share", the weight of this process's loss in their mean; 0 where it has no example
+    batch: dict,  # name → (rows, …), this process's rows of the last batch
+    left: int,  # examples that the batch has in all processes together
+    place: int,  # of this process, from 0
+    count: int,  # of processes
+) -> dict:  # at least one row, and "share", the weight of this process's loss in their mean; 0 where it has no example
     "The last batch of an epoch without the rows that fill it up."
     rows = len(next(iter(batch.values())))
     own = min(max(left - place * rows, 0), rows)
-    return {name: values[:max(own, 1)] for name, values in batch.items()} | {"share": torch.tensor(own * count / left)}
+    return {name: values[: max(own, 1)] for name, values in batch.items()} | {"share": torch.tensor(own * count / left)}
 
 # %% ../../nbs/training/recovery.ipynb #c012
 class RecoveryTrainer(transformers.Trainer):
     "`Trainer` with the losses of this room."
+
     def __init__(self, *args, teacher=None, alpha=0.5, temperature=2.0, penalty=None, told=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.teacher, self.alpha, self.temperature, self.penalty, self.told = teacher, alpha, temperature, penalty, told
@@ -78,16 +89,24 @@ class RecoveryTrainer(transformers.Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         share = inputs.pop("share", 1)
         loss = share * recovery_loss(model, inputs, self.teacher, self.alpha, self.temperature)
-        if self.penalty: loss = loss + self.penalty()
+        if self.penalty:
+            loss = loss + self.penalty()
         if not torch.isfinite(loss):
-            raise RunError(f"training stopped at step {self.state.global_step}: the loss is {loss.item()}; lower the learning rate or clip the gradient harder.")
+            raise RunError(
+                f"training stopped at step {self.state.global_step}: the loss is {loss.item()}; lower the learning rate or clip the gradient harder."
+            )
         return loss
 
     def get_batch_samples(self, *args):
         "With several processes, the last batch of an epoch is cut to its examples."
         batches, items = super().get_batch_samples(*args)
         left = len(self.train_dataset) % (world_size() * self.args.per_device_train_batch_size)
-        if world_size() > 1 and left and not self.args.dataloader_drop_last and self.accelerator.gradient_state.end_of_dataloader:
+        if (
+            world_size() > 1
+            and left
+            and not self.args.dataloader_drop_last
+            and self.accelerator.gradient_state.end_of_dataloader
+        ):
             batches[-1] = own_part(batches[-1], left, rank(), world_size())
         return batches, items
 
@@ -96,59 +115,98 @@ class RecoveryTrainer(transformers.Trainer):
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 
-    def log(self, logs, *args, **kwargs): super().log(logs | (self.told() if self.told else {}), *args, **kwargs)
+    def log(self, logs, *args, **kwargs):
+        super().log(logs | (self.told() if self.told else {}), *args, **kwargs)
 
 # %% ../../nbs/training/recovery.ipynb #c014
 DEFAULTS = dict(learning_rate=5e-5, epochs=3, batch_size=16)
-OPTIMIZERS = {"adamw": {"optim": "adamw_torch"}, "sgd": {"optim": "sgd", "optim_args": "momentum=0.9"}}  # → arguments of the trainer
+OPTIMIZERS = {
+    "adamw": {"optim": "adamw_torch"},
+    "sgd": {"optim": "sgd", "optim_args": "momentum=0.9"},
+}  # → arguments of the trainer
 
 
 def check_training(
-    optimizer="adamw", alpha: float = 0.5, temperature: float = 2.0,  # as for `recover`
+    optimizer="adamw",
+    alpha: float = 0.5,
+    temperature: float = 2.0,  # as for `recover`
 ) -> None:
     "Raise the `UsageError` that `recover` would raise, without training: for callers with long work to do before."
-    if not isinstance(optimizer, (torch.optim.Optimizer, tuple)): lookup(OPTIMIZERS, optimizer, "optimizer")
-    if not 0 <= alpha <= 1: raise UsageError(f"alpha is the labels' share of the loss, in [0, 1], got {alpha}.")
-    if not temperature > 0: raise UsageError(f"the temperature of a distillation must be above 0, got {temperature}.")
+    if not isinstance(optimizer, (torch.optim.Optimizer, tuple)):
+        lookup(OPTIMIZERS, optimizer, "optimizer")
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"alpha is the labels' share of the loss, in [0, 1], got {alpha}.")
+    if not temperature > 0:
+        raise UsageError(f"the temperature of a distillation must be above 0, got {temperature}.")
 
 
 def settings_of(
     model: nn.Module,  # any model
-) -> dict:             # learning_rate, epochs, batch_size
+) -> dict:  # learning_rate, epochs, batch_size
     "A model's own fine-tuning settings, or the usual ones."
     return {**DEFAULTS, **(getattr(getattr(model, "config", model), "fine_tuning", None) or {})}
 
 
 def _own_batch(batch_size: int) -> int:
     "This process's part of a batch."
-    if batch_size % world_size(): raise UsageError(f"a batch of {batch_size} does not divide among {world_size()} processes: set batch_size to a multiple of {world_size()}.")
+    if batch_size % world_size():
+        raise UsageError(
+            f"a batch of {batch_size} does not divide among {world_size()} processes: set batch_size to a multiple of {world_size()}."
+        )
     return batch_size // world_size()
 
 
 def _arguments(model, folder: str, resumable: bool, epochs, batch_size, learning_rate, seed, progress, extra: dict):
     "TrainingArguments that follow the model's device, write nothing unless asked to, and talk to no tracker."
-    settings = dict(num_train_epochs=epochs, per_device_train_batch_size=_own_batch(batch_size), learning_rate=learning_rate, weight_decay=0.01,
-        warmup_steps=0.1, lr_scheduler_type="linear", seed=seed, data_seed=seed, report_to="none", logging_strategy="no",
-        disable_tqdm=not progress, remove_unused_columns=False, use_cpu=next(model.parameters()).device.type == "cpu",
-        dataloader_pin_memory=False, save_strategy="steps" if resumable else "no", save_steps=0.1, save_total_limit=2)
+    settings = dict(
+        num_train_epochs=epochs,
+        per_device_train_batch_size=_own_batch(batch_size),
+        learning_rate=learning_rate,
+        weight_decay=0.01,
+        warmup_steps=0.1,
+        lr_scheduler_type="linear",
+        seed=seed,
+        data_seed=seed,
+        report_to="none",
+        logging_strategy="no",
+        disable_tqdm=not progress,
+        remove_unused_columns=False,
+        use_cpu=next(model.parameters()).device.type == "cpu",
+        dataloader_pin_memory=False,
+        save_strategy="steps" if resumable else "no",
+        save_steps=0.1,
+        save_total_limit=2,
+    )
     return transformers.TrainingArguments(folder, **{**settings, **extra})
 
 # %% ../../nbs/training/recovery.ipynb #c016
 def last_whole_checkpoint(
-    folder,      # an output folder of `recover`
-):               # the path of the newest complete checkpoint, or None
+    folder,  # an output folder of `recover`
+):  # the path of the newest complete checkpoint, or None
     "Where to resume."
+
     def whole(path):
-        try: return bool(read_record(path/"trainer_state.json"))
-        except RunError: return False
-    found = {int(path.name.split("-")[1]): path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name) and whole(path)}
+        try:
+            return bool(read_record(path / "trainer_state.json"))
+        except RunError:
+            return False
+
+    found = {
+        int(path.name.split("-")[1]): path
+        for path in Path(folder).glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", path.name) and whole(path)
+    }
     return str(found[max(found)]) if found else None
 
 
 def _trained(trainer: RecoveryTrainer, output):
     "What training came to, from the last whole checkpoint where there is one."
-    try: return trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if output else None)
-    except pickle.UnpicklingError as error: raise RunError(f"a checkpoint in {str(output)!r} is damaged, or holds more than tensors and numbers: delete it to resume from the one before.") from error
+    try:
+        return trainer.train(resume_from_checkpoint=last_whole_checkpoint(output) if output else None)
+    except pickle.UnpicklingError as error:
+        raise RunError(
+            f"a checkpoint in {str(output)!r} is damaged, or holds more than tensors and numbers: delete it to resume from the one before."
+        ) from error
 
 # %% ../../nbs/training/recovery.ipynb #c018
 @contextmanager
@@ -158,9 +216,11 @@ def own_forward(
     "Whatever replaces the model's `forward` inside the block, afterwards it is what it was."
     names = ("forward", "_original_forward")
     before = {name: model.__dict__[name] for name in names if name in model.__dict__}
-    try: yield
+    try:
+        yield
     finally:
-        for name in names: model.__dict__.pop(name, None)
+        for name in names:
+            model.__dict__.pop(name, None)
         model.__dict__.update(before)
 
 # %% ../../nbs/training/recovery.ipynb #c020
@@ -173,45 +233,80 @@ def require_same_weights(
 
 def _require_same(named, what: str) -> None:
     "Raise where (name, tensor) pairs differ between processes."
-    if world_size() == 1: return
+    if world_size() == 1:
+        return
     hashes = gather_objects(tensors_hash(named))
     others = [str(place) for place, other in enumerate(hashes) if other != hashes[0]]
-    if others: raise RunError(f"the {what} of process {' and '.join(others)} are not those of process 0: start all of them from the same model, masks and seed.")
+    if others:
+        raise RunError(
+            f"the {what} of process {' and '.join(others)} are not those of process 0: start all of them from the same model, masks and seed."
+        )
 
 # %% ../../nbs/training/recovery.ipynb #c022
 def recover(
-    model: nn.Module,             # trained in place
-    task,                         # a `Task`; its train split is used
-    masks=None,                   # `Masks` to hold; None trains freely
-    teacher: nn.Module = None,    # the dense model to distil from; None: plain fine-tuning
-    epochs: float = 1,            # passes over the train split
-    batch_size: int = None,       # of all processes together; None: the model's own setting, or 16
+    model: nn.Module,  # trained in place
+    task,  # a `Task`; its train split is used
+    masks=None,  # `Masks` to hold; None trains freely
+    teacher: nn.Module = None,  # the dense model to distil from; None: plain fine-tuning
+    epochs: float = 1,  # passes over the train split
+    batch_size: int = None,  # of all processes together; None: the model's own setting, or 16
     learning_rate: float = None,  # peak; None: the model's own setting, or 5e-5
-    alpha: float = 0.5,           # weight of the labels against the teacher, in [0, 1]
-    temperature: float = 2.0,     # of the distillation, > 0
-    optimizer="adamw",            # "adamw", "sgd" (momentum 0.9), or a torch optimizer of this model's parameters, or a pair of it and its schedule
-    penalty: Callable = None,     # penalty() → scalar, added to the loss of every step after the model's pass
-    told: Callable = None,        # told() → dict of numbers that a tracker gets beside the loss
-    callbacks=(),                 # of `transformers.Trainer`
-    length: int = None,           # tokens per example; None: the task's default
-    seed: int = 0,                # order of the examples, dropout
-    output=None,                  # folder for checkpoints: an interrupted run resumes from there
-    progress: bool = False,       # show a bar
-    **training_arguments,         # anything else that `transformers.TrainingArguments` takes, e.g. bf16=True
-) -> dict:                        # steps, loss (mean over the run)
+    alpha: float = 0.5,  # weight of the labels against the teacher, in [0, 1]
+    temperature: float = 2.0,  # of the distillation, > 0
+    optimizer="adamw",  # "adamw", "sgd" (momentum 0.9), or a torch optimizer of this model's parameters, or a pair of it and its schedule
+    penalty: Callable = None,  # penalty() → scalar, added to the loss of every step after the model's pass
+    told: Callable = None,  # told() → dict of numbers that a tracker gets beside the loss
+    callbacks=(),  # of `transformers.Trainer`
+    length: int = None,  # tokens per example; None: the task's default
+    seed: int = 0,  # order of the examples, dropout
+    output=None,  # folder for checkpoints: an interrupted run resumes from there
+    progress: bool = False,  # show a bar
+    **training_arguments,  # anything else that `transformers.TrainingArguments` takes, e.g. bf16=True
+) -> dict:  # steps, loss (mean over the run)
     "Train a model on its task with the masks held, verified at the end. Raises `RunError` where the loss is not finite, or where processes that train together come to differ."
     check_training(optimizer, alpha, temperature)
-    made = (None, None) if isinstance(optimizer, str) else optimizer if isinstance(optimizer, tuple) else (optimizer, None)
-    if not made[0]: training_arguments = {**OPTIMIZERS[optimizer], **training_arguments}
+    made = (
+        (None, None) if isinstance(optimizer, str) else optimizer if isinstance(optimizer, tuple) else (optimizer, None)
+    )
+    if not made[0]:
+        training_arguments = {**OPTIMIZERS[optimizer], **training_arguments}
     own, tokenizer = settings_of(model), tokenizer_of(model)
-    data = task.encode("train", tokenizer, length=length or task.default_length(tokenizer, getattr(getattr(model, "config", None), "max_position_embeddings", None)))
+    data = task.encode(
+        "train",
+        tokenizer,
+        length=length
+        or task.default_length(tokenizer, getattr(getattr(model, "config", None), "max_position_embeddings", None)),
+    )
     with tempfile.TemporaryDirectory() as temporary, quiet():
-        arguments = _arguments(model, str(output or temporary), output is not None, epochs, batch_size or own["batch_size"], learning_rate or own["learning_rate"], seed, progress, training_arguments)
-        if teacher is not None: teacher = teacher.to(arguments.device).eval()
-        trainer = RecoveryTrainer(model, arguments, train_dataset=data, data_collator=task.collate(tokenizer), callbacks=list(callbacks),
-                                  optimizers=made, teacher=teacher, alpha=alpha, temperature=temperature, penalty=penalty, told=told)
+        arguments = _arguments(
+            model,
+            str(output or temporary),
+            output is not None,
+            epochs,
+            batch_size or own["batch_size"],
+            learning_rate or own["learning_rate"],
+            seed,
+            progress,
+            training_arguments,
+        )
+        if teacher is not None:
+            teacher = teacher.to(arguments.device).eval()
+        trainer = RecoveryTrainer(
+            model,
+            arguments,
+            train_dataset=data,
+            data_collator=task.collate(tokenizer),
+            callbacks=list(callbacks),
+            optimizers=made,
+            teacher=teacher,
+            alpha=alpha,
+            temperature=temperature,
+            penalty=penalty,
+            told=told,
+        )
         trainer.remove_callback(transformers.PrinterCallback)
-        if masks: _require_same(sorted(masks.keep.items()), "masks")
+        if masks:
+            _require_same(sorted(masks.keep.items()), "masks")
         with own_forward(model), masks.hold(model) if masks else nullcontext():
             done = _trained(trainer, output)
     require_same_weights(model)
@@ -221,10 +316,10 @@ def recover(
 
 # %% ../../nbs/training/recovery.ipynb #c023
 def fine_tune(
-    model: nn.Module,      # trained in place
-    task,                  # a `Task`
+    model: nn.Module,  # trained in place
+    task,  # a `Task`
     epochs: float = None,  # None: the model's own setting, or 3
-    **options,             # as for `recover`
-) -> dict:                 # steps, loss
+    **options,  # as for `recover`
+) -> dict:  # steps, loss
     "Train a dense model on its task: what a contest starts from."
     return recover(model, task, epochs=settings_of(model)["epochs"] if epochs is None else epochs, **options)
