@@ -11,7 +11,7 @@ import pytest
 from hub import offline_hub
 
 from pruneresearch.basics.files import read_json
-from pruneresearch.lab.bench import plan
+from pruneresearch.lab.runs import plan
 
 SHORT = {  # benchmark → what makes its paper runs short; models, tasks, methods and precision stay
     "activation_change": dict(epochs=0.1, recovery_epochs=0.1, train_examples=64, n_calibration=16, seeds=[0]),

@@ -492,7 +492,7 @@ def _planned(args, changes: dict) -> str:
     "Every run that would be made."
     from pathlib import Path
 
-    from pruneresearch.lab.bench import plan, project_root
+    from pruneresearch.lab.runs import plan, project_root
 
     runs = plan(args.names, args.profile, Path(args.results or project_root() / "runs"), changes=changes)
     return "\n".join(
