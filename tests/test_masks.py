@@ -12,15 +12,13 @@ from torch import nn
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.pruning.masks import (
-    Masks,
-    check_allocation,
-    check_sparsity,
-    count_pruned,
+from pruneresearch.pruning.allocations import check_allocation
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.pruning.patterns import check_sparsity, count_pruned, parse_pattern
+from pruneresearch.pruning.selection import (
     keep_highest,
     keep_highest_global,
     keep_highest_n_m,
-    parse_pattern,
     select,
     selection_network,
 )
@@ -55,7 +53,7 @@ def score_tables():
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
-def test_lowest_is_a_plain_sort(sparsity):
+def test_keep_highest_is_a_plain_sort(sparsity):
     for score in score_tables():
         out, width = score.shape
         row = keep_highest(score, sparsity, per="row")
