@@ -39,7 +39,7 @@ def kept(values, k):
 
 
 def score_tables():
-    "Seeded tables of every sort: distinct, full of ties, all equal, zeros of both signs, pruned before, half precision."
+    "Seeded tables: distinct values, many ties, all equal, zeros of both signs, pruned before, half precision."
     random = torch.Generator().manual_seed(0)
     for shape in ((1, 1), (1, 7), (5, 1), (6, 10), (13, 29), (3, 100)):
         yield torch.randn(shape, generator=random)
@@ -155,7 +155,7 @@ def test_patterns_and_allocations():
 
 
 def unit_oracle(means, sparsity, everywhere):
-    "group → units that stay: the ⌊s·n⌋ lowest go, of each group or of all; in one ranking the best unit of a group is safe."
+    "group → units that stay: the ⌊s·n⌋ lowest go, of each group or of all; then the best unit of a group is safe."
     if not everywhere:
         return [kept(group, floor_of(sparsity, len(group))) for group in means]
     best = {(g, max(range(len(group)), key=lambda u: (group[u], u))) for g, group in enumerate(means)}
@@ -190,7 +190,7 @@ def test_units_are_selected_by_their_mean_score(name, kind, allocation, sparsity
             for u in range(group.count)
         ]
         means.append([o.double().mean().item() for o in owned])
-    for group, expected in zip(groups, unit_oracle(means, sparsity, allocation == "global")):
+    for group, expected in zip(groups, unit_oracle(means, sparsity, allocation == "global"), strict=True):
         columns = masks.keep[f"{group.consumer}.weight"]
         assert columns[0].reshape(group.count, -1)[:, 0].tolist() == expected and any(expected)
         assert (columns == columns[:1]).all()  # whole columns
