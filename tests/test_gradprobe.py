@@ -26,7 +26,8 @@ from pruneresearch.methods.gradprobe import (
 from pruneresearch.model.loading import SimpleMLP, example_losses
 from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.registry import METHODS
-from pruneresearch.pruning.masks import Masks, Pattern
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.pruning.patterns import Pattern
 from pruneresearch.shipping.surgery import remove
 
 QUIET = dict(verbose=False)

@@ -18,7 +18,8 @@ from pruneresearch.methods.hebbian import importance_masks
 from pruneresearch.model.anatomy import anatomy
 from pruneresearch.model.loading import SimpleMLP, load_model
 from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.statistics import GRADIENT_GROUP, calibrate
+from pruneresearch.pruning.collectors import GRADIENT_GROUP
+from pruneresearch.pruning.statistics import calibrate
 from pruneresearch.training.recovery import recover
 
 NAMES = list(ARCHITECTURES)

@@ -14,7 +14,8 @@ from pruneresearch.methods.wanda import cumulative_share
 from pruneresearch.model.anatomy import anatomy
 from pruneresearch.pruning.blocks import block_by_block
 from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.masks import Pattern, keep_highest
+from pruneresearch.pruning.patterns import Pattern
+from pruneresearch.pruning.selection import keep_highest
 
 WALKED = DECODERS  # Llama, Mistral and Qwen2 with grouped queries, OPT and GPT-Neo without gates
 

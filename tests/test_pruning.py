@@ -18,8 +18,9 @@ from pruneresearch.measure.quality import macs
 from pruneresearch.model.loading import SimpleMLP, load_model
 from pruneresearch.pruning.budget import one_sequence
 from pruneresearch.pruning.engine import prune, rounds_of
-from pruneresearch.pruning.registry import METHODS, Method, list_methods, register, unit_score, weight_score
-from pruneresearch.pruning.masks import ALLOCATIONS
+from pruneresearch.pruning.registry import METHODS, Method, list_methods, register, weight_score
+from pruneresearch.pruning.registry import unit_score
+from pruneresearch.pruning.allocations import ALLOCATIONS
 from pruneresearch.shipping.surgery import remove
 
 NAMES = list(ARCHITECTURES)

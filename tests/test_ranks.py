@@ -21,7 +21,8 @@ from pruneresearch.model.loading import load_model
 from pruneresearch.pruning import choosing
 from pruneresearch.pruning.resume import weights_hash
 from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.masks import Masks, pack_mask
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.pruning.packing import pack_mask
 from pruneresearch.training import distributed as ranks
 from pruneresearch.training import recovery
 from pruneresearch.training.gates import train_gates

@@ -12,7 +12,7 @@ from pruneresearch.methods.gradient import fisher, fisher_weighted, gradient, ta
 from pruneresearch.methods.magnitude import magnitude
 from pruneresearch.methods.random import random as random_score
 from pruneresearch.methods.wanda import wanda
-from pruneresearch.pruning.scores import unit_score
+from pruneresearch.pruning.selection import mean_unit_score
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_unit_score_by_hand_made_groups(producers, consumer, columns, count):
     scores = {f"{name}.weight": torch.rand(count * rows, 6, generator=random) for name, rows in producers.items()}
     scores[f"{consumer}.weight"] = torch.rand(6, count * columns, generator=random) * 3
     group = SimpleNamespace(count=count, producers=producers, consumer=consumer, columns=columns)
-    found = unit_score(group, scores)
+    found = mean_unit_score(group, scores)
     assert found.shape == (count,)
     assert found.tolist() == pytest.approx(
         slow_unit_scores(count, producers, producers, consumer, columns, scores), rel=1e-5
@@ -131,7 +131,7 @@ def test_unit_score_of_a_model(name):
     grouped = name in ("llama", "mistral", "qwen2")
     for block in structure.blocks:
         q, k, v, o = (block.names[role] for role in "qkvo")
-        found = unit_score(block.heads, scores)
+        found = mean_unit_score(block.heads, scores)
         assert found.tolist() == pytest.approx(
             slow_unit_scores(
                 2 if grouped else 4, {q: 16 if grouped else 8, k: 8, v: 8}, (q, k, v), o, 16 if grouped else 8, scores
@@ -140,6 +140,6 @@ def test_unit_score_of_a_model(name):
         )
         producers = [block.names[role] for role in (("gate", "up") if grouped else ("fc1",))]
         consumer = block.names["down" if grouped else "fc2"]
-        assert unit_score(block.neurons, scores).tolist() == pytest.approx(
+        assert mean_unit_score(block.neurons, scores).tolist() == pytest.approx(
             slow_unit_scores(64, dict.fromkeys(producers, 1), producers, consumer, 1, scores), rel=1e-5
         )

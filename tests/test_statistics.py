@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruneresearch.basics.errors import RunError, UsageError
-from pruneresearch.pruning.statistics import as_batches, calibrate, calibration_hash
+from pruneresearch.pruning.calibration import as_batches, calibration_hash
+from pruneresearch.pruning.statistics import calibrate
 
 NAMES = list(ARCHITECTURES)
 FIELDS = ("norm", "mean", "gradient", "squared_gradient")  # the grouped gradient has its own oracle in test_hebbian.py

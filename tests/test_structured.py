@@ -10,7 +10,7 @@ from torch import nn
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.methods.structured import activation_norm, block_influence, rounded_shares, weight_range
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.pruning.blocks import hands_on
+from pruneresearch.pruning.blocks import is_residual
 from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.pruning.repair import least_squares
@@ -328,7 +328,7 @@ def test_blocks_and_units_together():
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_who_hands_on(name):
-    assert hands_on(ARCHITECTURES[name]()) == (name in DECODERS)
+    assert is_residual(ARCHITECTURES[name]()) == (name in DECODERS)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -340,7 +340,7 @@ def test_blocks_that_normalise_what_they_added_cannot_go(name):
 
 
 def test_opt_that_normalises_after_the_addition():
-    assert not hands_on(ARCHITECTURES["opt"](do_layer_norm_before=False))
+    assert not is_residual(ARCHITECTURES["opt"](do_layer_norm_before=False))
 
 
 @pytest.mark.parametrize(

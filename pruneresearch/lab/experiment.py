@@ -55,7 +55,7 @@ from ..model.anatomy import anatomy
 from ..model.loading import length_for, load_model, save_model, tokenizer_of
 from ..pruning.engine import prune, rules, sees_data
 from ..pruning.registry import load_methods
-from ..pruning.masks import check_sparsity, parse_pattern
+from ..pruning.patterns import check_sparsity, parse_pattern
 from ..shipping.surgery import remove, widths_of
 from ..training.distributed import require_one_process
 from ..training.recovery import check_training, fine_tune, recover

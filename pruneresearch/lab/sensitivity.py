@@ -30,8 +30,11 @@ from ..pruning.scoring import unit_scores, weight_scores
 from .experiment import _calibration
 from ..pruning.engine import check_request, way_of
 from ..pruning.registry import load_methods
-from ..pruning.masks import Masks, Pattern, check_sparsity, keep_highest, keep_highest_n_m, parse_pattern
-from ..pruning.statistics import as_batches, calibrate, calibration_hash
+from ..pruning.masks import Masks
+from ..pruning.patterns import Pattern, check_sparsity, parse_pattern
+from ..pruning.selection import keep_highest, keep_highest_n_m
+from ..pruning.calibration import as_batches, calibration_hash
+from ..pruning.statistics import calibrate
 
 # %% ../../nbs/lab/sensitivity.ipynb #c006
 @dataclass(frozen=True, eq=False)

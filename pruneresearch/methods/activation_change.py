@@ -33,8 +33,10 @@ from pruneresearch.measure.quality import (
 from ..model.anatomy import Group, anatomy
 from ..model.loading import forward, load_model, to_device, tokenizer_of
 from ..pruning.registry import unit_score
-from ..pruning.masks import Masks, count_pruned, keep_highest, share_of
-from ..pruning.statistics import absolute_change, by_example
+from ..pruning.masks import Masks
+from ..pruning.patterns import count_pruned, share_of
+from ..pruning.selection import keep_highest
+from ..pruning.collectors import absolute_change, by_example
 from ..shipping.surgery import remove
 from ..training.recovery import recover
 

@@ -19,7 +19,8 @@ from ..model.loading import example_losses, forward, length_for, to_device, toke
 from ..pruning.budget import cost_terms, kept_share, search, shares_of
 from ..pruning.registry import mask_search
 from ..pruning.masks import Masks
-from ..pruning.statistics import by_example, frozen_except, real_tokens
+from ..pruning.collectors import by_example, real_tokens
+from ..pruning.statistics import frozen_except
 from ..training.gates import sites
 
 # %% ../../nbs/methods/fisher_search.ipynb #c005

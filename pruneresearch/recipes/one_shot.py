@@ -26,7 +26,7 @@ from ..measure.text import PROMPTS, agreement_on, text_quality, writing_speed
 from ..model.loading import context_of, example_losses, load_model, to_device, tokenizer_of
 from ..pruning.engine import Pruned, prune
 from ..pruning.registry import load_methods
-from ..pruning.masks import check_sparsity
+from ..pruning.patterns import check_sparsity
 from ..shipping.surgery import remove
 
 # %% ../../nbs/recipes/one_shot.ipynb #c005

@@ -53,7 +53,8 @@ from pruneresearch.model.loading import (
     tensor_outputs,
     untrained_mlp,
 )
-from ..pruning.masks import INTEGERS, require_bits, shapes_in
+from ..pruning.masks import INTEGERS
+from ..pruning.packing import require_bits, shapes_in
 from .surgery import cut, reload_plan, widths_of
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c005

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from ..basics.errors import UsageError, lookup
 from ..model.anatomy import Anatomy, Group, anatomy, layout_of
-from ..pruning.blocks import require_adding
-from ..pruning.masks import Masks, by_kind, count_pruned, parse_pattern, sparsity_by_block
-from ..pruning.statistics import as_batches, calibrate
+from ..pruning.blocks import require_residual
+from ..pruning.masks import Masks
+from ..pruning.patterns import count_pruned, parse_pattern
+from ..pruning.selection import by_kind, sparsity_by_block
+from ..pruning.calibration import as_batches
+from ..pruning.statistics import calibrate
 
 # %% ../../nbs/shipping/surgery.ipynb #c005
 def kept_parts(
@@ -275,7 +278,7 @@ def remove(
     "Take pruned heads, neurons and blocks out. Raises `UsageError` for masks of another model, masks that are not whole units, and masks that leave a block without any."
     units, whole = masks.units(model), masks.blocks(model)
     if not whole.all():
-        require_adding(model)  # before anything is changed
+        require_residual(model)  # before anything is changed
     if fold is None:
         smaller = cut(model, units, inplace)
     else:
