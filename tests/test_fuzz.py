@@ -1,4 +1,8 @@
-"Fuzz: a thousand damaged or hostile files. Each gives one clear sentence or a correct load, soon, with little memory, and leaves everything outside its folder alone."
+"""Fuzz: a thousand damaged or hostile files.
+
+Each gives one clear sentence or a correct load, soon, with little memory, and leaves everything outside its folder
+alone.
+"""
 
 import copy
 import gzip
@@ -232,11 +236,9 @@ def masks(folder):
 def glue(folder):
     for name, columns in (("SST-2", ("sentence", "label")), ("STS-B", ("sentence1", "sentence2", "score"))):
         (folder / name).mkdir(parents=True)
-        texts = lambda i: [f"a film like no. {i}"] * (len(columns) - 1)
         for part, n in (("train", 30), ("dev", 6)):
-            (folder / name / f"{part}.tsv").write_text(
-                "\n".join("\t".join(line) for line in (columns, *((*texts(i), str(i % 2)) for i in range(n))))
-            )
+            rows = [(*[f"a film like no. {i}"] * (len(columns) - 1), str(i % 2)) for i in range(n)]
+            (folder / name / f"{part}.tsv").write_text("\n".join("\t".join(line) for line in (columns, *rows)))
 
 
 def questions(folder):
