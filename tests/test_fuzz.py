@@ -37,6 +37,7 @@ from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping.checkpoints import open_model, save_pruned
 from pruneresearch.shipping.surgery import remove
 
+pytestmark = pytest.mark.slow
 SECONDS, BYTES = 20, 3 * 2**30  # what one case may take, and how much more memory the process may reserve
 
 
