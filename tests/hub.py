@@ -1,4 +1,4 @@
-"A hub without a network: small random models and data, in the caches and under the ids that a download would leave."
+"A hub without a network: small random models and data, in the caches and under the ids of a download."
 
 import json
 import shutil
@@ -20,7 +20,8 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from pruneresearch.data import tasks
+from pruneresearch.data.documents import C4_FILES
+from pruneresearch.data.tasks import load_task
 from pruneresearch.model.folders import locate_model, quiet
 
 CONTEXT, COMMIT = 128, "0123456789abcdef0123456789abcdef01234567"
@@ -32,7 +33,7 @@ ROPE = {
     "low_freq_factor": 1.0,
     "original_max_position_embeddings": 64,
 }
-# id → class, configuration class, settings, saved dtype, whose tokenizer, has it a pad token; all as at the hub
+# id → class, configuration class, settings, saved dtype, whose tokenizer, whether that has a pad token, as at the hub
 MODELS = {
     "bert-base-uncased": (BertForMaskedLM, BertConfig, COMMON, "float32", "tiny-bert", True),
     "prajjwal1/bert-small": (
@@ -128,7 +129,7 @@ def offline_hub(folder: Path) -> dict:
     "Fill both caches with what the paper profile asks for. The environment variables that lead there are returned."
     for name in MODELS:
         cache_model(folder / "hub", name)
-    sentiment, paraphrase, pydocs = (tasks.load_task(name) for name in ("sentiment", "paraphrase", "pydocs"))
+    sentiment, paraphrase, pydocs = (load_task(name) for name in ("sentiment", "paraphrase", "pydocs"))
     cache_data(folder / "datasets", "nyu-mll/glue", labelled(sentiment, "sentence"), "sst2")
     cache_data(folder / "datasets", "nyu-mll/glue", labelled(paraphrase, "sentence1", "sentence2"), "mrpc")
     cache_data(folder / "datasets", "nyu-mll/glue", labelled(paraphrase, "question1", "question2"), "qqp")
@@ -144,8 +145,8 @@ def offline_hub(folder: Path) -> dict:
     cache_data(
         folder / "datasets",
         "allenai/c4",
-        {split: documents[split] for split in tasks.C4_FILES},
-        data_files=tasks.C4_FILES,
+        {split: documents[split] for split in C4_FILES},
+        data_files=C4_FILES,
     )
     return {
         "HF_HUB_OFFLINE": "1",
