@@ -12,9 +12,11 @@ from test_surgery import NAMES, cuts, logits
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json, write_json
 from pruneresearch.cli.main import main
-from pruneresearch.measure.quality import parameter_counts
-from pruneresearch.model.anatomy import LAYOUTS, anatomy
-from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.measure.cost import parameter_counts
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.model.families import LAYOUTS
+from pruneresearch.model.loading import load_model
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping import checkpoints

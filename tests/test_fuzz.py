@@ -32,7 +32,8 @@ from pruneresearch.data.tasks import load_task
 from pruneresearch.lab.compare import leaderboard
 from pruneresearch.lab.experiment import Config, check, load_rows, row_id, save_rows, saved_rows
 from pruneresearch.model.folders import file_hash, locate_model, quiet
-from pruneresearch.model.loading import SimpleMLP, save_model
+from pruneresearch.model.loading import save_model
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping.checkpoints import open_model, save_pruned
 from pruneresearch.shipping.surgery import remove

@@ -14,12 +14,14 @@ from architectures import batch as make_batch
 from pruneresearch.basics.errors import UsageError
 from pruneresearch.basics.files import read_json
 from pruneresearch.data.tasks import first_examples, load_task
-from pruneresearch.measure.quality import evaluate_model, macs
+from pruneresearch.measure.cost import macs
+from pruneresearch.measure.quality import evaluate_model
 from pruneresearch.methods import gumbel
 from pruneresearch.methods.gumbel import FILES, GUMBEL, LEARN, gumbel_sigmoid, train_masks
 from pruneresearch.methods.hard_concrete import chance_alive, hard_concrete
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.model.loading import forward, load_model
+from pruneresearch.model.calls import forward
+from pruneresearch.model.loading import load_model
 from pruneresearch.pruning.budget import UNIT_KINDS, cost_terms, kept_share, one_sequence, shares_of
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping.surgery import remove

@@ -23,7 +23,8 @@ from pruneresearch.methods.gradprobe import (
     loss_with,
     register_strategy,
 )
-from pruneresearch.model.loading import SimpleMLP, example_losses
+from pruneresearch.model.calls import example_losses
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.registry import METHODS
 from pruneresearch.pruning.masks import Masks

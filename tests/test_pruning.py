@@ -14,8 +14,9 @@ from torch.nn.utils.prune import l1_unstructured
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.data.tasks import load_task
-from pruneresearch.measure.quality import macs
-from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.measure.cost import macs
+from pruneresearch.model.loading import load_model
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.budget import one_sequence
 from pruneresearch.pruning.engine import prune, rounds_of
 from pruneresearch.pruning.registry import METHODS, Method, list_methods, register, weight_score

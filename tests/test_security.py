@@ -20,7 +20,8 @@ from pruneresearch.basics.files import read_json, write_json
 from pruneresearch.cli.main import main
 from pruneresearch.data.tasks import load_task
 from pruneresearch.lab.experiment import load_rows
-from pruneresearch.model.loading import SimpleMLP, load_model, save_model
+from pruneresearch.model.loading import load_model, save_model
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.resume import finished_blocks, restore_block, store_block
 from pruneresearch.shipping.checkpoints import load_pruned, open_model, save_pruned
 from pruneresearch.training.recovery import last_whole_checkpoint, recover

@@ -10,7 +10,8 @@ from architectures import ARCHITECTURES, DECODERS, batch
 from torch import nn
 
 from pruneresearch.basics.errors import UsageError
-from pruneresearch.model.anatomy import anatomy, layout_of
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.model.families import layout_of
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping.surgery import reload_plan, remove, widths_after, widths_for, widths_of
 

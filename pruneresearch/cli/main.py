@@ -54,7 +54,7 @@ def add_list(parser) -> None:
 def list_command(args) -> str:
     "What is known by name."
     from pruneresearch.data.tasks import list_tasks
-    from pruneresearch.model.loading import list_models
+    from pruneresearch.model.folders import list_models
     from pruneresearch.pruning.registry import list_methods
 
     listings = {"methods": list_methods, "models": list_models, "tasks": list_tasks}

@@ -58,7 +58,8 @@ CHECKPOINTS = "checkpoints"  # where `download` puts models and `train-masks` lo
 
 def _task_of(name: str, data_dir):
     "A task by its own name, or by the name that it has inside GLUE."
-    from pruneresearch.data.tasks import GLUE, load_task
+    from pruneresearch.data.glue import GLUE
+    from pruneresearch.data.tasks import load_task
 
     return load_task(f"glue/{name}" if name in GLUE else name, data_dir=data_dir)
 

@@ -171,7 +171,8 @@ def prune_command(args) -> str:
     if args.stream:
         return _stream_command(args)
     from pruneresearch.data.tasks import load_task
-    from pruneresearch.measure.quality import evaluate_model, parameter_counts
+    from pruneresearch.measure.cost import parameter_counts
+    from pruneresearch.measure.quality import evaluate_model
     from pruneresearch.shipping.surgery import reload_plan, remove
 
     _require_sensible(args)
@@ -250,7 +251,7 @@ def _require_streamable(args) -> None:
 def _stream_command(args) -> str:
     "Prune from files to files."
     from pruneresearch.data.tasks import load_task
-    from pruneresearch.measure.quality import measured
+    from pruneresearch.measure.cost import measured
     from pruneresearch.shipping.stream import prune_stream
 
     _require_streamable(args)
@@ -292,7 +293,8 @@ def _certified(certificate: dict) -> str:
 def evaluate_command(args) -> str:
     "Metrics of a model on the reported split of a task."
     from pruneresearch.data.tasks import load_task
-    from pruneresearch.measure.quality import evaluate_model, parameter_counts
+    from pruneresearch.measure.cost import parameter_counts
+    from pruneresearch.measure.quality import evaluate_model
     from pruneresearch.shipping.checkpoints import open_model
 
     task = load_task(args.task, data_dir=args.data_dir)
@@ -336,7 +338,7 @@ def _opened(args):
 # %% ../../nbs/cli/prune.ipynb #c047
 def export_command(args) -> str:
     "A model in another form, certified."
-    from pruneresearch.measure.quality import parameter_counts
+    from pruneresearch.measure.cost import parameter_counts
     from pruneresearch.shipping.checkpoints import save_pruned
     from pruneresearch.shipping.exports import export_onnx
 

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..basics.errors import RunError, UsageError, lookup
-from ..data.tasks import batched
+from ..data.encoding import batched
 from .compare import frame
 from .plots import freeze, panels, style
-from ..measure.quality import check_fit, check_output, evaluating, window_length
+from ..measure.quality import check_fit, check_output, window_length
+from ..model.calls import evaluating
 from ..model.anatomy import Anatomy, Group, anatomy
-from ..model.loading import example_losses, forward, to_device, tokenizer_of
+from ..model.calls import example_losses, forward, to_device, tokenizer_of
 from ..pruning.request import Request
 from ..pruning.scoring import unit_scores, weight_scores
 from .experiment import _calibration

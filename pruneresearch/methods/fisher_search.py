@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..basics.errors import UsageError
-from ..model.loading import example_losses, forward, length_for, to_device, tokenizer_of
+from ..model.calls import example_losses, forward, length_for, to_device, tokenizer_of
 from ..pruning.budget import cost_terms, kept_share, search, shares_of
 from ..pruning.registry import mask_search
 from ..pruning.masks import Masks

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from ..basics.errors import UsageError, lookup
 from ..basics.files import atomic_file, read_record, require_empty, write_json
-from ..measure.quality import evaluate_model, parameter_counts
-from ..model.loading import length_for, save_model
+from ..measure.cost import parameter_counts
+from ..measure.quality import evaluate_model
+from ..model.calls import length_for
+from ..model.loading import save_model
 from ..pruning.budget import UNIT_KINDS, kept_share, shares_of
 from ..pruning.registry import mask_search
 from ..pruning.masks import Masks

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..basics.errors import require
 from ..model.anatomy import Anatomy, Group, anatomy
-from ..model.loading import forward, to_device
+from ..model.calls import forward, to_device
 from ..pruning.patterns import Pattern, count_pruned, parse_pattern, share_of
 from ..pruning.selection import by_kind, sparsity_by_block
 from ..pruning.statistics import frozen_except

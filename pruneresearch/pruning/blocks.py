@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..basics.errors import RunError, UsageError, require
 from ..model.anatomy import Block, anatomy
-from ..model.loading import forward, to_device
+from ..model.calls import forward, to_device
 from .collectors import collecting
 from .statistics import INPUT_STATISTICS, frozen_except, summarised
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..basics.errors import UsageError, lookup, require
-from ..measure.quality import macs
+from ..measure.cost import macs
 from ..model.anatomy import Block, Group, anatomy
-from ..model.loading import context_of
+from ..model.calls import context_of
 
 # %% ../../nbs/pruning/budget.ipynb #c005
 UNIT_KINDS = ("heads", "neurons", "outputs")  # what can leave a block; outputs: dimensions that the FFN writes

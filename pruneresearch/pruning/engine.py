@@ -16,7 +16,7 @@ from torch import nn
 
 from ..basics.errors import UsageError, lookup, require
 from ..model.anatomy import Anatomy, anatomy
-from ..model.loading import length_for, tokenizer_of
+from ..model.calls import length_for, tokenizer_of
 from . import candidates
 from .allocations import ALLOCATIONS, check_allocation
 from .blocks import block_by_block, require_residual

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..basics.errors import RunError, require
-from ..model.loading import example_losses, forward, to_device
+from ..model.calls import example_losses, forward, to_device
 from .calibration import count_examples
 from .collectors import collecting, symmetric
 

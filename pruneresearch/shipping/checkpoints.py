@@ -32,27 +32,20 @@ from pruneresearch.basics.files import (
     require_plain_names,
     write_json,
 )
-from ..measure.quality import evaluating
-from ..model.anatomy import LAYOUTS, Layout, anatomy, layout_of, register_layout
-from pruneresearch.model.loading import (
-    DTYPES,
+from ..model.calls import evaluating
+from ..model.anatomy import anatomy
+from ..model.families import LAYOUTS, Layout, layout_of, register_layout
+from ..model.calls import example_inputs, tensor_outputs
+from pruneresearch.model.folders import (
     PRUNED_FILE,
-    SimpleMLP,
     check_folder,
-    example_inputs,
     file_hash,
-    load_model,
-    loading,
-    model_class,
+    explain_load_errors,
     quiet,
-    ready,
-    require_fit,
     require_possible,
-    require_whole,
-    save_model,
-    tensor_outputs,
-    untrained_mlp,
 )
+from ..model.loading import DTYPES, load_model, model_class, ready, require_fit, require_whole, save_model
+from ..model.mlp import SimpleMLP, untrained_mlp
 from ..pruning.masks import INTEGERS
 from ..pruning.packing import require_bits, shapes_in
 from .surgery import cut, reload_plan, widths_of
@@ -277,7 +270,7 @@ def load_pruned(
     check_folder(folder)
     if task:
         require_fit(config["model_type"], task, str(folder))
-    with loading(folder), quiet():
+    with explain_load_errors(folder), quiet():
         if found["loader"] == "from_pretrained":
             model = _stated(folder, found)
         else:

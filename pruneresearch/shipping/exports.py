@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from ..basics.errors import RunError, UsageError
 from ..basics.files import atomic_folder, write_json
-from ..measure.quality import evaluating
-from ..model.anatomy import anatomy, layout_of
-from ..model.loading import context_of, example_inputs, quiet, tensor_outputs, tokenizer_of
+from ..model.calls import evaluating
+from ..model.anatomy import anatomy
+from ..model.families import layout_of
+from ..model.calls import context_of, example_inputs, tensor_outputs, tokenizer_of
+from ..model.folders import quiet
 
 # %% ../../nbs/shipping/exports.ipynb #c005
 def _require_onnx() -> None:

@@ -19,7 +19,8 @@ from ..basics.errors import require
 from ..basics.files import atomic_folder, require_empty, write_json
 from ..basics.fingerprints import fingerprint
 from ..model.anatomy import Block, anatomy
-from ..model.loading import PRUNED_FILE, empty_model, file_hash, local_folder, quiet
+from ..model.folders import PRUNED_FILE, file_hash, local_folder, quiet
+from ..model.loading import empty_model
 from ..pruning.blocks import block_by_block
 from ..pruning.engine import Pruned, allocated, calibration_batches, checked, pruned_by
 from ..pruning.masks import Masks

@@ -17,7 +17,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from ..basics.errors import UsageError, lookup
-from ..model.anatomy import Anatomy, Group, anatomy, layout_of
+from ..model.anatomy import Anatomy, Group, anatomy
+from ..model.families import layout_of
 from ..pruning.blocks import require_residual
 from ..pruning.masks import Masks
 from ..pruning.patterns import count_pruned, parse_pattern

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from ..basics.errors import UsageError, lookup
 from ..model.anatomy import anatomy
-from ..model.loading import length_for
+from ..model.calls import length_for
 from ..pruning.budget import UNIT_KINDS, cost_terms, kept_share, require_affordable, shares_of
 from ..pruning.masks import Masks
 from ..shipping.surgery import remove

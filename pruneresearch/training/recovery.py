@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from ..basics.errors import RunError, UsageError, lookup
 from ..basics.files import read_record
-from ..model.loading import example_losses, forward, quiet, tokenizer_of
+from ..model.calls import example_losses, forward, tokenizer_of
+from ..model.folders import quiet
 from ..pruning.resume import tensors_hash
 from .distributed import gather_objects, rank, world_size
 
