@@ -121,7 +121,8 @@ def fresh(code):
 def test_importing_the_package_is_light():
     "Seconds of processor time, the least of three fresh processes: other work on the machine does not count."
     code = (
-        "import sys, time; import torch, transformers; start = time.process_time(); import pruneresearch; print(time.process_time() - start); "
+        "import sys, time; import torch, transformers; start = time.process_time(); import pruneresearch; "
+        "print(time.process_time() - start); "
         "print(*(name for name in ('datasets', 'evaluate', 'matplotlib', 'sklearn') if name in sys.modules))"
     )
     runs = [fresh(code) for _ in range(3)]
