@@ -205,11 +205,19 @@ def convert(
     module, level, said = module_of(cells), 1, heading
     for cell in cells[1:]:
         if cell["cell_type"] == "markdown":
+            require_plain(page, cell["source"])
             level, said = depth(cell["source"], level), in_words(cell["source"]) or said
             shown.append(cell_of("markdown", markdown(site, page, cell["source"])))
         elif cell["cell_type"] == "code":
             shown += code_cells(site, page, cell, said, module, level)
     return shown
+
+
+def require_plain(page: str, text: str):
+    "Divs, callouts and figure attributes are what renderers disagree about."
+    found = re.search(r"^:::.*|!\[[^\n]*\)\{.*", re.sub(FENCE, "", text, flags=re.M | re.S), re.M)
+    if found:
+        raise SiteError(f"nbs/{page}.ipynb holds {found[0]!r}: write plain Markdown, which every renderer shows alike.")
 
 
 def code_cells(site: Site, page: str, cell: dict, said: str, module: str | None, level: int) -> list[dict]:
