@@ -29,16 +29,22 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 
 bench: $(READY)
 	$(BIN)/pruneresearch bench --profile $(PROFILE) --jobs $(JOBS)
-	$(BIN)/pruneresearch report --profile $(PROFILE)
-	$(if $(filter tiny small,$(PROFILE)),$(MAKE) pages)
+	$(if $(filter quick,$(PROFILE)),,$(BIN)/pruneresearch report --profile $(PROFILE))
+	$(if $(filter tiny,$(PROFILE)),$(MAKE) pages)
 
-# What is computed from the committed rows: results, answers, the landing page.
+# What is computed from the committed rows: results, answers, the landing page. A page is executed where its source or
+# a row changed after the last time; what was executed is noted in runs/.
 PAGES := $(addprefix nbs/benchmarks/,report.ipynb rows.ipynb) $(filter-out %/laptop_to_cluster.ipynb,$(wildcard nbs/guides/*.ipynb)) nbs/tutorials/read_a_leaderboard.ipynb nbs/index.ipynb
-pages: export PYTHONWARNINGS = ignore
+ROWS  := $(wildcard figures/*/*.json.gz figures/*/*.csv figures/*/*.md)
 pages: $(READY)
-	printf '%s\n' $(PAGES) | xargs -n 1 -P $(JOBS) $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace
-	$(BIN)/nbdev_clean
+	$(MAKE) -j $(JOBS) $(PAGES:%=runs/pages/%)
 	$(BIN)/python docs/build.py readme
+
+runs/pages/%: export PYTHONWARNINGS = ignore
+runs/pages/%: % $(ROWS)
+	$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $<
+	$(BIN)/nbdev_clean --fname $<
+	@mkdir -p $(@D) && touch $@
 
 # ---- tests, in three tiers ----
 
