@@ -1,6 +1,7 @@
 "Architecture: imports point to the left only, and importing the package costs little more than torch and transformers."
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -82,6 +83,17 @@ def test_notebooks_mirror_the_package():
     elsewhere = {"__init__": "package", "cli.__main__": "cli/module"}
     for module, path in exported.items():
         assert str(path.relative_to(ROOT / "nbs").with_suffix("")) == elsewhere.get(module, module.replace(".", "/"))
+
+
+def test_the_architecture_page_lists_every_room():
+    cells = json.loads((ROOT / "nbs/architecture.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = "".join(
+        "".join(output.get("data", {}).get("text/markdown", "")) for cell in cells for output in cell.get("outputs", [])
+    )
+    rooms = {path for folder in FOLDERS for path in (ROOT / "nbs" / folder).glob("*.ipynb")}
+    lost = [path for path in rooms if f"[{path.stem}]({path.parent.name}/{path.name})" not in shown]
+    assert not lost, f"execute nbs/architecture.ipynb again, its table lacks {sorted(lost)}"
+    assert shown.count("](") == len(rooms), "execute nbs/architecture.ipynb again, its table has rooms that are gone"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
