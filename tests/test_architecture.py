@@ -73,16 +73,21 @@ def test_every_module_has_a_folder():
     assert not outside, f"no folder of pruneresearch.FOLDERS holds {outside}"
 
 
+def exported_module(path):
+    "The module that a notebook exports, None for a page."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    found = re.search(r"^#\| default_exp (\S+)", code, re.M)
+    return found and found[1]
+
+
 def test_notebooks_mirror_the_package():
     "A module is exported by the notebook that lies where the module lies."
-    exported = {
-        re.search(r"#\| default_exp (\S+)", text)[1].rstrip('",\\n'): path
-        for path in (ROOT / "nbs").rglob("*.ipynb")
-        if "#| default_exp" in (text := path.read_text(encoding="utf-8"))
-    }
+    exported = {module: path for path in (ROOT / "nbs").rglob("*.ipynb") if (module := exported_module(path))}
     elsewhere = {"__init__": "package", "cli.__main__": "cli/module"}
     for module, path in exported.items():
-        assert str(path.relative_to(ROOT / "nbs").with_suffix("")) == elsewhere.get(module, module.replace(".", "/"))
+        place = path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+        assert place == elsewhere.get(module, module.replace(".", "/"))
 
 
 def test_the_architecture_page_lists_every_room():

@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LIBRARY = [
-    path for path in sorted((ROOT / "nbs").rglob("*.ipynb")) if "#| default_exp" in path.read_text(encoding="utf-8")
-]
 
 
 def code_cells(path):
     "Sources of the code cells of a notebook that are not empty."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return [source for cell in cells if cell["cell_type"] == "code" and (source := "".join(cell["source"])).strip()]
+
+
+LIBRARY = [
+    path
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb"))
+    if any(source.startswith("#| default_exp") for source in code_cells(path))
+]
 
 
 def exported(source):
