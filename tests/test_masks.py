@@ -12,15 +12,13 @@ from torch import nn
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.pruning.masks import (
-    Masks,
-    check_allocation,
-    check_sparsity,
-    count_pruned,
+from pruneresearch.pruning.allocations import check_allocation
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.pruning.patterns import check_sparsity, count_pruned, parse_pattern
+from pruneresearch.pruning.selection import (
     keep_highest,
     keep_highest_global,
     keep_highest_n_m,
-    parse_pattern,
     select,
     selection_network,
 )
@@ -41,7 +39,7 @@ def kept(values, k):
 
 
 def score_tables():
-    "Seeded tables of every sort: distinct, full of ties, all equal, zeros of both signs, pruned before, half precision."
+    "Seeded tables: distinct values, many ties, all equal, zeros of both signs, pruned before, half precision."
     random = torch.Generator().manual_seed(0)
     for shape in ((1, 1), (1, 7), (5, 1), (6, 10), (13, 29), (3, 100)):
         yield torch.randn(shape, generator=random)
@@ -55,7 +53,7 @@ def score_tables():
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
-def test_lowest_is_a_plain_sort(sparsity):
+def test_keep_highest_is_a_plain_sort(sparsity):
     for score in score_tables():
         out, width = score.shape
         row = keep_highest(score, sparsity, per="row")
@@ -157,7 +155,7 @@ def test_patterns_and_allocations():
 
 
 def unit_oracle(means, sparsity, everywhere):
-    "group → units that stay: the ⌊s·n⌋ lowest go, of each group or of all; in one ranking the best unit of a group is safe."
+    "group → units that stay: the ⌊s·n⌋ lowest go, of each group or of all; then the best unit of a group is safe."
     if not everywhere:
         return [kept(group, floor_of(sparsity, len(group))) for group in means]
     best = {(g, max(range(len(group)), key=lambda u: (group[u], u))) for g, group in enumerate(means)}
@@ -192,7 +190,7 @@ def test_units_are_selected_by_their_mean_score(name, kind, allocation, sparsity
             for u in range(group.count)
         ]
         means.append([o.double().mean().item() for o in owned])
-    for group, expected in zip(groups, unit_oracle(means, sparsity, allocation == "global")):
+    for group, expected in zip(groups, unit_oracle(means, sparsity, allocation == "global"), strict=True):
         columns = masks.keep[f"{group.consumer}.weight"]
         assert columns[0].reshape(group.count, -1)[:, 0].tolist() == expected and any(expected)
         assert (columns == columns[:1]).all()  # whole columns

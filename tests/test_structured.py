@@ -45,7 +45,8 @@ def test_range_of_weights(name):
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_what_a_unit_sends_on(name):
     model, data = ARCHITECTURES[name](), batch(name, n=6, padded=True)
-    seen = calibrate(model, [data], anatomy(model).linears, {"norm"})
+    statistics = calibrate(model, [data], anatomy(model).linears, {"norm"})
+    norm = {name: layer.norm for name, layer in statistics.items()}
     for group in anatomy(model).groups:
         consumer = group.linears[group.consumer]
         if name in DECODERS:
@@ -65,7 +66,7 @@ def test_what_a_unit_sends_on(name):
         ):  # the energy of what each of a unit's columns adds to the output, token by token
             columns = range(unit * group.columns, (unit + 1) * group.columns)
             expected.append(sum((np.outer(tokens[:, j], weight[:, j]) ** 2).sum() for j in columns) ** 0.5)
-        assert activation_norm(group, seen).tolist() == pytest.approx(expected, rel=1e-4)
+        assert activation_norm(group, norm).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["weight-range", "activation-norm"])

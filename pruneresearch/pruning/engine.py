@@ -12,10 +12,6 @@ from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any
 
-from .decisions import masks_of_blocks, masks_of_layers, masks_of_units, masks_of_weights
-from .registry import Method, allocation_rules, find_method
-from .scoring import Calibration, Round, weight_scores
-from .walk import is_sequential, masks_block_by_block
 from torch import nn
 
 from ..basics.errors import UsageError, lookup, require
@@ -24,6 +20,7 @@ from ..model.loading import length_for, tokenizer_of
 from . import candidates
 from .blocks import block_by_block, require_adding
 from .budget import cost_terms, kept_share, require_affordable, shares_of
+from .decisions import masks_of_blocks, masks_of_layers, masks_of_units, masks_of_weights
 from pruneresearch.pruning.masks import (
     ALLOCATIONS,
     STRUCTURES,
@@ -37,8 +34,11 @@ from pruneresearch.pruning.masks import (
     require_units_left,
     sparsity_by_block,
 )
+from .registry import Method, allocation_rules, find_method
 from .request import CheckedRequest, Request, takes
+from .scoring import Calibration, Round, weight_scores
 from .statistics import PAIRED_STATISTICS, as_batches, calibrate, calibration_hash
+from .walk import is_sequential, masks_block_by_block
 
 # %% ../../nbs/pruning/engine.ipynb #c005
 UNITS = tuple(STRUCTURES)  # patterns of whole heads and neurons
@@ -118,7 +118,7 @@ KINDS = {
         UNITS,
         _by_search,
         never=("layer", "global", "list"),
-        because="it works towards a share of MACs",
+        because="it works towards a share of the model's MACs, which is allocation macs",
     ),
     "strategy": Kind(
         "as its strategy does",

@@ -18,6 +18,7 @@ from types import CodeType, FunctionType
 
 from ..basics.errors import UsageError, lookup, require
 from ..basics.fingerprints import fingerprint
+from .masks import ALLOCATIONS
 from .statistics import INPUT_STATISTICS, STATISTICS
 
 # %% ../../nbs/pruning/registry.ipynb #c005
@@ -132,7 +133,10 @@ def register(
     method: Method,  # kind allocation_rule goes into the table of rules, all others into that of methods
 ) -> Method:  # what counts under this name from now on
     "Make a method known by its name. Raises `UsageError` where the name belongs to another module."
-    table = ALLOCATION_RULES if method.kind == "allocation_rule" else METHODS
+    rule = method.kind == "allocation_rule"
+    built_in = rule and any(method.name in names for names in ALLOCATIONS.values())
+    require(not built_in, f"allocation {method.name!r} is built in. Choose another name.")
+    table = ALLOCATION_RULES if rule else METHODS
     known = table.get(method.name)
     if known and known.module == "__main__" and method.module.startswith("pruneresearch."):
         return known  # the notebook's definition came later in the reader's mind
