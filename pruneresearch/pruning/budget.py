@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..basics.errors import UsageError, lookup, require
+from ..basics.errors import lookup, require
 from ..measure.cost import macs
 from ..model.anatomy import Block, Group, anatomy
 from ..model.calls import context_of
