@@ -21,7 +21,7 @@ from pruneresearch.cli.main import main
 from pruneresearch.data.tasks import first_examples, load_task
 from pruneresearch.measure.quality import evaluate_model
 from pruneresearch.model.loading import load_model
-from pruneresearch.pruning import choosing
+from pruneresearch.pruning import decisions
 from pruneresearch.pruning.resume import weights_hash
 from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.masks import Masks, pack_mask
@@ -46,19 +46,19 @@ def hashed(tensors):
 
 def pruned(name, task, method, **options):
     "Hashes of scores, masks and weights."
-    scores, score = {}, choosing.weight_scores
+    scores, score = {}, decisions.weight_scores
 
     def watched(*args):
         found = score(*args)
         scores.update(found)
         return found
 
-    choosing.weight_scores = watched
+    decisions.weight_scores = watched
     try:
         model = load_model(name, task)
         masks = prune(model, task, method=method, sparsity=0.5, n_calibration=8, length=64, seed=3, **options).masks
     finally:
-        choosing.weight_scores = score
+        decisions.weight_scores = score
     return hashed(scores), hashed(masks.keep), weights_hash(model)
 
 
@@ -138,7 +138,7 @@ def work(folder):
         load_task("digits"),
         {
             "pruned": all_pruned(),
-            "kept": pruned("tiny-llama", load_task("pydocs"), "wanda", walk={"resume": folder / "blocks"}),
+            "kept": pruned("tiny-llama", load_task("pydocs"), "wanda", resume=folder / "blocks"),
         },
     )
     for name, run in (("trained", trained), ("distilled", distilled)):
