@@ -75,7 +75,7 @@ def test_every_module_has_a_folder():
 def test_notebooks_mirror_the_package():
     "A module is exported by the notebook that lies where the module lies."
     exported = {
-        re.search(r"#\| default_exp (\S+)", text)[1].rstrip('",\\n'): path
+        re.search(r"#\| default_exp ([\w.]+)", text)[1]: path
         for path in (ROOT / "nbs").rglob("*.ipynb")
         if "#| default_exp" in (text := path.read_text(encoding="utf-8"))
     }
