@@ -14,11 +14,13 @@ from architectures import batch as make_batch
 from pruneresearch.basics.errors import UsageError
 from pruneresearch.basics.files import read_json
 from pruneresearch.data.tasks import first_examples, load_task
-from pruneresearch.measure.quality import evaluate_model, macs
+from pruneresearch.measure.cost import macs
+from pruneresearch.measure.quality import evaluate_model
 from pruneresearch.methods.gumbel import FILES, GUMBEL, LEARN, gumbel_sigmoid, save_masks, train_masks
 from pruneresearch.methods.hard_concrete import chance_alive, hard_concrete
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.model.loading import forward, load_model, tensor_outputs
+from pruneresearch.model.calls import forward, tensor_outputs
+from pruneresearch.model.loading import load_model
 from pruneresearch.pruning.budget import UNIT_KINDS, cost_terms, kept_share, one_sequence, shares_of
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping import checkpoints

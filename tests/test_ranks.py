@@ -23,7 +23,8 @@ from pruneresearch.measure.quality import evaluate_model
 from pruneresearch.model.loading import load_model
 from pruneresearch.pruning import decisions
 from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.masks import Masks, pack_mask
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.pruning.packing import pack_mask
 from pruneresearch.pruning.resume import weights_hash
 from pruneresearch.training import distributed as ranks
 from pruneresearch.training import recovery
