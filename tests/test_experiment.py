@@ -11,10 +11,9 @@ import pytest
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.cli.main import main
 from pruneresearch.lab.bench import bench, rows_of
-from pruneresearch.lab.runs import list_benchmarks, parameters_of, plan
 from pruneresearch.lab.compare import leaderboard
 from pruneresearch.lab.experiment import Config, dense_start, load_rows, row_id, run, run_all, save_rows, saved_rows
-from pruneresearch.lab.runs import profiles_of
+from pruneresearch.lab.runs import list_benchmarks, parameters_of, plan, profiles_of
 
 DIGITS = dict(model="mlp", task="digits", sparsity=0.75)
 

@@ -26,9 +26,9 @@ from pruneresearch.methods.gradprobe import (
 from pruneresearch.model.calls import example_losses
 from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.registry import METHODS
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.pruning.patterns import Pattern
+from pruneresearch.pruning.registry import METHODS
 from pruneresearch.shipping.surgery import remove
 
 QUIET = dict(verbose=False)
