@@ -30,15 +30,14 @@ from pruneresearch.basics.files import (
     require_plain_names,
     write_json,
 )
-from ..model.calls import evaluating
 from ..model.anatomy import anatomy
+from ..model.calls import evaluating, example_inputs, tensor_outputs
 from ..model.families import LAYOUTS, Layout, layout_of, register_layout
-from ..model.calls import example_inputs, tensor_outputs
 from pruneresearch.model.folders import (
     PRUNED_FILE,
     check_folder,
-    file_hash,
     explain_load_errors,
+    file_hash,
     quiet,
     require_possible,
 )
