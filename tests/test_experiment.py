@@ -266,6 +266,7 @@ experiment.run(experiment.Config("mlp", "digits", "wanda", 0.75), {str(tmp_path)
 TINY = dict(model="tiny-bert", task="sentiment", dense_epochs=0.05, recovery_epochs=0.05, n_calibration=8)
 
 
+@pytest.mark.slow
 def test_units_are_taken_out_before_the_recovery(tmp_path):
     shares = {"heads": [0, 0, 0.5, 0.75], "neurons": [0, 0.5, 0.5, 0.25]}
     rows = run_all(
@@ -289,6 +290,7 @@ def test_units_are_taken_out_before_the_recovery(tmp_path):
     assert set(versus(rows, "activation-change")["against"]) == {"random", "magnitude"}
 
 
+@pytest.mark.slow
 def test_every_method_of_a_contest_trains_for_the_same_number_of_steps(tmp_path, monkeypatch):
     "Weights that train with their masks have had that much of their recovery; weights that are frozen have had none."
     from pruneresearch.lab import experiment
@@ -335,6 +337,7 @@ def test_every_method_of_a_contest_trains_for_the_same_number_of_steps(tmp_path,
     }
 
 
+@pytest.mark.slow
 def test_the_student_is_pruned_and_the_dense_model_teaches(tmp_path):
     own, student, none = (
         run(Config(method="magnitude", sparsity=0.5, student_epochs=epochs, recovery="distil", **TINY), tmp_path)
@@ -348,6 +351,7 @@ def test_the_student_is_pruned_and_the_dense_model_teaches(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_alpha_temperature_and_training_examples_matter(tmp_path):
     base = Config(method="magnitude", sparsity=0.5, recovery="distil", **TINY | {"recovery_epochs": 0.5})
     rows = run_all(
@@ -363,6 +367,7 @@ def test_alpha_temperature_and_training_examples_matter(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_dense_model_trained_in_half_precision_passes_its_gate(tmp_path):
     config = Config(method="magnitude", sparsity=0.5, precision="bfloat16", **TINY | {"dense_epochs": 0.3})
     first, again = dense_start(config, tmp_path), dense_start(config, tmp_path)
