@@ -24,7 +24,8 @@ from pruneresearch.methods.gradprobe import (
     register_strategy,
 )
 from pruneresearch.model.loading import SimpleMLP, example_losses
-from pruneresearch.pruning.engine import METHODS, prune
+from pruneresearch.pruning.engine import prune
+from pruneresearch.pruning.registry import METHODS
 from pruneresearch.pruning.masks import Masks, Pattern
 from pruneresearch.shipping.surgery import remove
 

@@ -45,7 +45,7 @@ def list_command(args) -> str:
     "What can be asked for by name."
     from pruneresearch.data.tasks import list_tasks
     from pruneresearch.model.loading import list_models
-    from pruneresearch.pruning.engine import list_methods
+    from pruneresearch.pruning.registry import list_methods
 
     listings = {"methods": list_methods, "models": list_models, "tasks": list_tasks}
     chosen = [args.what] if args.what else list(listings)

@@ -25,19 +25,12 @@ from ..basics.fingerprints import fingerprint
 from ..model.anatomy import Block, anatomy
 from ..model.loading import PRUNED_FILE, empty_model, file_hash, local_folder, quiet
 from ..pruning.blocks import block_by_block
-from pruneresearch.pruning.choosing import (
-    Request,
-    check_walk,
-    finished_blocks,
-    needs_all,
-    pruned_blocks,
-    request_name,
-    require_finite,
-    require_writable,
-    restore_block,
-    store_block,
-)
-from ..pruning.engine import Pruned, _allocated, _calibration, pruned_by, requested
+from ..pruning.choosing import check_walk
+from ..pruning.request import Request
+from ..pruning.resume import finished_blocks, request_name, require_writable, restore_block, store_block
+from ..pruning.walk import needs_all, pruned_blocks, require_finite
+from ..lab.experiment import _calibration
+from ..pruning.engine import Pruned, _allocated, pruned_by, requested
 from ..pruning.masks import Masks, PackedMasks, parse_pattern
 from .checkpoints import describe
 
