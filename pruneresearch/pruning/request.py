@@ -11,8 +11,6 @@ from dataclasses import MISSING, dataclass, field, fields
 from inspect import Parameter, Signature
 from typing import Any
 
-import torch
-
 # %% ../../nbs/pruning/request.ipynb #c005
 def asked(
     default,  # the value of a request that does not say
@@ -128,6 +126,8 @@ class CheckedRequest(Request):
         "How to go block by block."
         return dict(offload=self.offload, device=self.device)
 
-    def generator(self) -> torch.Generator:
-        "Of random scores, on the CPU: the same seed gives the same scores on every device."
+    def generator(self):
+        "A `torch.Generator` of random scores, on the CPU: the same seed gives the same scores on every device."
+        import torch  # here, because the command line reads the fields without it
+
         return torch.Generator().manual_seed(self.seed)
