@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.data import tasks
-from pruneresearch.data.metrics import load_metric
+from pruneresearch.data.evaluate_metrics import load_metric
 from pruneresearch.data.tasks import (
     GLUE,
     Task,
