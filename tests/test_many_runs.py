@@ -196,7 +196,7 @@ def test_two_drivers_share_a_folder(tmp_path, without_kernels):
 
 
 @pytest.mark.parametrize("what", ["result", "row"])
-def test_a_file_cut_short_is_made_again(tmp_path, what):
+def test_a_file_cut_short_is_made_again(tmp_path, without_kernels, what):
     checkout = make_checkout(tmp_path, [dict(x=0), dict(x=1)])
     first = bench(profile="smoke", root=checkout, say=lambda line: None)
     path = Path(first[0]["folder"]) / "result.json" if what == "result" else checkout / "runs" / "rows" / "0.json"
@@ -211,6 +211,7 @@ def test_a_file_cut_short_is_made_again(tmp_path, what):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_a_run_and_nothing_else(tmp_path, small_disk):
     checkout = make_checkout(tmp_path, [dict(x=0), dict(x=1, filler=11 * 10**5), dict(x=2)])
     (checkout / "runs").symlink_to(small_disk)
@@ -259,6 +260,7 @@ socket.getaddrinfo = unknown
 REAL = "from pruneresearch import load_model, load_task\nassert load_model('mlp', load_task('digits')) is not None\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "weather, body",
     [(CLOCK, BODY), (OFFLINE, REAL + BODY)],
@@ -341,6 +343,7 @@ def worker_of(run_process, workers):
     return next(worker for worker in workers if worker.pid in parents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "nanny, whole", [("--no-nanny", False), ("--nanny", True)], ids=["the worker alone", "the whole machine"]
 )
@@ -377,6 +380,7 @@ def test_a_killed_driver_of_a_cluster(tmp_path, without_kernels):
     assert attempts(checkout) == {str(x): 1 for x in range(4)}
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_runs_of_a_cluster(tmp_path):
     checkout = make_checkout(tmp_path, [dict(x=x, pause=60) for x in range(3)])
     with cluster_of(checkout) as (address, *_):
@@ -389,6 +393,7 @@ def test_ctrl_c_ends_the_runs_of_a_cluster(tmp_path):
         assert sum(attempts(checkout).values()) == 2  # the third never began
 
 
+@pytest.mark.slow
 def test_the_scheduler_goes(tmp_path, without_kernels):
     checkout = make_checkout(tmp_path, [dict(x=x, pause=3) for x in range(4)])
     with cluster_of(checkout, 1) as (address, _, scheduler):
@@ -401,6 +406,7 @@ def test_the_scheduler_goes(tmp_path, without_kernels):
     complete(checkout, 4)
 
 
+@pytest.mark.slow
 def test_the_last_worker_goes_and_a_new_one_comes(tmp_path, without_kernels):
     checkout = make_checkout(tmp_path, [dict(x=x, pause=2) for x in range(2)])
     with cluster_of(checkout, 1, "--no-nanny") as (address, workers, _):
@@ -465,6 +471,7 @@ importlib.metadata.version = lambda name: '0.1' if name == 'datasets' else real(
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_comes_later_and_does_not_fit_is_sent_away(tmp_path, without_kernels):
     checkout = make_checkout(tmp_path / "checkout", [dict(x=x, pause=2) for x in range(6)])
     (tmp_path / "site").mkdir()
