@@ -541,7 +541,7 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk, capsys):
         (dict(method="wanda", sequential=False), "whole dense model"),
         (dict(method="wanda", sparsity=50), "for 50 % say 0.5"),
         (dict(method="wanda", calibration=None), "needs data"),
-        (dict(method="sparsegpt", options={"damp": 1}), "Options are damping"),
+        (dict(method="sparsegpt", options={"damp": 1}), "options are damping"),
         (dict(device="cpu"), "needs no data"),
         (dict(resume=__file__), "is a file"),
         (dict(dtype="int4"), "unknown dtype"),
