@@ -22,45 +22,41 @@ FOLDERS = {  # from left to right: a folder imports only from folders to its lef
     "recipes": "whole published projects on this engine",
     "cli": "the same functions from the shell",
 }
-PUBLIC = {  # public name → the room that defines it
-    "load_task": "data.tasks",
-    "list_tasks": "data.tasks",
-    "load_model": "model.loading",
-    "list_models": "model.loading",
-    "save_model": "model.loading",
-    "register_layout": "model.anatomy",
-    "Masks": "pruning.masks",
-    "prune": "pruning.engine",
-    "list_methods": "pruning.engine",
-    "register_method": "pruning.engine",
-    "Method": "pruning.engine",
-    "recover": "training.recovery",
-    "fine_tune": "training.recovery",
-    "GradProbe": "methods.gradprobe",
-    "PruningStrategy": "methods.gradprobe",
-    "MagnitudePruning": "methods.gradprobe",
-    "WandaPruning": "methods.gradprobe",
-    "register_strategy": "methods.gradprobe",
-    "SimpleMLP": "model.loading",
-    "remove": "shipping.surgery",
-    "save_pruned": "shipping.checkpoints",
-    "load_pruned": "shipping.checkpoints",
-    "evaluate_model": "measure.quality",
-    "export_onnx": "shipping.exports",
-    "UsageError": "basics.errors",
-    "RunError": "basics.errors",
+
+# %% ../nbs/package.ipynb #c006
+PUBLIC = {  # module → the public names that it defines
+    "basics.errors": ("UsageError", "RunError"),
+    "data.tasks": ("load_task", "list_tasks"),
+    "model.loading": ("load_model", "list_models", "save_model", "SimpleMLP"),
+    "model.anatomy": ("anatomy", "register_layout"),
+    "measure.quality": ("evaluate_model",),
+    "pruning.statistics": ("calibrate",),
+    "pruning.masks": ("Masks",),
+    "pruning.registry": (
+        *("weight_score", "unit_score", "block_score", "layer_solver", "candidate_rule", "mask_search"),
+        *("allocation_rule", "list_methods"),
+    ),
+    "pruning.request": ("Request",),
+    "pruning.engine": ("prune",),
+    "training.recovery": ("recover", "fine_tune"),
+    "shipping.surgery": ("remove",),
+    "shipping.checkpoints": ("save_pruned", "load_pruned"),
+    "shipping.stream": ("prune_stream",),
+    "shipping.exports": ("export_onnx",),
+    "recipes.gradprobe": ("GradProbe", "PruningStrategy", "MagnitudePruning", "WandaPruning", "register_strategy"),
 }
+
+# %% ../nbs/package.ipynb #c008
+_HOME = {name: module for module, names in PUBLIC.items() for name in names}
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name):
-    "Find a public name in its room (PEP 562)."
-    if name in PUBLIC:
-        return getattr(import_module(f"pruneresearch.{PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'pruneresearch' has no attribute {name!r}")
+    "Find a public name in its module (PEP 562)."
+    if name not in _HOME:
+        raise AttributeError(f"module 'pruneresearch' has no attribute {name!r}")
+    return getattr(import_module(f"pruneresearch.{_HOME[name]}"), name)
 
 
 def __dir__():
-    return sorted({*globals(), *PUBLIC})
-
-
-__all__ = sorted(PUBLIC)
+    return sorted({*globals(), *_HOME})

@@ -203,7 +203,7 @@ def test_a_reader_that_stops_early():
 
 @pytest.mark.parametrize("width", [None, 100, 130])
 def test_a_listing_fits_the_terminal(width, monkeypatch, capsys):
-    from pruneresearch.pruning.engine import list_methods
+    from pruneresearch.pruning.registry import list_methods
 
     monkeypatch.delenv("COLUMNS", raising=False)
     if width:

@@ -17,7 +17,8 @@ from pruneresearch.data.tasks import load_task
 from pruneresearch.measure.quality import macs
 from pruneresearch.model.loading import SimpleMLP, load_model
 from pruneresearch.pruning.budget import one_sequence
-from pruneresearch.pruning.engine import METHODS, Method, list_methods, prune, register_method, rounds_of
+from pruneresearch.pruning.engine import prune, register_method, rounds_of
+from pruneresearch.pruning.registry import METHODS, Method, list_methods
 from pruneresearch.pruning.masks import ALLOCATIONS
 from pruneresearch.shipping.surgery import remove
 

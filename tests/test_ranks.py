@@ -19,7 +19,7 @@ from pruneresearch.data.tasks import first_examples, load_task
 from pruneresearch.measure.quality import evaluate_model
 from pruneresearch.model.loading import load_model
 from pruneresearch.pruning import choosing
-from pruneresearch.pruning.choosing import weights_hash
+from pruneresearch.pruning.resume import weights_hash
 from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.masks import Masks, pack_mask
 from pruneresearch.training import distributed as ranks

@@ -21,7 +21,7 @@ from pruneresearch.cli.main import main
 from pruneresearch.data.tasks import load_task
 from pruneresearch.lab.experiment import load_rows
 from pruneresearch.model.loading import SimpleMLP, load_model, save_model
-from pruneresearch.pruning.choosing import finished_blocks, restore_block, store_block
+from pruneresearch.pruning.resume import finished_blocks, restore_block, store_block
 from pruneresearch.shipping.checkpoints import load_pruned, open_model, save_pruned
 from pruneresearch.training.recovery import last_whole_checkpoint, recover
 

@@ -53,7 +53,8 @@ from pruneresearch.measure.quality import (
 from ..measure.text import agreement
 from ..model.anatomy import anatomy
 from ..model.loading import length_for, load_model, save_model, tokenizer_of
-from ..pruning.engine import load_methods, prune, rules, sees_data
+from ..pruning.engine import prune, rules, sees_data
+from ..pruning.registry import load_methods
 from ..pruning.masks import check_sparsity, parse_pattern
 from ..shipping.surgery import remove, widths_of
 from ..training.distributed import require_one_process

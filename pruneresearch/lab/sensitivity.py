@@ -25,8 +25,11 @@ from .plots import freeze, panels, style
 from ..measure.quality import check_fit, check_output, evaluating, window_length
 from ..model.anatomy import Anatomy, Group, anatomy
 from ..model.loading import example_losses, forward, to_device, tokenizer_of
-from ..pruning.choosing import Request, unit_scores, weight_scores
-from ..pruning.engine import _calibration, check_request, load_methods, way_of
+from ..pruning.request import Request
+from ..pruning.scoring import unit_scores, weight_scores
+from .experiment import _calibration
+from ..pruning.engine import check_request, way_of
+from ..pruning.registry import load_methods
 from ..pruning.masks import Masks, Pattern, check_sparsity, keep_highest, keep_highest_n_m, parse_pattern
 from ..pruning.statistics import as_batches, calibrate, calibration_hash
 

@@ -7,15 +7,16 @@ __all__ = ['row_range', 'weight_range', 'activation_norm', 'block_influence', 'r
 
 # %% ../../nbs/methods/structured.ipynb #c003
 import math
+from contextlib import ExitStack
 
 import torch
+from ..pruning.registry import block_score, unit_score
 from torch import Tensor, nn
 
-from ..basics.errors import UsageError
+from ..basics.errors import require
 from ..model.anatomy import Anatomy, Group, anatomy
 from ..model.loading import forward, to_device
-from ..pruning.engine import Method, register_method
-from ..pruning.masks import by_kind, count_pruned, parse_pattern, share_of, sparsity_by_block
+from ..pruning.masks import Pattern, by_kind, count_pruned, parse_pattern, share_of, sparsity_by_block
 from ..pruning.statistics import frozen_except
 
 # %% ../../nbs/methods/structured.ipynb #c005
@@ -23,88 +24,71 @@ def row_range(
     weight: Tensor,  # (out, in)
 ) -> Tensor:  # (out,) float32
     "How far the weights of each row reach: largest plus |smallest|."
-    return weight.detach().float().amax(1) + weight.detach().float().amin(1).abs()
+    weight = weight.detach().float()
+    return weight.amax(1) + weight.amin(1).abs()
 
-
+# %% ../../nbs/methods/structured.ipynb #c007
+@unit_score(source="circulating code for Llama 3.2")
 def weight_range(
     group: Group,  # heads or neurons of one block
-    seen: dict = None,  # not needed
 ) -> Tensor:  # (units,) float32
-    "Sum of the ranges of the rows that make a unit."
+    "Σ over a unit's rows of max w + |min w|"
     return sum(row_range(group.linears[name].weight).reshape(group.count, -1).sum(1) for name in group.producers)
 
-
-register_method(
-    Method(
-        "weight-range",
-        units=weight_range,
-        formula="Σ over a unit's rows of max w + |min w|",
-        source="circulating code for Llama 3.2",
-    )
-);
-
-# %% ../../nbs/methods/structured.ipynb #c008
+# %% ../../nbs/methods/structured.ipynb #c010
+@unit_score(sequential=True, source="Sun et al. 2024, for columns")
 def activation_norm(
     group: Group,  # heads or neurons of one block
-    seen: dict,  # name → `Seen` with `norm`
+    norm: dict,  # linear name → (in,) L2 norms of its inputs
 ) -> Tensor:  # (units,) float32
-    "‖a_j‖·‖W[:, j]‖ of the columns that read a unit, as one norm."
+    "‖a‖·‖W[:, unit]‖ of what reads a unit"
     weight = group.linears[group.consumer].weight.detach().float()
-    return ((seen[group.consumer].norm * weight.norm(dim=0)) ** 2).reshape(group.count, -1).sum(1).sqrt()
+    return ((norm[group.consumer] * weight.norm(dim=0)) ** 2).reshape(group.count, -1).sum(1).sqrt()
 
+# %% ../../nbs/methods/structured.ipynb #c013
+def _adding_cosines(totals: Tensor, index: int, current: dict):
+    "A hook that adds the cosines of a block's input and output, over the real tokens of the current batch."
 
-register_method(
-    Method(
-        "activation-norm",
-        units=activation_norm,
-        needs=("norm",),
-        sequential=True,
-        formula="‖a‖·‖W[:, unit]‖ of what reads a unit",
-        source="Sun et al. 2024, for columns",
-    )
-);
+    def hook(module, inputs, output):
+        output = output[0] if isinstance(output, tuple) else output
+        real = current["real"]
+        cosines = torch.cosine_similarity(inputs[0][real].double(), output[real].double(), dim=-1)
+        totals[index] += cosines.sum().cpu()
 
-# %% ../../nbs/methods/structured.ipynb #c011
+    return hook
+
+# %% ../../nbs/methods/structured.ipynb #c015
+@block_score(source="Men et al. 2024, eq. 1")
 @torch.no_grad()
 def block_influence(
     model: nn.Module,  # a transformers model
-    structure: Anatomy,  # its anatomy
+    anatomy: Anatomy,  # of the model
     batches: list,  # dicts of tensors, as `Task.calibration` gives them
-) -> Tensor:  # (blocks,) float64, in [0, 2]
-    "One minus the cosine between what goes into a block and what comes out, mean over real tokens (Men et al. 2024, eq. 1)."
-    totals, counts, current = torch.zeros(len(structure.blocks), dtype=torch.float64), 0, {}
+) -> Tensor:  # (blocks,) float64, in [0, 2], mean over real tokens
+    "1 − cos(x in, x out) of a block"
+    totals, count, current = torch.zeros(len(anatomy.blocks), dtype=torch.float64), 0, {}
+    with ExitStack() as stack:
+        for block in anatomy.blocks:
+            hook = _adding_cosines(totals, block.index, current)
+            stack.callback(block.module.register_forward_hook(hook).remove)
+        stack.enter_context(frozen_except(model, []))
+        for batch in (to_device(batch, model) for batch in batches):
+            current["real"] = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+            count += int(current["real"].sum())
+            forward(model, batch)
+    return 1 - totals / count
 
-    def look(index):
-        def hook(module, inputs, output):
-            output = output[0] if isinstance(output, tuple) else output
-            totals[index] += (
-                torch.cosine_similarity(inputs[0][current["real"]].double(), output[current["real"]].double(), dim=-1)
-                .sum()
-                .cpu()
-            )
+# %% ../../nbs/methods/structured.ipynb #c018
+def _rounded(
+    count: int,  # neurons of a block
+    share: float,  # that goes, in [0, 1)
+    multiple: int,
+) -> float:  # a share
+    "What goes when the width that stays is rounded up to a multiple."
+    stays = math.ceil((count - count_pruned(share, count)) / multiple) * multiple
+    return share_of(count - min(count, stays), count)
 
-        return hook
-
-    handles = [block.module.register_forward_hook(look(block.index)) for block in structure.blocks]
-    try:
-        with frozen_except(model, []):
-            for batch in (to_device(batch, model) for batch in batches):
-                current["real"] = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-                counts += int(current["real"].sum())
-                forward(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return 1 - totals / counts
-
-
-register_method(
-    Method(
-        "block-influence", blocks=block_influence, formula="1 − cos(x in, x out) of a block", source="Men et al. 2024"
-    )
-);
-
-# %% ../../nbs/methods/structured.ipynb #c013
+# %% ../../nbs/methods/structured.ipynb #c020
 def rounded_shares(
     model: nn.Module,  # a transformers model
     sparsity,  # share of the neurons that goes, or one per block
@@ -112,22 +96,23 @@ def rounded_shares(
     multiple: int,  # the width that stays is a multiple of this, or the whole width
 ) -> dict:  # a sparsity for `prune`: kind → one share per block
     "Round widths up. Raises `UsageError` where there are no neurons to round."
-    structure, parsed = anatomy(model), parse_pattern(pattern)
-    if "neurons" not in parsed.kinds:
-        raise UsageError(
-            f"a multiple is for the number of neurons, and pattern {pattern!r} takes none: choose neurons or heads+neurons."
-        )
-    if not isinstance(multiple, int) or multiple < 1:
-        raise UsageError(f"the multiple must be a whole number from 1, got {multiple!r}.")
-    shares = {kind: sparsity_by_block(share, structure) for kind, share in by_kind(sparsity, parsed).items()}
-
-    def rounded(count, share):
-        stays = math.ceil((count - count_pruned(share, count)) / multiple) * multiple
-        return share_of(count - min(count, stays), count)
-
-    found = [rounded(block.neurons.count, share) for block, share in zip(structure.blocks, shares["neurons"])]
-    if any(shares["neurons"]) and not any(found):
-        raise UsageError(
-            f"with widths in multiples of {multiple} no neuron would go: ask for a higher sparsity or a smaller multiple."
-        )
+    structure, shape = anatomy(model), parse_pattern(pattern)
+    _require_rounding(shape, pattern, multiple)
+    shares = {kind: sparsity_by_block(share, structure) for kind, share in by_kind(sparsity, shape).items()}
+    neurons = zip(structure.blocks, shares["neurons"], strict=True)
+    found = [_rounded(block.neurons.count, share, multiple) for block, share in neurons]
+    require(
+        any(found) or not any(shares["neurons"]),
+        f"with widths in multiples of {multiple} no neuron would go. Choose a higher sparsity or a smaller multiple.",
+    )
     return shares | {"neurons": found}
+
+
+def _require_rounding(shape: Pattern, pattern: str, multiple: int) -> None:
+    "Raise `UsageError` where there is nothing to round, or nothing to round to."
+    require(
+        "neurons" in shape.kinds,
+        f"a multiple is for the number of neurons; pattern {pattern!r} takes none. Choose neurons or heads+neurons.",
+    )
+    whole = isinstance(multiple, int) and multiple >= 1
+    require(whole, f"the multiple must be a whole number from 1, got {multiple!r}.")

@@ -24,7 +24,8 @@ from ..data.tasks import load_task
 from ..measure.quality import evaluating, latency, macs, parameter_counts, windows_at_once
 from ..measure.text import PROMPTS, agreement_on, text_quality, writing_speed
 from ..model.loading import context_of, example_losses, load_model, to_device, tokenizer_of
-from ..pruning.engine import Pruned, load_methods, prune
+from ..pruning.engine import Pruned, prune
+from ..pruning.registry import load_methods
 from ..pruning.masks import check_sparsity
 from ..shipping.surgery import remove
 

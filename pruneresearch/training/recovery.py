@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..basics.errors import RunError, UsageError, lookup
 from ..basics.files import read_record
 from ..model.loading import example_losses, forward, quiet, tokenizer_of
-from ..pruning.choosing import tensors_hash
+from ..pruning.resume import tensors_hash
 from .distributed import gather_objects, rank, world_size
 
 # %% ../../nbs/training/recovery.ipynb #c005
