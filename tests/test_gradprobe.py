@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from functools import cache
 
 import pytest
 import torch
@@ -49,8 +50,13 @@ def loader(size=16, shuffle=False, **how):
     )
 
 
-def trained(epochs=30, **how):
-    model = mlp(**how)
+def trained(epochs=30, seed=0):
+    return copy.deepcopy(trained_once(epochs, seed))
+
+
+@cache
+def trained_once(epochs, seed):
+    model = mlp(seed)
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     for _ in range(epochs):
         for inputs, labels in loader():
