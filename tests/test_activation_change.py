@@ -378,6 +378,7 @@ def test_seed():
     assert torch.equal(first, torch.rand(3))
 
 
+@pytest.mark.slow
 def test_the_recipe_from_two_files(tmp_path):
     (tmp_path / "model.json").write_text(
         json.dumps(
@@ -437,7 +438,7 @@ def test_the_model_file_must_fit(tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("trained before the request was checked")
 
-    monkeypatch.setattr("pruneresearch.methods.activation_change.recover", never)
+    monkeypatch.setattr("pruneresearch.recipes.activation_change.recover", never)
     for wrong, says in (
         (dict(attention_thresholds=[0.5]), "4 blocks"),
         (dict(), "no rule"),
