@@ -11,7 +11,7 @@ from torch import nn
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.data.tasks import load_task
-from pruneresearch.measure.quality import inference_bytes, latency, measured, parameter_counts
+from pruneresearch.measure.cost import inference_bytes, latency, measured, parameter_counts
 from pruneresearch.model.anatomy import anatomy
 from pruneresearch.model.loading import load_model
 from pruneresearch.pruning.engine import prune

@@ -14,10 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.model.loading import SimpleMLP, example_losses
+from pruneresearch.model.calls import example_losses
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.candidates import evidence
 from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.masks import Masks, Pattern
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.pruning.patterns import Pattern
 from pruneresearch.pruning.registry import METHODS
 from pruneresearch.recipes.gradprobe import (
     GradProbe,

@@ -13,12 +13,15 @@ from transformers import TrainerCallback
 
 from pruneresearch.basics.errors import UsageError
 from pruneresearch.data.tasks import load_task
-from pruneresearch.measure.quality import evaluate_model, parameter_counts
+from pruneresearch.measure.cost import parameter_counts
+from pruneresearch.measure.quality import evaluate_model
 from pruneresearch.methods.hebbian import importance_masks
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.model.loading import load_model
+from pruneresearch.model.mlp import SimpleMLP
+from pruneresearch.pruning.collectors import GRADIENT_GROUP
 from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.statistics import GRADIENT_GROUP, calibrate
+from pruneresearch.pruning.statistics import calibrate
 from pruneresearch.training.recovery import recover
 
 NAMES = list(ARCHITECTURES)

@@ -2,6 +2,8 @@
 
 import math
 import pickle
+import subprocess
+import sys
 
 import evaluate
 import numpy as np
@@ -9,11 +11,33 @@ import pytest
 import torch
 
 from pruneresearch.basics.errors import RunError, UsageError
-from pruneresearch.data.metrics import METRICS, answer_f1, load_metric, normalise_answer
+from pruneresearch.data.evaluate_metrics import load_metric
+from pruneresearch.data.metrics import (
+    COMPUTED,
+    METRICS,
+    answer_f1,
+    compute_metric,
+    higher_is_better,
+    is_log_scale,
+    normalise_answer,
+)
+
+
+def attempt(call):
+    try:
+        return call()
+    except (UsageError, RunError) as error:
+        return error
 
 
 def score(name, predictions, references, **options):
-    return load_metric(name).compute(predictions=predictions, references=references, **options)
+    "Compute a metric as a function and as an object of `evaluate`: both must agree to the last bit, errors included."
+    plain = attempt(lambda: compute_metric(name, predictions, references, **options))
+    other = attempt(lambda: load_metric(name).compute(predictions=predictions, references=references, **options))
+    assert repr(plain) == repr(other)
+    if isinstance(plain, Exception):
+        raise plain
+    return plain
 
 
 CONFUSION = (
@@ -37,7 +61,7 @@ def test_classification_by_hand(name, value):
 
 
 def test_every_metric_has_its_name_as_key_except_question_answering():
-    for name in set(METRICS) - {"squad", "squad_v2"}:
+    for name in set(COMPUTED) - {"squad", "squad_v2"}:
         assert set(score(name, [1, 0, 1], [1, 1, 0])) == {name}
 
 
@@ -147,6 +171,11 @@ def test_missing_prediction_is_named():
     "call, text",
     [
         (lambda: load_metric("acc"), "accuracy"),
+        (lambda: load_metric("kl"), "unknown metric 'kl'"),
+        (lambda: compute_metric("acc", [1], [1]), "accuracy"),
+        (lambda: compute_metric("loss", [1], [1]), "unknown metric 'loss'"),
+        (lambda: higher_is_better("acuracy"), "did you mean 'accuracy'"),
+        (lambda: is_log_scale("acuracy"), "did you mean 'accuracy'"),
         (lambda: score("accuracy", [1], [1, 0]), "1 predictions and 2 references"),
         (lambda: score("accuracy", [], []), "nothing to measure"),
     ],
@@ -154,6 +183,20 @@ def test_missing_prediction_is_named():
 def test_usage_errors(call, text):
     with pytest.raises(UsageError, match=text):
         call()
+
+
+def test_every_metric_declares_direction_and_scale():
+    down = {name for name in METRICS if not higher_is_better(name)}
+    assert down == {"perplexity", "loss", "mse", "kl"}
+    assert [name for name in METRICS if is_log_scale(name)] == ["perplexity"]
+    known = "accuracy f1 precision recall matthews matthews_correlation pearson spearman spearmanr exact exact_match"
+    assert {*known.split(), "top1_agreement", "squad", "squad_v2"} == set(METRICS) - down
+
+
+def test_functions_take_arrays_and_tensors():
+    for convert in (np.array, torch.tensor):
+        assert compute_metric("accuracy", convert([1, 0, 1]), convert([1, 1, 1])) == {"accuracy": 2 / 3}
+        assert compute_metric("perplexity", convert([0.0]), convert([5])) == {"perplexity": 1.0}
 
 
 def test_batches_tensors_and_reuse():
@@ -181,7 +224,7 @@ def test_nothing_is_written_and_no_lock_is_shared_with_other_processes(tmp_path,
 
     monkeypatch.setattr(evaluate.module, "FileLock", no_lock)
     monkeypatch.chdir(tmp_path)
-    for name in set(METRICS) - {"squad", "squad_v2"}:
+    for name in set(COMPUTED) - {"squad", "squad_v2"}:
         score(name, [1, 0, 1], [1, 1, 0])
     score("squad", [said("q1", "a")], [answer("q1", "a")])
     assert list(tmp_path.iterdir()) == [blocked]
@@ -191,3 +234,18 @@ def test_metrics_compute_in_a_pickled_copy():
     metric = load_metric("accuracy")
     copy = pickle.loads(pickle.dumps(type(metric)))()
     assert copy.compute(predictions=[1, 0], references=[1, 1]) == metric.compute(predictions=[1, 0], references=[1, 1])
+
+
+def test_metrics_compute_without_evaluate_or_datasets():
+    program = """if True:
+        import sys
+        from pruneresearch.data.metrics import COMPUTED, compute_metric
+        heavy = {"evaluate", "datasets", "transformers", "torch", "pandas", "sklearn", "scipy"}
+        print(sorted(heavy & set(sys.modules)))
+        for name in set(COMPUTED) - {"squad", "squad_v2"}:
+            compute_metric(name, [1, 0, 1], [1, 1, 0])
+        compute_metric("squad", [{"id": "1", "prediction_text": "a"}], [{"id": "1", "answers": {"text": ["a"]}}])
+        print(sorted({"evaluate", "datasets", "transformers"} & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "[]"]

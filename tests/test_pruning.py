@@ -14,12 +14,14 @@ from torch.nn.utils.prune import l1_unstructured
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.data.tasks import load_task
-from pruneresearch.measure.quality import macs
-from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.measure.cost import macs
+from pruneresearch.model.loading import load_model
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.budget import one_sequence
-from pruneresearch.pruning.engine import prune, register_method, rounds_of
-from pruneresearch.pruning.registry import METHODS, Method, list_methods
-from pruneresearch.pruning.masks import ALLOCATIONS
+from pruneresearch.pruning.engine import prune, rounds_of
+from pruneresearch.pruning.registry import METHODS, Method, list_methods, register, weight_score
+from pruneresearch.pruning.registry import unit_score
+from pruneresearch.pruning.allocations import ALLOCATIONS
 from pruneresearch.shipping.surgery import remove
 
 NAMES = list(ARCHITECTURES)
@@ -42,7 +44,12 @@ PATTERNS = {
     "heads+neurons": "heads+neurons",
 }
 LISTS = {2: [0.5, 0.25], 3: [0.25, 0.75, 0.5]}  # one sparsity per block
-made = functools.cache(lambda name: ARCHITECTURES[name]())
+ORIGINAL = METHODS["magnitude"]
+
+
+@functools.cache
+def made(name):
+    return ARCHITECTURES[name]()
 
 
 def model_of(name):
@@ -438,21 +445,63 @@ def methods():
 
 
 def test_methods_cannot_be_replaced_or_need_the_unknown(methods):
-    assert register_method(methods["magnitude"]) is methods["magnitude"]  # the same method again
-    with pytest.raises(UsageError):
-        register_method(Method("magnitude", lambda weight, seen, generator: -weight.abs()))
-    with pytest.raises(UsageError):
-        register_method(Method("new", lambda weight, seen, generator: weight, needs=("everything",)))
-    with pytest.raises(UsageError, match="one of"):
-        register_method(Method("new"))
-    with pytest.raises(UsageError, match="one of"):
-        register_method(Method("new", lambda *_: None, units=lambda *_: None))
+    assert register(methods["magnitude"]) is methods["magnitude"]  # the same method again
+    with pytest.raises(UsageError, match="belongs to pruneresearch.methods.magnitude"):
+        weight_score(name="magnitude")(lambda weight: -weight.abs())
+    with pytest.raises(UsageError, match="asks for everything"):
+        weight_score(name="new")(lambda weight, everything: weight)
+    with pytest.raises(UsageError, match="asks for weight"):
+        unit_score(name="new")(lambda weight: weight)
     assert sorted(methods) == ALL
+
+
+def same_masks(a, b):
+    return all(torch.equal(a.keep[name], b.keep[name]) for name in b.keep) and a.keep.keys() == b.keep.keys()
+
+
+def test_the_last_definition_counts(methods):
+    "An operator, a constant, a statistic, an option's default: what is edited in a notebook counts at once."
+    versions = {
+        "|W|": "lambda weight: weight.abs()",
+        "-|W|": "lambda weight: -weight.abs()",
+        "|W| - 0.1": "lambda weight: (weight.abs() - 0.1).abs()",
+        "|W| - 0.2": "lambda weight: (weight.abs() - 0.2).abs()",
+        "|W|·‖x‖": "lambda weight, norm: weight.abs() * norm",
+        "|W|·|mean|": "lambda weight, mean: weight.abs() * mean.abs()",
+        "option": "lambda weight, *, shift=0.05: (weight.abs() - shift).abs()",
+        "another default": "lambda weight, *, shift=0.15: (weight.abs() - shift).abs()",
+    }
+    found, definitions = [], set()
+    for source in versions.values():
+        weight_score(name="mine")(eval(source, {"__name__": "__main__"}))
+        definitions.add(methods["mine"].definition)
+        found.append(prune(model_of("bert"), calibration=calibration("bert"), method="mine", sparsity=0.5).masks)
+    assert len(definitions) == len(versions) and "" not in definitions
+    for a, b in itertools.combinations(found, 2):
+        assert not same_masks(a, b)
+
+
+def test_an_unknown_field_is_refused_before_any_work():
+    model = model_of("bert")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TypeError, match="sparcity"):
+        prune(model, sparcity=0.5)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_notebook_may_redefine_any_name_for_itself(methods):
+    weight_score(name="magnitude")(eval("lambda weight: -weight.abs()", {"__name__": "__main__"}))
+    large = prune(model_of("bert"), method="magnitude", sparsity=0.5).masks
+    [told] = [method for method in list_methods() if method["name"] == "magnitude"]
+    assert told["module"] == "__main__"
+    methods["magnitude"] = ORIGINAL
+    small = prune(model_of("bert"), method="magnitude", sparsity=0.5).masks
+    assert not same_masks(large, small) and methods["magnitude"].definition == ""
 
 
 @pytest.mark.parametrize("wrong", [lambda weight: weight[0], lambda weight: weight.T, lambda weight: weight.sum()])
 def test_a_score_of_the_wrong_shape(methods, wrong):
-    register_method(Method("wrong", lambda weight, seen, generator: wrong(weight)))
+    weight_score(name="wrong")(lambda weight: wrong(weight))
     model = nn.Sequential(nn.Linear(4, 2))
     before = model[0].weight.detach().clone()
     with pytest.raises(UsageError, match="shape"):
@@ -461,30 +510,20 @@ def test_a_score_of_the_wrong_shape(methods, wrong):
 
 
 def test_unit_scores_of_the_wrong_shape(methods):
-    register_method(Method("wrong", units=lambda group, seen: torch.ones(group.count + 1)))
+    unit_score(name="wrong")(lambda group: torch.ones(group.count + 1))
     with pytest.raises(UsageError, match="heads of block 0.*shape"):
         prune(model_of("bert"), method="wrong", sparsity=0.5, pattern="heads")
 
 
 def test_units_once_gone_stay_gone(methods):
     "The second round scores them highest; they are not taken back."
-    register_method(
-        Method(
-            "grudge",
-            units=lambda group, seen: (
-                (
-                    group.linears[group.consumer].weight.reshape(
-                        len(group.linears[group.consumer].weight), group.count, -1
-                    )
-                    == 0
-                )
-                .all(2)
-                .all(0)
-                .float()
-                + torch.arange(group.count) / 100
-            ),
-        )
-    )
+
+    @unit_score()
+    def grudge(group):
+        weight = group.linears[group.consumer].weight
+        gone = (weight.reshape(len(weight), group.count, -1) == 0).all(2).all(0)
+        return gone.float() + torch.arange(group.count) / 100
+
     model = model_of("bert")
     first = []
     masks = prune(
@@ -792,21 +831,21 @@ def test_once_pruned_always_pruned_against_the_score(methods):
     "A score that turns around between the rounds would bring the weights of the first round back."
     calls = []
 
-    def turning(weight, seen, generator):
+    @weight_score()
+    def turning(weight):
         calls.append(1)
         return torch.arange(weight.numel(), dtype=torch.float32).reshape(weight.shape) * (1 if len(calls) == 1 else -1)
 
-    register_method(Method("turning", turning))
-    model, seen = nn.Sequential(nn.Linear(4, 4, bias=False)), []
+    model, first = nn.Sequential(nn.Linear(4, 4, bias=False)), []
     result = prune(
         model,
         method="turning",
         sparsity=0.5,
         schedule="linear",
         rounds=2,
-        between=lambda model, masks: seen.append(masks.keep["0.weight"].clone()),
+        between=lambda model, masks: first.append(masks.keep["0.weight"].clone()),
     )
-    assert seen[0].flatten().tolist() == [False] * 4 + [True] * 12
+    assert first[0].flatten().tolist() == [False] * 4 + [True] * 12
     assert result.masks.keep["0.weight"].flatten().tolist() == [False] * 4 + [True] * 8 + [False] * 4
 
 

@@ -345,7 +345,7 @@ def dying(tensors, path, metadata=None):
     if "model-00003" in str(path): os.kill(os.getpid(), signal.SIGKILL)
     real(tensors, path, metadata=metadata)
 files.save_file = dying
-prune_stream({folder!r}, {out!r}, calibration=data("llama"), walk=dict(resume={kept!r}), **{ask!r})
+prune_stream({folder!r}, {out!r}, calibration=data("llama"), resume={kept!r}, **{ask!r})
 """
 
 
@@ -374,9 +374,7 @@ def test_a_killed_stream_goes_on_to_the_same_bits(ask, folders, tmp_path, monkey
     monkeypatch.setattr(room, "store_block", noted)
     whole, expected = in_memory(folder, calibration=data("llama"), **ask)
     for out in ("out", "again"):  # the second run finds everything
-        result = prune_stream(
-            folder, tmp_path / out, calibration=data("llama"), walk=dict(resume=tmp_path / "kept"), **ask
-        )
+        result = prune_stream(folder, tmp_path / out, calibration=data("llama"), resume=tmp_path / "kept", **ask)
         assert stored == [2] and same_bits(open_model(tmp_path / out).state_dict(), whole.state_dict())
         assert (result.achieved, result.sparsity_all) == (expected.achieved, expected.sparsity_all) and all(
             torch.equal(result.masks.keep[key], keep) for key, keep in expected.masks.keep.items()
@@ -385,7 +383,7 @@ def test_a_killed_stream_goes_on_to_the_same_bits(ask, folders, tmp_path, monkey
 
 def test_blocks_of_another_request_or_model_are_refused(folders, tmp_path):
     ask, kept = dict(calibration=data("llama"), method="wanda", sparsity=0.5), dict(resume=tmp_path / "kept")
-    prune_stream(folders["llama", True], tmp_path / "out", walk=kept, **ask)
+    prune_stream(folders["llama", True], tmp_path / "out", **kept, **ask)
     other = saved(tmp_path / "other", "llama", sharded=True, seed=1)
     for folder, change in (
         (folders["llama", True], dict(sparsity=0.6)),
@@ -393,14 +391,14 @@ def test_blocks_of_another_request_or_model_are_refused(folders, tmp_path):
         (other, {}),
     ):
         with pytest.raises(UsageError, match="belongs to another request or another model"):
-            prune_stream(folder, tmp_path / "no", walk=kept, **ask | change)
+            prune_stream(folder, tmp_path / "no", **kept, **ask | change)
         assert not (tmp_path / "no").exists()
 
 
 def test_where_activations_wait_does_not_matter(folders, tmp_path):
     ask = dict(calibration=data("opt"), method="sparsegpt", sparsity=0.5)
-    for place, walk in (("a", None), ("b", dict(offload=tmp_path / "activations", device="cpu"))):
-        prune_stream(folders["opt", False], tmp_path / place, walk=walk, **ask)
+    for place, walk in (("a", {}), ("b", dict(offload=tmp_path / "activations", device="cpu"))):
+        prune_stream(folders["opt", False], tmp_path / place, **walk, **ask)
     assert same_bits(open_model(tmp_path / "a").state_dict(), open_model(tmp_path / "b").state_dict()) and not list(
         (tmp_path / "activations").iterdir()
     )
@@ -527,7 +525,7 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk, capsys):
 @pytest.mark.parametrize(
     "ask, message",
     [
-        (dict(method="taylor"), "needs gradients or outputs of the whole model, and a stream holds one block"),
+        (dict(method="taylor"), "needs gradients or outputs of the whole model, A stream holds one block"),
         (dict(method="gradprobe"), "needs gradients"),
         (dict(method="gumbel", pattern="heads"), "needs gradients or outputs"),
         (dict(allocation="global"), "compares all blocks"),
@@ -536,10 +534,9 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk, capsys):
         (dict(method="wanda", sequential=False), "whole dense model"),
         (dict(method="wanda", sparsity=50), "for 50 % say 0.5"),
         (dict(method="wanda", calibration=None), "needs data"),
-        (dict(method="sparsegpt", options={"damp": 1}), "options take damping"),
-        (dict(walk=dict(device="cpu")), "needs no data"),
-        (dict(walk=dict(resume=__file__)), "is a file"),
-        (dict(method="wanda", walk=dict(folder="x")), "unknown setting of the walk"),
+        (dict(method="sparsegpt", options={"damp": 1}), "Options are damping"),
+        (dict(device="cpu"), "needs no data"),
+        (dict(resume=__file__), "is a file"),
         (dict(dtype="int4"), "unknown dtype"),
     ],
 )

@@ -10,7 +10,7 @@ from torch import nn
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.methods.structured import activation_norm, block_influence, rounded_shares, weight_range
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.pruning.blocks import hands_on
+from pruneresearch.pruning.blocks import is_residual
 from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.pruning.repair import least_squares
@@ -45,7 +45,8 @@ def test_range_of_weights(name):
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_what_a_unit_sends_on(name):
     model, data = ARCHITECTURES[name](), batch(name, n=6, padded=True)
-    seen = calibrate(model, [data], anatomy(model).linears, {"norm"})
+    statistics = calibrate(model, [data], anatomy(model).linears, {"norm"})
+    norm = {name: layer.norm for name, layer in statistics.items()}
     for group in anatomy(model).groups:
         consumer = group.linears[group.consumer]
         if name in DECODERS:
@@ -65,7 +66,7 @@ def test_what_a_unit_sends_on(name):
         ):  # the energy of what each of a unit's columns adds to the output, token by token
             columns = range(unit * group.columns, (unit + 1) * group.columns)
             expected.append(sum((np.outer(tokens[:, j], weight[:, j]) ** 2).sum() for j in columns) ** 0.5)
-        assert activation_norm(group, seen).tolist() == pytest.approx(expected, rel=1e-4)
+        assert activation_norm(group, norm).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["weight-range", "activation-norm"])
@@ -327,7 +328,7 @@ def test_blocks_and_units_together():
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_who_hands_on(name):
-    assert hands_on(ARCHITECTURES[name]()) == (name in DECODERS)
+    assert is_residual(ARCHITECTURES[name]()) == (name in DECODERS)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -339,7 +340,7 @@ def test_blocks_that_normalise_what_they_added_cannot_go(name):
 
 
 def test_opt_that_normalises_after_the_addition():
-    assert not hands_on(ARCHITECTURES["opt"](do_layer_norm_before=False))
+    assert not is_residual(ARCHITECTURES["opt"](do_layer_norm_before=False))
 
 
 @pytest.mark.parametrize(

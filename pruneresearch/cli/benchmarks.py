@@ -10,9 +10,8 @@ import argparse
 import os
 from pathlib import Path
 
-from .flags import named_values
-
 from ..basics.errors import RunError, require
+from .flags import named_values
 
 # %% ../../nbs/cli/benchmarks.ipynb #c003
 def add_bench(parser) -> None:
@@ -47,7 +46,7 @@ def add_report(parser) -> None:
     parser.add_argument("--results", help="folder of all results (default: runs/)")
     parser.add_argument("--output", help="folder for tables and figures (default: figures/PROFILE)")
 
-# %% ../../nbs/cli/benchmarks.ipynb #c006
+# %% ../../nbs/cli/benchmarks.ipynb #c007
 def _amounts(words):
     "NAME=AMOUNT words as a dictionary; None without any."
     amounts = named_values(words, "--resources", "GPU=1") if words else None
@@ -56,7 +55,7 @@ def _amounts(words):
         require(fits, f"--resources takes NAME=AMOUNT, such as GPU=1, got {name}={amount}.")
     return amounts
 
-# %% ../../nbs/cli/benchmarks.ipynb #c008
+# %% ../../nbs/cli/benchmarks.ipynb #c009
 def _planned(args, changes: dict) -> str:
     "Every run that would be made."
     from pruneresearch.lab.runs import plan, project_root
@@ -65,7 +64,7 @@ def _planned(args, changes: dict) -> str:
     to_do = f"{len(runs)} runs, {sum(not run.done for run in runs)} to do; nothing was run."
     return "\n".join([*(run.listing() for run in runs), to_do])
 
-# %% ../../nbs/cli/benchmarks.ipynb #c009
+# %% ../../nbs/cli/benchmarks.ipynb #c011
 def _finished(outcome: list) -> str:
     "How many runs there were; raises `RunError` that lists those that failed."
     failed = [run for run in outcome if run["status"] == "failed"]
@@ -77,7 +76,7 @@ def _finished(outcome: list) -> str:
     held = f"; the largest held {most / 2**30:.2f} GiB." if most else "."
     return f"{len(outcome)} runs finished, {before} of them before{held}"
 
-# %% ../../nbs/cli/benchmarks.ipynb #c011
+# %% ../../nbs/cli/benchmarks.ipynb #c013
 def _print_now(line: str) -> None:
     "Progress is read as it comes."
     print(line, flush=True)
@@ -94,7 +93,7 @@ def bench_command(args) -> str:
     how = dict(resume=args.resume, say=_print_now, changes=changes, progress=args.progress)
     return _finished(bench(args.names, args.profile, args.jobs, args.results, **how, **where))
 
-# %% ../../nbs/cli/benchmarks.ipynb #c012
+# %% ../../nbs/cli/benchmarks.ipynb #c014
 def report_command(args) -> str:
     "Rows → tables and figures."
     from pruneresearch.lab.bench import report

@@ -50,14 +50,14 @@ SPECIAL = {  # field → how its flag is written, where that does not follow fro
     "options": dict(flag="--set", action="append", metavar="NAME=VALUE"),
 }
 
-# %% ../../nbs/cli/flags.ipynb #c010
+# %% ../../nbs/cli/flags.ipynb #c011
 def _by_type(field) -> dict:
     "Arguments of `add_argument` that follow from a field's type and default."
     if field.type is not bool:
         return dict(type=field.type)
     return dict(action=argparse.BooleanOptionalAction if field.default is None else "store_true")
 
-# %% ../../nbs/cli/flags.ipynb #c012
+# %% ../../nbs/cli/flags.ipynb #c013
 def add_request_flags(
     parser: argparse.ArgumentParser,
     without: tuple = (),  # names of fields that the command has flags of its own for
@@ -71,7 +71,7 @@ def add_request_flags(
         text = field.metadata["help"].replace("%", "%%")
         parser.add_argument(flag, dest=field.name, default=field.default, help=text, **how)
 
-# %% ../../nbs/cli/flags.ipynb #c014
+# %% ../../nbs/cli/flags.ipynb #c015
 def request_fields(
     args,  # parsed arguments
     without: tuple = (),  # names of fields to leave out

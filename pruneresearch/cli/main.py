@@ -54,7 +54,7 @@ def add_list(parser) -> None:
 def list_command(args) -> str:
     "What is known by name."
     from pruneresearch.data.tasks import list_tasks
-    from pruneresearch.model.loading import list_models
+    from pruneresearch.model.folders import list_models
     from pruneresearch.pruning.registry import list_methods
 
     listings = {"methods": list_methods, "models": list_models, "tasks": list_tasks}
@@ -63,7 +63,7 @@ def list_command(args) -> str:
         return json.dumps({name: listings[name]() for name in chosen}, indent=1)
     return "\n\n".join(f"{name.upper()}\n{_table(listings[name]())}" for name in chosen)
 
-# %% ../../nbs/cli/main.ipynb #c012
+# %% ../../nbs/cli/main.ipynb #c013
 COMMANDS = {  # name → (function, adds its flags, help)
     "list": (list_command, add_list, "methods, models and tasks known by name"),
     "prune": (prune.prune_command, prune.add_prune, "prune a model and save it"),
@@ -75,14 +75,14 @@ COMMANDS = {  # name → (function, adds its flags, help)
     "report": (benchmarks.report_command, benchmarks.add_report, "rows → tables and figures"),
 }
 
-# %% ../../nbs/cli/main.ipynb #c013
+# %% ../../nbs/cli/main.ipynb #c014
 class _Parser(argparse.ArgumentParser):
     "One sentence instead of a usage block."
 
     def error(self, message):
         raise UsageError(f"{message}. See '{self.prog} --help'.")
 
-# %% ../../nbs/cli/main.ipynb #c014
+# %% ../../nbs/cli/main.ipynb #c016
 def parser() -> argparse.ArgumentParser:
     "The command line's grammar."
     top = _Parser(prog="pruneresearch", description="Prune transformers, and compare pruning methods fairly.")
@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
     return top
 
-# %% ../../nbs/cli/main.ipynb #c017
+# %% ../../nbs/cli/main.ipynb #c019
 KEEPERS = ("bench", "train-masks", "--resume")  # commands, and the option, that keep what is finished when interrupted
 
 
@@ -115,7 +115,7 @@ def _explain(error: BaseException, keeps: bool = False) -> tuple:
         return 1, f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}"
     return 1, f"{short_error(error)} (run with --debug for the traceback)"
 
-# %% ../../nbs/cli/main.ipynb #c019
+# %% ../../nbs/cli/main.ipynb #c021
 def _share_out(args) -> None:
     "With several processes all of them prune, train and evaluate alike, and rank 0 writes and prints."
     if args.command != "prune":
@@ -124,7 +124,7 @@ def _share_out(args) -> None:
     if rank():
         args.output = None
 
-# %% ../../nbs/cli/main.ipynb #c020
+# %% ../../nbs/cli/main.ipynb #c023
 def _say(text: str) -> None:
     "Print. Whoever reads may stop early, as `head` does."
     try:
@@ -132,7 +132,7 @@ def _say(text: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-# %% ../../nbs/cli/main.ipynb #c021
+# %% ../../nbs/cli/main.ipynb #c025
 def _run(words: list) -> None:
     "Parse, do, print."
     args = parser().parse_args(words)
@@ -142,7 +142,7 @@ def _run(words: list) -> None:
         _say(said)
     leave_process_group()
 
-# %% ../../nbs/cli/main.ipynb #c022
+# %% ../../nbs/cli/main.ipynb #c027
 def main(
     arguments=None,  # list of words; None: the command line's
 ) -> int:  # exit code: 0, 1 failure, 2 usage

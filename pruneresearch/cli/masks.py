@@ -58,7 +58,8 @@ CHECKPOINTS = "checkpoints"  # where `download` puts models and `train-masks` lo
 
 def _task_of(name: str, data_dir):
     "A task by its own name, or by the name that it has inside GLUE."
-    from pruneresearch.data.tasks import GLUE, load_task
+    from pruneresearch.data.glue import GLUE
+    from pruneresearch.data.tasks import load_task
 
     return load_task(f"glue/{name}" if name in GLUE else name, data_dir=data_dir)
 
@@ -72,7 +73,7 @@ def add_download(parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of a new head's weights")
     parser.add_argument("--trust-remote-code", action="store_true", help="let code of a hub repository run")
 
-# %% ../../nbs/cli/masks.ipynb #c012
+# %% ../../nbs/cli/masks.ipynb #c013
 def _download(name: str, task, folder, args) -> str:
     "Put one model into a folder; returns what happened."
     from pruneresearch.model.loading import load_model, save_model
@@ -83,7 +84,7 @@ def _download(name: str, task, folder, args) -> str:
     save_model(model, require_empty(folder))
     return f"{folder}  {task.name}, {len(task.splits['train']):,} examples to train on"
 
-# %% ../../nbs/cli/masks.ipynb #c013
+# %% ../../nbs/cli/masks.ipynb #c014
 def download_command(args) -> str:
     "Models with heads for tasks, in folders."
     lines = []
@@ -92,7 +93,7 @@ def download_command(args) -> str:
         lines += [_download(name, task, path_inside(args.root, name, task_name), args) for name in args.models]
     return "\n".join(lines)
 
-# %% ../../nbs/cli/masks.ipynb #c015
+# %% ../../nbs/cli/masks.ipynb #c016
 def _downloaded(model: str, task: str):
     "The folder that `download` has put a model into, or None: also for names that lead elsewhere."
     try:
@@ -101,7 +102,7 @@ def _downloaded(model: str, task: str):
         return None
     return folder if folder.is_dir() else None
 
-# %% ../../nbs/cli/masks.ipynb #c018
+# %% ../../nbs/cli/masks.ipynb #c019
 def _tracking(args) -> dict:
     "Arguments of the trainer that send losses and gates to Weights & Biases."
     if not args.wandb:
@@ -117,11 +118,10 @@ def _tracking(args) -> dict:
     os.environ.setdefault("WANDB_PROJECT", "pruneresearch")
     return dict(report_to="wandb", run_name=args.name, logging_strategy="steps", logging_steps=args.log_loss_every)
 
-# %% ../../nbs/cli/masks.ipynb #c019
+# %% ../../nbs/cli/masks.ipynb #c021
 def train_masks_command(args) -> str:
     "Train masks, take out what they turn off, write masks, weights and the smaller model."
-    from pruneresearch.recipes.train_masks import train_masks
-
+    from pruneresearch.methods.gumbel import train_masks
     from pruneresearch.model.loading import load_model
 
     tracking, task = _tracking(args), _task_of(args.task_name, args.data_dir)
@@ -137,7 +137,7 @@ def train_masks_command(args) -> str:
     report = train_masks(model, task, progress=args.progress, **settings, **tracking).report
     return json.dumps(report, indent=1) if args.json else _masks_summary(report, args)
 
-# %% ../../nbs/cli/masks.ipynb #c020
+# %% ../../nbs/cli/masks.ipynb #c022
 def _tuned(model, task, args, tracking: dict) -> str:
     "Without --prune: plain fine-tuning."
     from pruneresearch.measure.quality import evaluate_model
@@ -155,7 +155,7 @@ def _tuned(model, task, args, tracking: dict) -> str:
     lines = [f"{name:17}{value:.4f}" for name, value in found.items() if isinstance(value, float)]
     return "\n".join([*lines, f"written to       {args.output_dir}"])
 
-# %% ../../nbs/cli/masks.ipynb #c021
+# %% ../../nbs/cli/masks.ipynb #c023
 STAGES = {"gated": "with masks", "removed": "taken out", "fine_tuned": "fine-tuned"}
 
 

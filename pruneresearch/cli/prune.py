@@ -12,10 +12,9 @@ import json
 import sys
 from pathlib import Path
 
-from .flags import add_request_flags, request_fields
-
 from ..basics.errors import require
 from ..basics.files import atomic_folder, require_empty, write_json
+from .flags import add_request_flags, request_fields
 from ..pruning.request import Request
 from ..training.distributed import rank, require_one_process
 
@@ -74,7 +73,7 @@ def require_head(model, task, args) -> None:
         "was trained on it.",
     )
 
-# %% ../../nbs/cli/prune.ipynb #c013
+# %% ../../nbs/cli/prune.ipynb #c014
 def _rounded(model, asked: dict, multiple: int) -> dict:
     "Shares with which the widths are multiples."
     from pruneresearch.methods.structured import rounded_shares
@@ -83,7 +82,7 @@ def _rounded(model, asked: dict, multiple: int) -> dict:
     require(fits, "--multiple-of rounds the width of every block. Give --sparsity, and leave --allocation out.")
     return rounded_shares(model, asked["sparsity"], asked["pattern"], multiple)
 
-# %% ../../nbs/cli/prune.ipynb #c014
+# %% ../../nbs/cli/prune.ipynb #c016
 def _announce(model, asked: dict) -> None:
     "Say before the work starts which loader the smaller model will need."
     from pruneresearch.shipping.surgery import reload_plan, widths_for
@@ -96,13 +95,13 @@ def _announce(model, asked: dict) -> None:
         plan = str(reload_plan(model, widths_for(model, asked["sparsity"], asked["pattern"])))
     print(f"pruneresearch: the smaller model {plan}.", file=sys.stderr)
 
-# %% ../../nbs/cli/prune.ipynb #c015
+# %% ../../nbs/cli/prune.ipynb #c018
 def _training(args) -> dict:
     "What all training of a command shares."
     names = ("length", "optimizer", "learning_rate", "seed", "progress")
     return {name: getattr(args, name) for name in names}
 
-# %% ../../nbs/cli/prune.ipynb #c016
+# %% ../../nbs/cli/prune.ipynb #c020
 def _ready_model(args, task, asked: dict):
     "The model, fine-tuned first where that is wanted, once the request is known to make sense."
     from pruneresearch.pruning.engine import check_request
@@ -122,10 +121,10 @@ def _ready_model(args, task, asked: dict):
         fine_tune(model, task, **_training(args))
     return model
 
-# %% ../../nbs/cli/prune.ipynb #c018
+# %% ../../nbs/cli/prune.ipynb #c022
 def _require_sensible(args) -> None:
     "Refuse flags that do not go together, before anything is loaded."
-    from pruneresearch.pruning.masks import STRUCTURES, parse_pattern
+    from pruneresearch.pruning.patterns import STRUCTURES, parse_pattern
 
     if args.output:
         require_empty(args.output)
@@ -142,7 +141,7 @@ def _require_sensible(args) -> None:
 
         check_training(args.optimizer, args.alpha, args.temperature)
 
-# %% ../../nbs/cli/prune.ipynb #c019
+# %% ../../nbs/cli/prune.ipynb #c024
 def _recover(model, task, masks, args, teacher) -> None:
     "One round's share of the recovery, with the masks held."
     from pruneresearch.training.recovery import recover
@@ -151,7 +150,7 @@ def _recover(model, task, masks, args, teacher) -> None:
     distillation = dict(teacher=teacher, alpha=args.alpha, temperature=args.temperature)
     recover(model, task, masks=masks, epochs=epochs, **distillation, **_training(args))
 
-# %% ../../nbs/cli/prune.ipynb #c020
+# %% ../../nbs/cli/prune.ipynb #c025
 def _prune_and_recover(model, task, asked: dict, args):
     "The result of `prune`, with recovery between the rounds and after the last."
     from pruneresearch.pruning.engine import prune
@@ -166,13 +165,14 @@ def _prune_and_recover(model, task, asked: dict, args):
         between(model, result.masks)
     return result
 
-# %% ../../nbs/cli/prune.ipynb #c021
+# %% ../../nbs/cli/prune.ipynb #c026
 def prune_command(args) -> str:
     "Load, (fine-tune,) prune, (recover, remove,) evaluate, save."
     if args.stream:
         return _stream_command(args)
     from pruneresearch.data.tasks import load_task
-    from pruneresearch.measure.quality import evaluate_model, parameter_counts
+    from pruneresearch.measure.cost import parameter_counts
+    from pruneresearch.measure.quality import evaluate_model
     from pruneresearch.shipping.surgery import reload_plan, remove
 
     _require_sensible(args)
@@ -192,7 +192,7 @@ def prune_command(args) -> str:
         _write(model, result.masks, report, args.output)
     return json.dumps(report, indent=1) if args.json else _summary(report, args.output)
 
-# %% ../../nbs/cli/prune.ipynb #c022
+# %% ../../nbs/cli/prune.ipynb #c027
 def _achieved(args, task, result) -> dict:
     "What a result says, as a plain dictionary."
     names = ("method", "pattern", "allocation", "achieved", "sparsity_all", "calibration")
@@ -202,7 +202,7 @@ def _achieved(args, task, result) -> dict:
 def _report(args, task, result, dense: dict, pruned: dict) -> dict:
     return _achieved(args, task, result) | dict(recovery=args.recovery, dense=dense, pruned=pruned)
 
-# %% ../../nbs/cli/prune.ipynb #c023
+# %% ../../nbs/cli/prune.ipynb #c028
 def _write(model, masks, report: dict, output) -> None:
     "Checkpoint, masks and report in one folder that appears whole or not at all."
     from pruneresearch.model.loading import save_model
@@ -213,7 +213,7 @@ def _write(model, masks, report: dict, output) -> None:
         masks.save(out / "masks.safetensors")
         write_json(out / "pruning.json", report)
 
-# %% ../../nbs/cli/prune.ipynb #c024
+# %% ../../nbs/cli/prune.ipynb #c029
 def _heading(report: dict) -> list:
     "The lines that every report begins with."
     shares = f"{report['achieved']:.4%} of the weights in scope, {report['sparsity_all']:.2%} of all parameters"
@@ -222,7 +222,7 @@ def _heading(report: dict) -> list:
         f"sparsity         {shares}",
     ]
 
-# %% ../../nbs/cli/prune.ipynb #c026
+# %% ../../nbs/cli/prune.ipynb #c031
 def _summary(report: dict, output) -> str:
     "The report in a few lines."
     lines = _heading(report)
@@ -234,7 +234,7 @@ def _summary(report: dict, output) -> str:
         lines.append(f"checkpoint       {report['reload']}")
     return "\n".join(lines + ([f"written to       {output}"] if output else []))
 
-# %% ../../nbs/cli/prune.ipynb #c029
+# %% ../../nbs/cli/prune.ipynb #c034
 def _require_streamable(args) -> None:
     "Refuse what trains, measures or cuts: it holds the whole model."
     require_one_process("'pruneresearch prune --stream'")
@@ -247,11 +247,11 @@ def _require_streamable(args) -> None:
     )
     require(args.output, "--stream writes block after block. Add --output FOLDER.")
 
-# %% ../../nbs/cli/prune.ipynb #c030
+# %% ../../nbs/cli/prune.ipynb #c036
 def _stream_command(args) -> str:
     "Prune from files to files."
     from pruneresearch.data.tasks import load_task
-    from pruneresearch.measure.quality import measured
+    from pruneresearch.measure.cost import measured
     from pruneresearch.shipping.stream import prune_stream
 
     _require_streamable(args)
@@ -267,7 +267,7 @@ def _stream_command(args) -> str:
         write_json(out / "pruning.json", report)
     return json.dumps(report, indent=1) if args.json else _stream_summary(report, args)
 
-# %% ../../nbs/cli/prune.ipynb #c031
+# %% ../../nbs/cli/prune.ipynb #c037
 def _stream_summary(report: dict, args) -> str:
     "The report in a few lines."
     evaluate = f"pruneresearch evaluate --model {args.output} --task {args.task} (loads the whole model)"
@@ -276,7 +276,7 @@ def _stream_summary(report: dict, args) -> str:
     lines.append(f"peak memory      {report['peak_bytes'] / 2**20:,.0f} MiB, libraries included")
     return "\n".join([*lines, f"written to       {args.output}", f"to evaluate      {evaluate}"])
 
-# %% ../../nbs/cli/prune.ipynb #c033
+# %% ../../nbs/cli/prune.ipynb #c040
 def _cell(value) -> str:
     "A value as a listing shows it."
     return f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
@@ -289,11 +289,12 @@ def _certified(certificate: dict) -> str:
     differ = f"outputs differ by {certificate['largest_difference']:.1e} ({allowed}; {versions})"
     return f"reloaded with {certificate['loader']} in a fresh process: {differ}"
 
-# %% ../../nbs/cli/prune.ipynb #c035
+# %% ../../nbs/cli/prune.ipynb #c042
 def evaluate_command(args) -> str:
     "Metrics of a model on the reported split of a task."
     from pruneresearch.data.tasks import load_task
-    from pruneresearch.measure.quality import evaluate_model, parameter_counts
+    from pruneresearch.measure.cost import parameter_counts
+    from pruneresearch.measure.quality import evaluate_model
     from pruneresearch.shipping.checkpoints import open_model
 
     task = load_task(args.task, data_dir=args.data_dir)
@@ -308,7 +309,7 @@ def evaluate_command(args) -> str:
         found["certificate"] = _certified(certificate)
     return "\n".join(f"{name:20}{_cell(value)}" for name, value in found.items())
 
-# %% ../../nbs/cli/prune.ipynb #c037
+# %% ../../nbs/cli/prune.ipynb #c044
 FORMATS = ("dense", "sparse", "onnx")
 
 
@@ -322,7 +323,7 @@ def add_export(parser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="let code of a hub repository run")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
-# %% ../../nbs/cli/prune.ipynb #c038
+# %% ../../nbs/cli/prune.ipynb #c046
 def _opened(args):
     "The model to export."
     from pruneresearch.data.tasks import load_task
@@ -334,10 +335,10 @@ def _opened(args):
         require_head(model, task, args)
     return model
 
-# %% ../../nbs/cli/prune.ipynb #c039
+# %% ../../nbs/cli/prune.ipynb #c047
 def export_command(args) -> str:
     "A model in another form, certified."
-    from pruneresearch.measure.quality import parameter_counts
+    from pruneresearch.measure.cost import parameter_counts
     from pruneresearch.shipping.checkpoints import save_pruned
     from pruneresearch.shipping.exports import export_onnx
 
@@ -355,7 +356,7 @@ def export_command(args) -> str:
     sizes = f"{args.format:12}{written:,} bytes of weights (dense: {dense:,})"
     return f"{sizes}\ncertificate {proof}\nwritten to  {args.output}"
 
-# %% ../../nbs/cli/prune.ipynb #c040
+# %% ../../nbs/cli/prune.ipynb #c048
 def _agreement(found: dict) -> str:
     "How well ONNX Runtime and the model agree, in one line."
     difference = f"differ by {found['largest_difference']:.1e} (largest output {found['largest_output']:.3g})"

@@ -40,22 +40,15 @@ from pruneresearch.basics.files import (
 from ..basics.fingerprints import fingerprint, versions
 from ..basics.locks import locked
 from ..data.tasks import first_examples, load_task
-from pruneresearch.measure.quality import (
-    evaluate_with_outcomes,
-    inference_bytes,
-    latency,
-    macs,
-    measured,
-    parameter_counts,
-    protocol,
-    windows_at_once,
-)
+from ..measure.cost import inference_bytes, latency, macs, measured, parameter_counts
+from ..measure.quality import evaluate_with_outcomes, protocol, windows_at_once
 from ..measure.text import agreement
 from ..model.anatomy import anatomy
-from ..model.loading import length_for, load_model, save_model, tokenizer_of
+from ..model.calls import length_for, tokenizer_of
+from ..model.loading import load_model, save_model
 from ..pruning.engine import prune, rules, sees_data
 from ..pruning.registry import load_methods
-from ..pruning.masks import check_sparsity, parse_pattern
+from ..pruning.patterns import check_sparsity, parse_pattern
 from ..shipping.surgery import remove, widths_of
 from ..training.distributed import require_one_process
 from ..training.recovery import check_training, fine_tune, recover

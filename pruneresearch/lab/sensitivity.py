@@ -19,19 +19,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..basics.errors import RunError, UsageError, lookup
-from ..data.tasks import batched
+from ..data.encoding import batched
 from .compare import frame
 from .plots import freeze, panels, style
-from ..measure.quality import check_fit, check_output, evaluating, window_length
+from ..measure.quality import check_fit, check_output, window_length
+from ..model.calls import evaluating
 from ..model.anatomy import Anatomy, Group, anatomy
-from ..model.loading import example_losses, forward, to_device, tokenizer_of
+from ..model.calls import example_losses, forward, to_device, tokenizer_of
 from ..pruning.request import Request
 from ..pruning.scoring import unit_scores, weight_scores
 from .experiment import _calibration
 from ..pruning.engine import check_request, way_of
 from ..pruning.registry import load_methods
-from ..pruning.masks import Masks, Pattern, check_sparsity, keep_highest, keep_highest_n_m, parse_pattern
-from ..pruning.statistics import as_batches, calibrate, calibration_hash
+from ..pruning.masks import Masks
+from ..pruning.patterns import Pattern, check_sparsity, parse_pattern
+from ..pruning.selection import keep_highest, keep_highest_n_m
+from ..pruning.calibration import as_batches, calibration_hash
+from ..pruning.statistics import calibrate
 
 # %% ../../nbs/lab/sensitivity.ipynb #c006
 @dataclass(frozen=True, eq=False)

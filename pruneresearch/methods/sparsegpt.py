@@ -13,7 +13,8 @@ from ..pruning.registry import layer_solver
 from torch import Tensor, nn
 
 from ..basics.errors import RunError, require
-from ..pruning.masks import Pattern, keep_highest, keep_highest_n_m
+from ..pruning.patterns import Pattern
+from ..pruning.selection import keep_highest, keep_highest_n_m
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c005
 DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal
