@@ -1,5 +1,4 @@
-"""Hebbian scoring: each defect of circulating implementations is built here, shown to fail the check, and absent from
-ours."""
+"Hebbian scoring: each defect of circulating code is built here, fails the check, and is absent from ours."
 
 import copy
 from dataclasses import replace
@@ -88,7 +87,9 @@ def test_scores_are_truly_used(digits):
     for linear in anatomy(forgotten).linears.values():
         torch_prune.l1_unstructured(linear, "weight", amount=0.4)  # the defect: scores computed, not passed
     defect = type(
-        "M", (), {"keep": {f"{n}.weight": layer.weight_mask.bool() for n, layer in anatomy(forgotten).linears.items()}}
+        "M",
+        (),
+        {"keep": {f"{n}.weight": linear.weight_mask.bool() for n, linear in anatomy(forgotten).linears.items()}},
     )
     assert follows(defect, size, 0.4) and not follows(defect, scores, 0.4)
     ours = importance_masks(linears, scores, 0.4)
@@ -199,11 +200,11 @@ def test_bert_base_arithmetic():
     with torch.device("meta"):
         model = BertForSequenceClassification(BertConfig())
     inside, every = (
-        sum(layer.weight.numel() for layer in anatomy(model).linears.values()),
+        sum(linear.weight.numel() for linear in anatomy(model).linears.values()),
         sum(p.numel() for p in model.parameters()),
     )
     assert round(every / 1e6, 1) == 109.5 and round(
-        (inside + sum(layer.bias.numel() for layer in anatomy(model).linears.values())) / 1e6, 1
+        (inside + sum(linear.bias.numel() for linear in anatomy(model).linears.values())) / 1e6, 1
     ) in (85.0, 85.1, 85.5)
     assert 0.4 * inside / every < 0.312
 
