@@ -22,18 +22,17 @@ from ..data.encoding import batched
 from .plots import freeze, panels, style
 from .rows import frame
 from ..measure.quality import check_fit, check_output, window_length
-from ..model.calls import evaluating
 from ..model.anatomy import Anatomy, Group
-from ..model.calls import example_losses, forward, to_device, tokenizer_of
+from ..model.calls import evaluating, example_losses, forward, to_device, tokenizer_of
+from ..pruning.calibration import as_batches, calibration_hash
 from ..pruning.decisions import keep_linears
 from ..pruning.engine import calibration_batches, checked
 from ..pruning.masks import Masks
 from ..pruning.patterns import Pattern, check_sparsity, parse_pattern
-from ..pruning.selection import keep_highest, keep_highest_n_m
 from ..pruning.registry import find_method, load_methods
 from ..pruning.request import CheckedRequest, Request
 from ..pruning.scoring import Round, unit_scores, weight_scores
-from ..pruning.calibration import as_batches, calibration_hash
+from ..pruning.selection import keep_highest, keep_highest_n_m
 from ..pruning.statistics import calibrate
 
 # %% ../../nbs/lab/sensitivity.ipynb #c006
