@@ -524,7 +524,7 @@ def _found(path: Path):
 # %% ../../nbs/lab/experiment.ipynb #c097
 AGREEMENT_WINDOWS = 16  # of the test text on which a language model is compared with the dense one, token by token
 
-
+# %% ../../nbs/lab/experiment.ipynb #c098
 def run(
     config: Config,
     root,  # folder of all results; the row is root/rows/ID.json
@@ -546,7 +546,7 @@ def run(
     write_json(path, asdict(row))
     return row
 
-# %% ../../nbs/lab/experiment.ipynb #c099
+# %% ../../nbs/lab/experiment.ipynb #c100
 def run_all(
     configs: list,  # of `Config`; those of one dense start should stand together
     root,  # folder of all results

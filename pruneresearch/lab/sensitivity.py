@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+# %% ../../nbs/lab/sensitivity.ipynb #c005
 from ..basics.errors import RunError, UsageError, require
 from ..data.encoding import batched
 from .plots import freeze, panels, style
@@ -35,7 +36,7 @@ from ..pruning.scoring import Round, unit_scores, weight_scores
 from ..pruning.selection import keep_highest, keep_highest_n_m
 from ..pruning.statistics import calibrate
 
-# %% ../../nbs/lab/sensitivity.ipynb #c006
+# %% ../../nbs/lab/sensitivity.ipynb #c007
 @dataclass(frozen=True, eq=False)
 class Part:
     "What is pruned alone: one linear layer, or the heads or the neurons of one block."
@@ -46,7 +47,7 @@ class Part:
     linears: dict = field(repr=False)  # qualified name → nn.Linear, of all layers that change
     group: Group = field(default=None, repr=False)  # the heads or neurons
 
-# %% ../../nbs/lab/sensitivity.ipynb #c008
+# %% ../../nbs/lab/sensitivity.ipynb #c009
 def parts_of(
     anatomy: Anatomy,  # of the model
     pattern: Pattern,  # as parsed
@@ -64,7 +65,7 @@ def parts_of(
         for role, linear in block.linears.items()
     ]
 
-# %% ../../nbs/lab/sensitivity.ipynb #c011
+# %% ../../nbs/lab/sensitivity.ipynb #c012
 @contextmanager
 def restored(
     linears: dict,  # name → nn.Linear
@@ -78,7 +79,7 @@ def restored(
             for parameter, before in kept:
                 parameter.copy_(before)
 
-# %% ../../nbs/lab/sensitivity.ipynb #c014
+# %% ../../nbs/lab/sensitivity.ipynb #c015
 def _score_of(
     request: CheckedRequest,
     part: Part,
@@ -93,7 +94,7 @@ def _score_of(
         return unit_scores(round, part.group, statistics)
     return weight_scores(round, part.linears, statistics)[f"{part.layer}.weight"]
 
-# %% ../../nbs/lab/sensitivity.ipynb #c017
+# %% ../../nbs/lab/sensitivity.ipynb #c018
 def _keep_by_score(request: CheckedRequest, part: Part, score: Tensor) -> dict:
     "Parameter name → keep, for the request's share of a part."
     pattern, name = request.pattern, f"{part.layer}.weight"
@@ -103,14 +104,14 @@ def _keep_by_score(request: CheckedRequest, part: Part, score: Tensor) -> dict:
         return {name: keep_highest_n_m(score, pattern.n, pattern.m)}
     return {name: keep_highest(score, request.sparsity, per="row" if request.by_row else "layer")}
 
-# %% ../../nbs/lab/sensitivity.ipynb #c019
+# %% ../../nbs/lab/sensitivity.ipynb #c020
 def _solve(request: CheckedRequest, part: Part, statistics: dict) -> dict:
     "Parameter name → keep, by a solver, which changes the weights that stay."
     own = copy.deepcopy({name: statistics[name] for name in part.linears})
     share = request.pattern if request.pattern.n else request.sparsity
     return dict(keep_linears(Round(request, request.sparsity), part.linears, own, share).items())
 
-# %% ../../nbs/lab/sensitivity.ipynb #c020
+# %% ../../nbs/lab/sensitivity.ipynb #c021
 def _prune_part(
     request: CheckedRequest,
     part: Part,
@@ -125,7 +126,7 @@ def _prune_part(
     Masks(keep).apply(model)
     return keep
 
-# %% ../../nbs/lab/sensitivity.ipynb #c023
+# %% ../../nbs/lab/sensitivity.ipynb #c024
 def _token_counts(
     batch: dict,  # of tensors
 ):  # (examples,) how many tokens are predicted in each; None where a label belongs to a whole example
@@ -135,7 +136,7 @@ def _token_counts(
         return None
     return (labels[:, 1:] != -100).sum(1)
 
-# %% ../../nbs/lab/sensitivity.ipynb #c025
+# %% ../../nbs/lab/sensitivity.ipynb #c026
 def loss_unit(
     batch: dict,  # of tensors
     loss=None,  # a loss of the caller's own
@@ -148,7 +149,7 @@ def loss_unit(
     squared = "labels" in batch and batch["labels"].is_floating_point()
     return "squared error per example" if squared else "nats per example"
 
-# %% ../../nbs/lab/sensitivity.ipynb #c027
+# %% ../../nbs/lab/sensitivity.ipynb #c028
 def _require_head(model: nn.Module, batch: dict, output) -> None:
     "Raise `UsageError` where a model and a batch have no loss."
     logits, labels = getattr(output, "logits", output), batch.get("labels")
@@ -167,7 +168,7 @@ def _require_head(model: nn.Module, batch: dict, output) -> None:
             f"give one label per {'token' if logits.dim() == 3 else 'example'}."
         )
 
-# %% ../../nbs/lab/sensitivity.ipynb #c029
+# %% ../../nbs/lab/sensitivity.ipynb #c030
 def _model_loss(
     model: nn.Module,  # any model
     batch: dict,  # of tensors with labels, on the model's device
@@ -181,7 +182,7 @@ def _model_loss(
         _require_head(model, batch, output)
     return example_losses(model, batch, output)
 
-# %% ../../nbs/lab/sensitivity.ipynb #c031
+# %% ../../nbs/lab/sensitivity.ipynb #c032
 def _batch_losses(model: nn.Module, batch: dict, loss, task) -> tuple:  # (loss, weight), (examples,) float64 both
     "The loss of each example of a batch, and how much it counts."
     found = loss(model, batch) if loss else _model_loss(model, batch, task)
@@ -196,7 +197,7 @@ def _batch_losses(model: nn.Module, batch: dict, loss, task) -> tuple:  # (loss,
     weights = torch.ones(size) if counts is None else counts
     return found.detach().double().cpu(), weights.double().cpu()
 
-# %% ../../nbs/lab/sensitivity.ipynb #c032
+# %% ../../nbs/lab/sensitivity.ipynb #c033
 def losses(
     model: nn.Module,  # any model
     batches: Iterable,  # dicts of tensors
@@ -211,7 +212,7 @@ def losses(
         raise RunError("the loss is not finite: the model's weights or its data hold NaN or infinite values.")
     return values, weights
 
-# %% ../../nbs/lab/sensitivity.ipynb #c033
+# %% ../../nbs/lab/sensitivity.ipynb #c034
 def weighted_mean(
     values: Tensor,  # (examples,)
     weights: Tensor,  # (examples,)
@@ -219,7 +220,7 @@ def weighted_mean(
     "The mean loss over tokens or examples."
     return float((values * weights).sum() / weights.sum())
 
-# %% ../../nbs/lab/sensitivity.ipynb #c037
+# %% ../../nbs/lab/sensitivity.ipynb #c038
 def _given_batches(
     data,  # (n, length) token ids, or an iterable of batches
     batch_size: int,
@@ -232,7 +233,7 @@ def _given_batches(
     require(batches, "there are no data for the loss: give at least one example.")
     return batches
 
-# %% ../../nbs/lab/sensitivity.ipynb #c039
+# %% ../../nbs/lab/sensitivity.ipynb #c040
 def loss_batches(
     model: nn.Module,  # any model that fits the task
     task,  # a `Task`; or
@@ -253,7 +254,7 @@ def loss_batches(
     chosen = rows.shuffle(seed=seed).select(range(min(n, len(rows))))
     return batched(chosen, task.collate(tokenizer_of(model)), batch_size)
 
-# %% ../../nbs/lab/sensitivity.ipynb #c041
+# %% ../../nbs/lab/sensitivity.ipynb #c042
 def _input_hashes(batches: list) -> set:
     "A hash of the inputs of each example; labels do not count."
     kept = ("input_ids", "attention_mask", "inputs")
@@ -265,7 +266,7 @@ def _input_hashes(batches: list) -> set:
         for i in range(len(next(iter(batch.values()))))
     }
 
-# %% ../../nbs/lab/sensitivity.ipynb #c043
+# %% ../../nbs/lab/sensitivity.ipynb #c044
 def require_apart(
     calibration: list,  # batches
     data: list,  # batches
@@ -278,7 +279,7 @@ def require_apart(
         "in common: measure the loss on others.",
     )
 
-# %% ../../nbs/lab/sensitivity.ipynb #c046
+# %% ../../nbs/lab/sensitivity.ipynb #c047
 _LOCAL_KINDS = ("weight_score", "unit_score", "layer_solver")  # kinds of methods that decide layer by layer
 
 
@@ -293,7 +294,7 @@ def _require_local(name: str, pattern: Pattern) -> None:
         f"choose {', '.join(fitting[:-1])} or {fitting[-1]}."
     )
 
-# %% ../../nbs/lab/sensitivity.ipynb #c048
+# %% ../../nbs/lab/sensitivity.ipynb #c049
 def _sparsities(sparsity, pattern: Pattern) -> list:
     "One sparsity, or several, as a list."
     if sparsity is None:
@@ -303,7 +304,7 @@ def _sparsities(sparsity, pattern: Pattern) -> list:
     require(found, "the list of sparsities is empty: give at least one, such as 0.5.")
     return [check_sparsity(share) for share in found]
 
-# %% ../../nbs/lab/sensitivity.ipynb #c050
+# %% ../../nbs/lab/sensitivity.ipynb #c051
 def _requests(
     model: nn.Module,
     sparsity,  # one, several, or None
@@ -319,7 +320,7 @@ def _requests(
     _require_local(fields["method"], pattern)
     return [checked(Request(sparsity=share, **fields), model) for share in _sparsities(sparsity, pattern)]
 
-# %% ../../nbs/lab/sensitivity.ipynb #c052
+# %% ../../nbs/lab/sensitivity.ipynb #c053
 def _standard_error(
     change: Tensor,  # (examples,) of each loss
     weights: Tensor,  # (examples,)
@@ -329,7 +330,7 @@ def _standard_error(
     spread = (weights * (change - weighted_mean(change, weights))).square().sum()
     return float((spread * n / (n - 1)).sqrt() / weights.sum()) if n > 1 else np.nan
 
-# %% ../../nbs/lab/sensitivity.ipynb #c054
+# %% ../../nbs/lab/sensitivity.ipynb #c055
 def _table_row(
     part: Part,
     keep: dict,  # parameter name → keep
@@ -351,7 +352,7 @@ def _table_row(
         per_million=1e6 * (loss - base) / removed if removed else np.nan,
     )
 
-# %% ../../nbs/lab/sensitivity.ipynb #c055
+# %% ../../nbs/lab/sensitivity.ipynb #c056
 def _rows_of_part(part: Part, requests: list, model, statistics, generator, measure: Callable, dense: tuple) -> list:
     "One row per sparsity; the model is the same afterwards."
     score, rows = _score_of(requests[0], part, statistics, generator), []
@@ -361,7 +362,7 @@ def _rows_of_part(part: Part, requests: list, model, statistics, generator, meas
             rows.append({"sparsity": request.sparsity} | _table_row(part, keep, dense, measure()[0]))
     return rows
 
-# %% ../../nbs/lab/sensitivity.ipynb #c057
+# %% ../../nbs/lab/sensitivity.ipynb #c058
 def sensitivity(
     model: nn.Module,  # any model that `prune` takes; the same afterwards, bit for bit
     task=None,  # a `Task` to calibrate and to measure the loss on; or
@@ -396,7 +397,7 @@ def sensitivity(
     rows = _rows(model, requests, batches, lambda: losses(model, held_out, loss, task))
     return frame([named | row | {"unit": loss_unit(held_out[0], loss)} for row in rows])
 
-# %% ../../nbs/lab/sensitivity.ipynb #c058
+# %% ../../nbs/lab/sensitivity.ipynb #c059
 def _rows(
     model: nn.Module,
     requests: list,  # of `CheckedRequest`, one per sparsity
@@ -413,7 +414,7 @@ def _rows(
         rows += _rows_of_part(part, requests, model, statistics, generator, measure, dense)
     return rows
 
-# %% ../../nbs/lab/sensitivity.ipynb #c064
+# %% ../../nbs/lab/sensitivity.ipynb #c065
 FLOOR = 1 / 1000  # of the largest increase: what is smaller counts as this
 _TABLE_KEYS = ("model", "task", "method", "pattern", "sparsity")  # what the lines of a panel have in common
 
@@ -430,7 +431,7 @@ def _require_table(table) -> None:
         "the table has two lines for the same layer, method and sparsity: draw their means, or one table at a time.",
     )
 
-# %% ../../nbs/lab/sensitivity.ipynb #c066
+# %% ../../nbs/lab/sensitivity.ipynb #c067
 def _colour_scale(
     increases,  # a pandas.Series
 ):  # a normalisation of matplotlib
@@ -443,7 +444,7 @@ def _colour_scale(
     smallest = increases[increases >= FLOOR * top].min()
     return LogNorm(min(smallest, top / 2) / 1.2, top)  # the smallest is not as pale as what is below
 
-# %% ../../nbs/lab/sensitivity.ipynb #c068
+# %% ../../nbs/lab/sensitivity.ipynb #c069
 def _cell_texts(increase, error) -> list:
     "Numbers with three figures of the largest one; in parentheses where they lie within two standard errors of zero."
     digits = max(0, 2 - int(np.floor(np.log10(max(increase.abs().max().max(), 1e-6)))))
@@ -455,7 +456,7 @@ def _cell_texts(increase, error) -> list:
     pairs = zip(increase.to_numpy(), error.to_numpy(), strict=True)
     return [[text(*cell) for cell in zip(*rows, strict=True)] for rows in pairs]
 
-# %% ../../nbs/lab/sensitivity.ipynb #c070
+# %% ../../nbs/lab/sensitivity.ipynb #c071
 def _draw_cells(axis, lines, scale):  # the cells, for the colour bar
     "One panel: blocks downwards, layers across."
     import seaborn as sns
@@ -476,7 +477,7 @@ def _draw_cells(axis, lines, scale):  # the cells, for the colour bar
     axis.tick_params(rotation=0, length=0)
     return axis.collections[0]
 
-# %% ../../nbs/lab/sensitivity.ipynb #c071
+# %% ../../nbs/lab/sensitivity.ipynb #c072
 def _colour_bar(figure, axes: list, cells, scale, table) -> None:
     "The scale of all panels, and what parentheses mean."
     from matplotlib.ticker import LogLocator
@@ -489,7 +490,7 @@ def _colour_bar(figure, axes: list, cells, scale, table) -> None:
     if (table["increase"].abs() < 2 * table["error"]).any():
         figure.supxlabel("In parentheses: less than two standard errors from zero.", fontsize=8, x=0.01, ha="left")
 
-# %% ../../nbs/lab/sensitivity.ipynb #c072
+# %% ../../nbs/lab/sensitivity.ipynb #c073
 def sensitivity_map(
     table,  # of `sensitivity`, or several of them put together
 ):  # a matplotlib Figure, one panel per sparsity, method and pattern; raises `UsageError` for anything else
@@ -510,7 +511,7 @@ def sensitivity_map(
         freeze(figure)
     return figure
 
-# %% ../../nbs/lab/sensitivity.ipynb #c076
+# %% ../../nbs/lab/sensitivity.ipynb #c077
 def _block_costs(
     table,  # of `sensitivity`
     sparsity: float,
@@ -530,7 +531,7 @@ def _block_costs(
     blocks = table[table["sparsity"] == nearest].groupby("block")[["increase", "removed", "weights"]].sum()
     return (blocks["increase"] / blocks["removed"].clip(lower=1)).to_numpy(), blocks["weights"].to_numpy()
 
-# %% ../../nbs/lab/sensitivity.ipynb #c078
+# %% ../../nbs/lab/sensitivity.ipynb #c079
 def _shift(
     cost: np.ndarray,  # (blocks,) with a largest one above 0
     weights: np.ndarray,  # (blocks,)
@@ -541,7 +542,7 @@ def _shift(
     delta = span * (depth - depth.min()) / (np.ptp(depth) or 1)
     return np.average(delta, weights=weights) - delta
 
-# %% ../../nbs/lab/sensitivity.ipynb #c080
+# %% ../../nbs/lab/sensitivity.ipynb #c081
 def shares_from(
     table,  # of `sensitivity`, unstructured
     sparsity: float,  # fraction in [0, 1) of all weights in the table

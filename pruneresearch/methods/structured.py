@@ -108,7 +108,7 @@ def rounded_shares(
     )
     return shares | {"neurons": found}
 
-
+# %% ../../nbs/methods/structured.ipynb #c021
 def _require_rounding(shape: Pattern, pattern: str, multiple: int) -> None:
     "Raise `UsageError` where there is nothing to round, or nothing to round to."
     require(

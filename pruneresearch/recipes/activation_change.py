@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+# %% ../../nbs/recipes/activation_change.ipynb #c004
 from ..basics.errors import UsageError, lookup, require
 from ..basics.files import read_record
 from ..data.tasks import first_examples, load_task
@@ -33,7 +34,7 @@ from ..pruning.selection import keep_highest
 from ..shipping.surgery import remove
 from ..training.recovery import recover
 
-# %% ../../nbs/recipes/activation_change.ipynb #c005
+# %% ../../nbs/recipes/activation_change.ipynb #c006
 class LayerTracker:
     "What heads and neurons gave in the last forward pass; hooks stay until `remove` or the end of the `with` block."
 
@@ -61,14 +62,14 @@ class LayerTracker:
     def __exit__(self, *error):
         self.remove()
 
-# %% ../../nbs/recipes/activation_change.ipynb #c008
+# %% ../../nbs/recipes/activation_change.ipynb #c009
 def _between(previous: tuple, current: tuple) -> Tensor:
     "Sums of |current − previous| over the examples and tokens that both passes have; their number is last."
     (a, real_a), (b, real_b) = previous, current
     n, tokens = min(len(a), len(b)), min(a.shape[1], b.shape[1])
     return absolute_change(a[:n, :tokens], b[:n, :tokens], real_a[:n, :tokens] & real_b[:n, :tokens])
 
-# %% ../../nbs/recipes/activation_change.ipynb #c010
+# %% ../../nbs/recipes/activation_change.ipynb #c011
 def _by_token(x: Tensor, attention_mask) -> tuple:
     "Activations (batch, tokens, width) and which of their tokens are real, (batch, tokens)."
     if attention_mask is None:
@@ -76,7 +77,7 @@ def _by_token(x: Tensor, attention_mask) -> tuple:
         return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
     return by_example(x, len(attention_mask)), attention_mask.bool()
 
-# %% ../../nbs/recipes/activation_change.ipynb #c012
+# %% ../../nbs/recipes/activation_change.ipynb #c013
 class NeuronTracker:
     "Previous and current activations, and how far they are apart on average."
 
@@ -102,7 +103,7 @@ class NeuronTracker:
         means = {key: (self.sums[key][:-1] / self.sums[key][-1].clamp(min=1)).float() for key in groups}
         return {key: per_unit(group, means[key]) for key, group in groups.items()}
 
-# %% ../../nbs/recipes/activation_change.ipynb #c015
+# %% ../../nbs/recipes/activation_change.ipynb #c016
 def track(
     model: nn.Module,  # a transformers model
     batches: Iterable,  # dicts of tensors; each is one forward pass
@@ -117,7 +118,7 @@ def track(
             tracker.record(layers.activations, batch.get("attention_mask"))
     return tracker
 
-# %% ../../nbs/recipes/activation_change.ipynb #c018
+# %% ../../nbs/recipes/activation_change.ipynb #c019
 def _above(change: Tensor, threshold: float, normalize: bool) -> Tensor:
     "Units that change at least so much, and the one that changes most."
     if not (0 <= threshold <= 1 if normalize else threshold >= 0):
@@ -125,7 +126,7 @@ def _above(change: Tensor, threshold: float, normalize: bool) -> Tensor:
     largest = torch.arange(len(change), device=change.device) == change.argmax()
     return largest | (change >= threshold * (change.max() if normalize else 1))
 
-# %% ../../nbs/recipes/activation_change.ipynb #c020
+# %% ../../nbs/recipes/activation_change.ipynb #c021
 def generate_pruning_mask(
     change: Tensor,  # (units,), of one layer
     threshold: float = None,  # units below it go, in [0, 1] of the layer's largest change; without `normalize` raw
@@ -146,7 +147,7 @@ def generate_pruning_mask(
         raise UsageError(f"between 1 and {len(change)} units can stay, and {what} is outside of that.")
     return keep_highest(change[None], share_of(len(change) - count, len(change)))[0]
 
-# %% ../../nbs/recipes/activation_change.ipynb #c023
+# %% ../../nbs/recipes/activation_change.ipynb #c024
 SETTING_KINDS = {"attention": "heads", "intermediate": "neurons"}  # word in the settings → kind of unit
 RULE_ARGUMENTS = {"thresholds": "threshold", "quantiles": "quantile", "sizes": "size"}  # → of `generate_pruning_mask`
 CHECKED_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")  # of the model
@@ -160,7 +161,7 @@ MODEL_SETTINGS = {  # every setting of the model file → default
     **{f"{part}_{rule}": None for part in SETTING_KINDS for rule in RULE_ARGUMENTS},
 }
 
-# %% ../../nbs/recipes/activation_change.ipynb #c025
+# %% ../../nbs/recipes/activation_change.ipynb #c026
 def settings(
     given,  # a dictionary, or the path of a JSON file
     defaults: dict,  # every setting there is
@@ -172,7 +173,7 @@ def settings(
         lookup(defaults, name, f"setting in the {what}")
     return {**defaults, **given}
 
-# %% ../../nbs/recipes/activation_change.ipynb #c027
+# %% ../../nbs/recipes/activation_change.ipynb #c028
 def _rule_of(config: dict, part: str, blocks: int) -> tuple:
     "(argument of `generate_pruning_mask`, one value per block) of a kind of unit, or None without a rule."
     found = {rule: config[f"{part}_{rule}"] for rule in RULE_ARGUMENTS if config[f"{part}_{rule}"] is not None}
@@ -184,7 +185,7 @@ def _rule_of(config: dict, part: str, blocks: int) -> tuple:
         require(len(values) == blocks, wrong)
         return RULE_ARGUMENTS[rule], values
 
-# %% ../../nbs/recipes/activation_change.ipynb #c029
+# %% ../../nbs/recipes/activation_change.ipynb #c030
 def unit_masks_by_rule(
     model: nn.Module,  # a transformers model
     changes: dict,  # (block, kind) → (units,)
@@ -203,7 +204,7 @@ def unit_masks_by_rule(
     require(units, wrong)
     return units
 
-# %% ../../nbs/recipes/activation_change.ipynb #c032
+# %% ../../nbs/recipes/activation_change.ipynb #c033
 def update_output_dense_layer(
     model: nn.Module,  # changed in place
     layer_name: str,  # qualified name of a linear layer, such as bert.encoder.layer.0.output.dense
@@ -223,7 +224,7 @@ def update_output_dense_layer(
         layer.bias.data = layer.bias.data.to(weight.device)
     return layer
 
-# %% ../../nbs/recipes/activation_change.ipynb #c034
+# %% ../../nbs/recipes/activation_change.ipynb #c035
 def apply_pruning_to_model(
     model_config,  # settings, see `MODEL_SETTINGS`: a dictionary or the path of a JSON file
     model: nn.Module,  # changed in place
@@ -234,7 +235,7 @@ def apply_pruning_to_model(
     units = unit_masks_by_rule(model, neuron_tracker.changes(model), model_config)
     return remove(model, Masks.from_units(model, units), fold=fold, inplace=True)
 
-# %% ../../nbs/recipes/activation_change.ipynb #c040
+# %% ../../nbs/recipes/activation_change.ipynb #c041
 RUN_SETTINGS = {  # every setting of the run file → default
     "task": "sentiment",
     "epochs": 3,
@@ -249,7 +250,7 @@ RUN_SETTINGS = {  # every setting of the run file → default
 OPTIMIZER_TYPES = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 OPTIMIZER_SETTINGS = {"type": "AdamW", "lr": 5e-5, "weight_decay": 0.01, "momentum": 0.0}
 
-# %% ../../nbs/recipes/activation_change.ipynb #c041
+# %% ../../nbs/recipes/activation_change.ipynb #c042
 def create_optimizer(
     model: nn.Module,  # whose parameters are trained
     config: dict,  # run settings; its "optimizer" holds type (AdamW or SGD), lr, weight_decay, momentum (SGD)
@@ -266,7 +267,7 @@ def create_optimizer(
     ]
     return make(parts, lr=config.get("learning_rate") or own["lr"], **extra)
 
-# %% ../../nbs/recipes/activation_change.ipynb #c043
+# %% ../../nbs/recipes/activation_change.ipynb #c044
 def compute_metrics(
     logits: Tensor,  # (n, classes)
     labels: Tensor,  # (n,)
@@ -277,7 +278,7 @@ def compute_metrics(
     found = dict(predictions=torch.as_tensor(logits).argmax(-1).tolist(), references=torch.as_tensor(labels).tolist())
     return load_metric("accuracy").compute(**found) | macro_metrics(*found.values())
 
-# %% ../../nbs/recipes/activation_change.ipynb #c045
+# %% ../../nbs/recipes/activation_change.ipynb #c046
 def set_seed(
     seed: int,  # of Python, NumPy and PyTorch
 ) -> None:
@@ -286,7 +287,7 @@ def set_seed(
 
     transformers.set_seed(seed)
 
-# %% ../../nbs/recipes/activation_change.ipynb #c048
+# %% ../../nbs/recipes/activation_change.ipynb #c049
 class ResourceLogger(TrainerCallback):
     "A callback of `transformers.Trainer`: `summary` holds seconds, examples_per_second and peak_bytes (increase)."
 
@@ -303,7 +304,7 @@ class ResourceLogger(TrainerCallback):
         seconds, peak_bytes = self._phase.seconds, self._phase.peak_bytes
         self.summary = dict(seconds=seconds, examples_per_second=examples / seconds, peak_bytes=peak_bytes)
 
-# %% ../../nbs/recipes/activation_change.ipynb #c050
+# %% ../../nbs/recipes/activation_change.ipynb #c051
 def measure_model(
     model: nn.Module,  # fine-tuned, without hooks
     task,  # a classification `Task`
@@ -321,7 +322,7 @@ def measure_model(
         "latency_s": latency(model, batch)["median"],
     }
 
-# %% ../../nbs/recipes/activation_change.ipynb #c053
+# %% ../../nbs/recipes/activation_change.ipynb #c054
 def _task(config: dict):
     "The classification task of a run file, with as many training examples as it says."
     task = load_task(config["task"], data_dir=config["data_dir"])
@@ -329,7 +330,7 @@ def _task(config: dict):
     require(task.kind == "classification", f"{wrong}: use a classification task such as sentiment.")
     return first_examples(task, config["train_examples"])
 
-# %% ../../nbs/recipes/activation_change.ipynb #c055
+# %% ../../nbs/recipes/activation_change.ipynb #c056
 def _unpruned(model_config: dict, config: dict, task, seed: int) -> nn.Module:
     "The pretrained model with a new head, once its sizes are what the file says."
     model = load_model(model_config["model_path"], task, seed=seed)
@@ -339,7 +340,7 @@ def _unpruned(model_config: dict, config: dict, task, seed: int) -> nn.Module:
         require(stated in (None, found), f"{wrong}: correct one of them.")
     return model
 
-# %% ../../nbs/recipes/activation_change.ipynb #c057
+# %% ../../nbs/recipes/activation_change.ipynb #c058
 def _check_rules(model_config: dict, model: nn.Module) -> None:
     "Raise what pruning would raise, before anything is trained."
     lookup(dict.fromkeys(ACTIVATIONS), model_config["activation"], "activation")
@@ -349,7 +350,7 @@ def _check_rules(model_config: dict, model: nn.Module) -> None:
     ones = {(group.block, group.kind): torch.ones(group.count) for group in anatomy(model).groups}
     unit_masks_by_rule(model, ones, model_config)
 
-# %% ../../nbs/recipes/activation_change.ipynb #c059
+# %% ../../nbs/recipes/activation_change.ipynb #c060
 def _pruned(model_config: dict, config: dict, task, seed: int) -> nn.Module:
     "The same start after tracking and pruning."
     model, size = _unpruned(model_config, config, task, seed), config["batch_size"]
@@ -358,7 +359,7 @@ def _pruned(model_config: dict, config: dict, task, seed: int) -> nn.Module:
     tracker = track(model, batches, model_config["activation"])
     return apply_pruning_to_model(model_config, model, tracker, fold=batches if model_config["fold"] else None)
 
-# %% ../../nbs/recipes/activation_change.ipynb #c061
+# %% ../../nbs/recipes/activation_change.ipynb #c062
 def _row(make, model_config: dict, config: dict, task, seed: int, callbacks: list) -> dict:
     "Make a model, fine-tune and measure it."
     set_seed(seed)
@@ -368,7 +369,7 @@ def _row(make, model_config: dict, config: dict, task, seed: int, callbacks: lis
     training = {f"training_{name}": value for name, value in logger.summary.items()}
     return measure_model(model, task, config["max_length"]) | training
 
-# %% ../../nbs/recipes/activation_change.ipynb #c061y
+# %% ../../nbs/recipes/activation_change.ipynb #c063
 def fine_tune_and_evaluate(
     model_config,  # what to prune and how, see `MODEL_SETTINGS`: a dictionary or the path of a JSON file
     config,  # how to train, see `RUN_SETTINGS`: a dictionary or the path of a JSON file

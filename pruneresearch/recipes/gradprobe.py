@@ -17,6 +17,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
+# %% ../../nbs/recipes/gradprobe.ipynb #c004
 from ..basics.errors import UsageError, lookup, require
 from ..methods.magnitude import magnitude
 from ..model.anatomy import anatomy
@@ -40,7 +41,7 @@ from ..pruning.request import CheckedRequest
 from ..pruning.scoring import Calibration, Round
 from ..pruning.selection import keep_highest
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c005
+# %% ../../nbs/recipes/gradprobe.ipynb #c006
 def loss_with(
     loss_fn: Callable = None,  # (outputs, targets) → loss; None: `own_loss`
 ) -> Callable:  # (model, batch) → loss
@@ -60,7 +61,7 @@ def loss_with(
 
     return own_loss if loss_fn is None else loss
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c008
+# %% ../../nbs/recipes/gradprobe.ipynb #c009
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -76,7 +77,7 @@ def prunable(
     embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return {name: weight for name, weight in weights.items() if id(weight) not in embedded}
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c010
+# %% ../../nbs/recipes/gradprobe.ipynb #c011
 class PruningStrategy(ABC):
     "Names the weights that may be redundant."
 
@@ -100,7 +101,7 @@ class PruningStrategy(ABC):
         "Look at the probe's batches, as the loader gave them, before selecting; most strategies need none."
         return
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c012
+# %% ../../nbs/recipes/gradprobe.ipynb #c013
 class MagnitudePruning(PruningStrategy):
     "The smallest |w| of each layer."
 
@@ -112,7 +113,7 @@ class MagnitudePruning(PruningStrategy):
     def get_name(self):
         return "magnitude"
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c015
+# %% ../../nbs/recipes/gradprobe.ipynb #c016
 def _lowest_scores(strategy: PruningStrategy, model: nn.Module, sparsity: float) -> dict:
     "Parameter name → bool, True = prune: what a `ScoreStrategy` proposes."
     method, pattern, gone = strategy.method, strategy.pattern, strategy.gone
@@ -124,7 +125,7 @@ def _lowest_scores(strategy: PruningStrategy, model: nn.Module, sparsity: float)
     found = KINDS[method.kind].masks(round, model, Calibration(strategy.batches))
     return {name: ~keep for name, keep in found.keep.items()}
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c016
+# %% ../../nbs/recipes/gradprobe.ipynb #c017
 class ScoreStrategy(PruningStrategy):
     "Any score of this library proposes: its lowest weights, or its lowest heads and neurons."
 
@@ -155,14 +156,14 @@ class ScoreStrategy(PruningStrategy):
     def get_name(self):
         return self.method.name
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c018
+# %% ../../nbs/recipes/gradprobe.ipynb #c019
 class WandaPruning(ScoreStrategy):
     "The lowest |w|·‖x‖ of each row (Sun et al. 2024), with the norms of the dense model on the probe's batches."
 
     def __init__(self):
         super().__init__("wanda")
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c021
+# %% ../../nbs/recipes/gradprobe.ipynb #c022
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*(t.contiguous().view(-1).view(torch.uint8) for t in (a, b)))
 
@@ -176,7 +177,7 @@ def _undo_changes(parameters: dict, before: dict, name: str) -> None:
     wrong = f"strategy {name!r} changed {' '.join(changed[:1])} while selecting; the weights are put back"
     require(not changed, f"{wrong}: let it work on copies.")
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c023
+# %% ../../nbs/recipes/gradprobe.ipynb #c024
 def _require_mask(mask, key: str, parameters: dict, name: str) -> None:
     "Raise `UsageError` unless a mask fits the parameter it is for."
     if key not in parameters:
@@ -192,12 +193,12 @@ def _require_mask(mask, key: str, parameters: dict, name: str) -> None:
         f"{tuple(parameters[key].shape)}, True for prune."
     )
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c025
+# %% ../../nbs/recipes/gradprobe.ipynb #c026
 def _kept(masks: dict) -> Masks:
     "Masks of what stays, of those of what goes."
     return Masks({name: ~mask for name, mask in masks.items()})
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c025y
+# %% ../../nbs/recipes/gradprobe.ipynb #c028
 def proposed(
     strategy: PruningStrategy,
     model: nn.Module,
@@ -218,7 +219,7 @@ def proposed(
         _kept(found).units(model)  # raises where units are not whole
     return {key: mask.to(parameters[key].device) for key, mask in found.items()}
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c028
+# %% ../../nbs/recipes/gradprobe.ipynb #c031
 def _require_batch(batch, loss_fn) -> None:
     "Raise `UsageError` for a batch that is neither (inputs, targets) with a loss nor a dict."
     if isinstance(batch, Mapping):
@@ -231,7 +232,7 @@ def _require_batch(batch, loss_fn) -> None:
     wrong = "batches of (inputs, targets) need a loss: give loss_fn, such as nn.CrossEntropyLoss()."
     require(loss_fn is not None, wrong)
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c030
+# %% ../../nbs/recipes/gradprobe.ipynb #c033
 def _first_batches(dataloader, count: int, loss_fn) -> list:
     "The first batches of a loader, once and for all."
     if not isinstance(count, Integral) or count < 1:
@@ -245,7 +246,7 @@ def _first_batches(dataloader, count: int, loss_fn) -> list:
         _require_batch(batch, loss_fn)
     return batches
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c033
+# %% ../../nbs/recipes/gradprobe.ipynb #c036
 _COMPARISONS = {"rule": "gradprobe", "ratio": "gradprobe-ratio", "loss": "gradprobe-loss"}  # word → method
 
 
@@ -255,7 +256,7 @@ def _rule_of(
     "The rule behind a word."
     return find_method(lookup(_COMPARISONS, comparison, "comparison"))
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c035
+# %% ../../nbs/recipes/gradprobe.ipynb #c038
 def _share(masks: dict) -> float:
     "Share of True."
     return sum(int(mask.sum()) for mask in masks.values()) / max(1, sum(mask.numel() for mask in masks.values()))
@@ -266,7 +267,7 @@ def _still_zero(masks: dict, model: nn.Module) -> dict:
     parameters = dict(model.named_parameters())
     return {name: mask.to(parameters[name].device) & (parameters[name] == 0) for name, mask in masks.items()}
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c037
+# %% ../../nbs/recipes/gradprobe.ipynb #c040
 def _proposals(strategy: PruningStrategy, model: nn.Module, gone: dict, target: float, higher: float = None) -> tuple:
     "What a strategy would prune, and what it would prune of a higher share."
     strategy.gone = _kept(gone) if gone else None
@@ -274,7 +275,7 @@ def _proposals(strategy: PruningStrategy, model: nn.Module, gone: dict, target: 
     more = proposed(strategy, model, higher) if higher else {}
     return asked, {name: mask | more[name] if name in more else mask for name, mask in asked.items()}
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c039
+# %% ../../nbs/recipes/gradprobe.ipynb #c042
 def _to_named_device(
     model: nn.Module,
     device,  # such as "cpu" or "cuda"
@@ -288,12 +289,12 @@ def _to_named_device(
             f"the model cannot move to device {device!r} ({why}): use cpu, or cuda where there is one."
         ) from None
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c042
+# %% ../../nbs/recipes/gradprobe.ipynb #c045
 def _remove_hooks(hooks: list) -> None:
     for hook in hooks:
         hook.remove()
 
-
+# %% ../../nbs/recipes/gradprobe.ipynb #c046
 class _Probe:
     "What a probe holds: a model, a strategy, and what is pruned."
 
@@ -331,7 +332,7 @@ class _Probe:
         self.masks = _still_zero(self.masks, self.model)
         return batches
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c044
+# %% ../../nbs/recipes/gradprobe.ipynb #c048
 class GradProbe(_Probe):
     "Prunes a model by comparing gradients before and after candidates shrink."
 
@@ -404,7 +405,7 @@ class GradProbe(_Probe):
         names = ("thresholds", "sparsities", "weights_pruned", "metrics")
         return {name: [row[i] for row in rows] for i, name in enumerate(names)}
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c046
+# %% ../../nbs/recipes/gradprobe.ipynb #c050
 def _gone_at(threshold: float, rule: Method, seen: list, asked: dict) -> dict:
     "Parameter name → True for candidates that a threshold lets go; `seen` is from `evidence`."
     gone = {}
@@ -413,7 +414,7 @@ def _gone_at(threshold: float, rule: Method, seen: list, asked: dict) -> dict:
         gone |= group.spread(group.chosen(asked) & (worth <= 0))
     return gone
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c049
+# %% ../../nbs/recipes/gradprobe.ipynb #c053
 def _choose_by(strategy: PruningStrategy, request: CheckedRequest, model: nn.Module, target, batches, before) -> Masks:
     "One round of `prune`: what the strategy proposes, and what earlier rounds have pruned."
     wrong = f"strategy {strategy.get_name()!r} spreads the sparsity by itself: leave allocation out."
@@ -424,7 +425,7 @@ def _choose_by(strategy: PruningStrategy, request: CheckedRequest, model: nn.Mod
     masks, gone = proposed(strategy, model, target), before.keep if before else {}
     return _kept({key: mask | ~gone[key].to(mask.device) if key in gone else mask for key, mask in masks.items()})
 
-# %% ../../nbs/recipes/gradprobe.ipynb #c051
+# %% ../../nbs/recipes/gradprobe.ipynb #c055
 def register_strategy(
     strategy: PruningStrategy,  # its name again replaces what was registered before, except by another module
 ) -> Method:

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from torch import nn
 from tqdm import tqdm
 
+# %% ../../nbs/recipes/one_shot.ipynb #c004
 from ..basics.errors import RunError, lookup, require
 from ..data.evaluate_metrics import load_metric
 from ..data.tasks import load_task
@@ -33,7 +34,7 @@ from ..pruning.patterns import check_sparsity
 from ..pruning.registry import find_method
 from ..shipping.surgery import remove
 
-# %% ../../nbs/recipes/one_shot.ipynb #c005
+# %% ../../nbs/recipes/one_shot.ipynb #c006
 def _text_task(name: str, data_dir):
     "A task whose text can be read."
     task = load_task(name, data_dir=data_dir)
@@ -41,7 +42,7 @@ def _text_task(name: str, data_dir):
     require(task.kind == "language-modelling", f"{wrong}: choose wikitext2, c4, pydocs or a .txt file.")
     return task
 
-# %% ../../nbs/recipes/one_shot.ipynb #c007
+# %% ../../nbs/recipes/one_shot.ipynb #c008
 def get_wikitext2_unstructured(
     tokenizer,  # of the model
     n_samples: int = 128,  # calibration windows
@@ -62,7 +63,7 @@ def get_wikitext2_unstructured(
     train = source.calibration(tokenizer, n=n_samples, length=length, seed=seed, batch_size=batch_size or 8)
     return train, tested.batches("test", tokenizer, batch_size or windows_at_once(length), length)
 
-# %% ../../nbs/recipes/one_shot.ipynb #c010
+# %% ../../nbs/recipes/one_shot.ipynb #c011
 def magnitude_pruning(
     model: nn.Module,  # changed in place
     ratio: float,  # share of the weights in the blocks, in [0, 1)
@@ -72,7 +73,7 @@ def magnitude_pruning(
     "The smallest weights of each layer go."
     return prune(model, method="magnitude", sparsity=ratio, **options)
 
-# %% ../../nbs/recipes/one_shot.ipynb #c012
+# %% ../../nbs/recipes/one_shot.ipynb #c013
 def wanda_pruning(
     model: nn.Module,  # changed in place
     ratio: float,  # share of the weights in the blocks, in [0, 1)
@@ -82,7 +83,7 @@ def wanda_pruning(
     "The lowest |W|·‖x‖ of each row go, block by block (Sun et al. 2024)."
     return prune(model, calibration=trainloader, method="wanda", sparsity=ratio, **options)
 
-# %% ../../nbs/recipes/one_shot.ipynb #c014
+# %% ../../nbs/recipes/one_shot.ipynb #c015
 def structured_pruning(
     model: nn.Module,  # changed in place, and smaller afterwards
     ratio: float,  # share of the neurons, in [0, 1)
@@ -103,7 +104,7 @@ def structured_pruning(
 
 PRUNING_FUNCTIONS = {function.__name__: function for function in (magnitude_pruning, wanda_pruning, structured_pruning)}
 
-# %% ../../nbs/recipes/one_shot.ipynb #c017
+# %% ../../nbs/recipes/one_shot.ipynb #c018
 def _first_windows(batches: list, count: int) -> list:
     "The first windows of a list of equal batches; None: all of them."
     size = len(batches[0]["input_ids"])
@@ -111,7 +112,7 @@ def _first_windows(batches: list, count: int) -> list:
     pairs = zip(batches, left, strict=True)
     return [{key: value[:n] for key, value in batch.items()} for batch, n in pairs if n > 0]
 
-# %% ../../nbs/recipes/one_shot.ipynb #c019
+# %% ../../nbs/recipes/one_shot.ipynb #c020
 @dataclass(frozen=True)
 class ModelConfig:
     "Which model is pruned how, and what it is measured on."
@@ -135,7 +136,7 @@ class ModelConfig:
         train, test = get_wikitext2_unstructured(tokenizer_of(model), self.n_samples, self.length, *where)
         return train, _first_windows(test, self.max_windows)
 
-# %% ../../nbs/recipes/one_shot.ipynb #c021
+# %% ../../nbs/recipes/one_shot.ipynb #c022
 def perplexity_of(
     model: nn.Module,  # a causal language model
     testloader,  # batches of windows
@@ -152,7 +153,7 @@ def perplexity_of(
     require(not math.isnan(found), wrong, RunError)
     return found
 
-# %% ../../nbs/recipes/one_shot.ipynb #c024
+# %% ../../nbs/recipes/one_shot.ipynb #c025
 _ENERGY = {  # field of a row → attribute of CodeCarbon's report
     "energy_kwh": "energy_consumed",
     "energy_cpu_kwh": "cpu_energy",
@@ -169,7 +170,7 @@ def _assumptions(data, country: str) -> str:
     made_for = f"processor, memory and GPU of this machine ({processor}), energy mix of {country}"
     return f"estimate by CodeCarbon {data.codecarbon_version} for {made_for}"
 
-# %% ../../nbs/recipes/one_shot.ipynb #c026
+# %% ../../nbs/recipes/one_shot.ipynb #c027
 def _tracker(country: str):
     "CodeCarbon's tracker, without a network and without a word; raises `UsageError` for an unknown country."
     import pycountry
@@ -182,7 +183,7 @@ def _tracker(country: str):
     quiet = dict(save_to_file=False, log_level="critical", allow_multiple_runs=True)
     return OfflineEmissionsTracker(country_iso_code=country, **quiet)
 
-# %% ../../nbs/recipes/one_shot.ipynb #c027
+# %% ../../nbs/recipes/one_shot.ipynb #c028
 @contextmanager
 def estimated_energy(
     country: str = "USA",  # ISO 3166-1 alpha-3
@@ -204,7 +205,7 @@ def estimated_energy(
         found.update({name: getattr(data, attribute) for name, attribute in _ENERGY.items()})
         found["assumptions"] = _assumptions(data, country)
 
-# %% ../../nbs/recipes/one_shot.ipynb #c029
+# %% ../../nbs/recipes/one_shot.ipynb #c030
 def _sizes(model: nn.Module, dense: nn.Module, one: dict) -> dict:
     "What a model holds and multiplies, beside the dense one."
     size, work = parameter_counts(model), macs(model, one)
@@ -216,7 +217,7 @@ def _sizes(model: nn.Module, dense: nn.Module, one: dict) -> dict:
         "flops": 2 * work,
     }
 
-# %% ../../nbs/recipes/one_shot.ipynb #c031
+# %% ../../nbs/recipes/one_shot.ipynb #c032
 def _times(model: nn.Module, dense: nn.Module, one: dict) -> dict:
     "Seconds of a forward pass, timed right before one of the dense model, and the speed of writing."
     time, tokens = latency(model, one), one["input_ids"].shape[1]
@@ -225,7 +226,7 @@ def _times(model: nn.Module, dense: nn.Module, one: dict) -> dict:
     speed = writing_speed(model, prompt=max(1, tokens // 2), new_tokens=max(2, tokens // 8))
     return found | {f"{phase}_{name}": value for phase, part in speed.items() for name, value in part.items()}
 
-# %% ../../nbs/recipes/one_shot.ipynb #c033
+# %% ../../nbs/recipes/one_shot.ipynb #c034
 def global_evaluation(
     model_config: ModelConfig,
     ratio: float,  # share that goes, in [0, 1); 0 measures the dense model
@@ -247,7 +248,7 @@ def global_evaluation(
     times = _times(model, dense, one) if timed else dict.fromkeys(("latency_s", "latency_iqr_s", "dense_latency_s"))
     return row | times | energy | text_quality(model, dense, model_config.prompts)
 
-# %% ../../nbs/recipes/one_shot.ipynb #c035
+# %% ../../nbs/recipes/one_shot.ipynb #c036
 def execute_benchmark(
     model_config: ModelConfig,
     pruning_function: str = None,  # a name of `PRUNING_FUNCTIONS`; None: the configuration's
@@ -263,7 +264,7 @@ def execute_benchmark(
     bar = tqdm(ratios, config.pruning_function, disable=not progress)
     return [global_evaluation(config, ratio, *loaders) for ratio in bar]
 
-# %% ../../nbs/recipes/one_shot.ipynb #c045
+# %% ../../nbs/recipes/one_shot.ipynb #c046
 _WIKITEXT = dict(task="wikitext2", calibration_task="c4", n_calibration=128)
 _LLAMA = dict(model="meta-llama/Llama-2-7b-hf", **_WIKITEXT, length=4096, source="Sun et al. 2024")
 _OPT = dict(model="facebook/opt-125m", **_WIKITEXT, length=2048)
@@ -282,7 +283,7 @@ PUBLISHED = [
     for method, value in values.items()
 ]
 
-# %% ../../nbs/recipes/one_shot.ipynb #c047
+# %% ../../nbs/recipes/one_shot.ipynb #c048
 def _is_comparable(row: dict, paper: dict) -> bool:
     "Whether a row has the model, task and request of a published value; a dense value has no request."
     dense = paper["method"] == "dense"  # which no calibration can change
@@ -292,7 +293,7 @@ def _is_comparable(row: dict, paper: dict) -> bool:
     plain = (row["recovery"], row["scope"], row["rounds"]) == ("none", "blocks", 1) and not row["options"]
     return dense or (plain and row["allocation"] in own)
 
-# %% ../../nbs/recipes/one_shot.ipynb #c048
+# %% ../../nbs/recipes/one_shot.ipynb #c049
 def _differences(rows: list, paper: dict) -> str:
     "In which ways the protocol of rows is another one."
     got = [{**row, "length": row["protocol_parts"]["length"]} for row in rows]
@@ -304,7 +305,7 @@ def _differences(rows: list, paper: dict) -> str:
     ]
     return "not comparable: " + ", ".join(differs) if differs else ""
 
-# %% ../../nbs/recipes/one_shot.ipynb #c050
+# %% ../../nbs/recipes/one_shot.ipynb #c051
 def beside_published(
     rows: list,  # rows of experiments
 ):  # a pandas.DataFrame, one line per published value that some rows can stand beside; empty where there is none

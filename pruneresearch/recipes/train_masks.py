@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+# %% ../../nbs/recipes/train_masks.ipynb #c004
 from ..basics.errors import lookup, require
 from ..basics.files import atomic_file, read_record, require_empty, write_json
 from ..measure.cost import parameter_counts
@@ -37,7 +38,7 @@ from pruneresearch.training.gates import (
 )
 from ..training.recovery import recover
 
-# %% ../../nbs/recipes/train_masks.ipynb #c005
+# %% ../../nbs/recipes/train_masks.ipynb #c006
 LEARN = {  # word of a request → kinds of gates
     "head": ("heads",),
     "ffn_int": ("neurons",),
@@ -50,7 +51,7 @@ FILES = {  # kind of gate → file
     "outputs": "ffn_output_mask.pt",
 }
 
-# %% ../../nbs/recipes/train_masks.ipynb #c007
+# %% ../../nbs/recipes/train_masks.ipynb #c008
 def all_masks(
     model: nn.Module,  # not yet cut
     gates: Gates,
@@ -59,7 +60,7 @@ def all_masks(
     ones = {site.key: torch.ones(site.count, dtype=torch.bool) for site in sites(model, UNIT_KINDS)}
     return ones | {key: keep.cpu() for key, keep in gates.keep().items()}
 
-# %% ../../nbs/recipes/train_masks.ipynb #c009
+# %% ../../nbs/recipes/train_masks.ipynb #c010
 def save_masks(
     keep: dict,  # as `all_masks`
     folder,  # receives the three files of `FILES`
@@ -70,7 +71,7 @@ def save_masks(
         with atomic_file(Path(folder) / name) as temporary:
             torch.save(torch.stack(masks) if len({len(mask) for mask in masks}) == 1 else masks, temporary)
 
-# %% ../../nbs/recipes/train_masks.ipynb #c012
+# %% ../../nbs/recipes/train_masks.ipynb #c013
 def _claim(folder: Path, settings: dict) -> None:
     "Begin an output folder, or go on in one that an equal run was interrupted in."
     stated = folder / "settings.json"
@@ -87,7 +88,7 @@ def _claim(folder: Path, settings: dict) -> None:
         "or name another folder.",
     )
 
-# %% ../../nbs/recipes/train_masks.ipynb #c014
+# %% ../../nbs/recipes/train_masks.ipynb #c015
 def _write_masks(model: nn.Module, gates: Gates, keep: dict, folder: Path) -> None:
     "The masks, the weights that were trained with them, and how they came about."
     save_masks(keep, folder)
@@ -97,7 +98,7 @@ def _write_masks(model: nn.Module, gates: Gates, keep: dict, folder: Path) -> No
     with atomic_file(folder / "mask_history.safetensors") as temporary:
         save_file(record, temporary, metadata={"sites": json.dumps(list(gates.counts.items()))})
 
-# %% ../../nbs/recipes/train_masks.ipynb #c016
+# %% ../../nbs/recipes/train_masks.ipynb #c017
 def _write_result(smaller: nn.Module, report: dict, folder: Path) -> None:
     "The smaller model, then the numbers: with them the folder is complete."
     shutil.rmtree(folder / "pruned", ignore_errors=True)
@@ -105,7 +106,7 @@ def _write_result(smaller: nn.Module, report: dict, folder: Path) -> None:
     write_json(folder / "metrics.json", report)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
-# %% ../../nbs/recipes/train_masks.ipynb #c019
+# %% ../../nbs/recipes/train_masks.ipynb #c020
 PULL_NAMES = {  # argument of `train_masks` → field of a `Pull`
     "gumbel_temp_start": "start",
     "gumbel_temp_end": "end",
@@ -121,7 +122,7 @@ def _pull(model: nn.Module, task, kinds, asked: dict):
     length = length_for(model, task, asked["length"])
     return make_regularizer(model, kinds, asked["target_sparsity"], asked["target_macs"], length, **settings)
 
-# %% ../../nbs/recipes/train_masks.ipynb #c021
+# %% ../../nbs/recipes/train_masks.ipynb #c022
 def _check(kinds, asked: dict) -> None:
     "Raise `UsageError` for what would be found out late."
     wrong = "ffn_out sets rows to zero and saves no MACs: give target_sparsity instead of target_macs."
@@ -129,19 +130,19 @@ def _check(kinds, asked: dict) -> None:
     for name in ("num_epochs", "masks_LR"):
         require(asked[name] > 0, f"{name} must be above 0, got {asked[name]:g}.")
 
-# %% ../../nbs/recipes/train_masks.ipynb #c024
+# %% ../../nbs/recipes/train_masks.ipynb #c025
 def _metrics(model: nn.Module, task, length) -> dict:
     found = evaluate_model(model, task, length=length)
     return {name: value for name, value in found.items() if name != "fingerprint"}
 
-# %% ../../nbs/recipes/train_masks.ipynb #c024y
+# %% ../../nbs/recipes/train_masks.ipynb #c027
 def _chosen(gates: Gates, pull, done: dict) -> dict:
     "Meet the target to one unit; what training left, and what that changed."
     found = {"decided": gates.decided_share(), "kept_by_training": done["kept"], "steps": done["steps"]}
     found["changed"] = meet_budget(gates, pull) if pull.keep is not None else 0
     return found | {"target": pull.keep, "kept": float(kept_share(pull.terms, shares_of(gates.keep())))}
 
-# %% ../../nbs/recipes/train_masks.ipynb #c026
+# %% ../../nbs/recipes/train_masks.ipynb #c029
 def _smaller(model: nn.Module, task, keep: dict, report: dict, epochs: float, length, **training) -> tuple:
     "(smaller model, its rows that are zero): taken out, fine-tuned, measured; measurements are added to the report."
     dense = parameter_counts(model)["total"]
@@ -153,7 +154,7 @@ def _smaller(model: nn.Module, task, keep: dict, report: dict, epochs: float, le
         report["fine_tuned"] = _metrics(smaller, task, length)
     return smaller, rows
 
-# %% ../../nbs/recipes/train_masks.ipynb #c028
+# %% ../../nbs/recipes/train_masks.ipynb #c031
 @dataclass
 class Trained:
     "What mask training made."
@@ -164,7 +165,7 @@ class Trained:
     gates: Gates  # with its `history` (moments, gates) and `moments` (moments, 3): step, temperature, share kept
     report: dict  # shares, metrics of the stages, settings
 
-# %% ../../nbs/recipes/train_masks.ipynb #c030
+# %% ../../nbs/recipes/train_masks.ipynb #c033
 def _trained(model, task, kinds, distribution, pull, asked: dict, folder, options: dict) -> Trained:
     "Train gates and model, decide, write masks, take out, fine-tune, write the result."
     gates = Gates(model, kinds, distribution, asked["init"], asked["hard"])
@@ -184,7 +185,7 @@ def _trained(model, task, kinds, distribution, pull, asked: dict, folder, option
         _write_result(smaller, report, folder)
     return Trained(smaller, keep, rows, gates, report)
 
-# %% ../../nbs/recipes/train_masks.ipynb #c031
+# %% ../../nbs/recipes/train_masks.ipynb #c034
 def train_masks(
     model: nn.Module,  # a transformers model with a head for the task; changed in place
     task,  # a `Task`
