@@ -1,23 +1,21 @@
 """Documentation: `python docs/build.py site` writes _docs/, `python docs/build.py readme [--check]` README.md.
 
-The site is made of the notebooks in nbs/, in the order of `_quarto.yml`, by nbdev, MyST-NB and Sphinx. Nothing is run
-and nothing is fetched. With Quarto installed, `nbdev_docs` renders the same sources.
+The site is made of the notebooks in nbs/, in the order of `_quarto.yml`, by MyST-NB and Sphinx. Nothing is run and
+nothing is fetched. With Quarto installed, `nbdev_docs` renders the same sources.
 """
 
 import argparse
 import html
 import json
-import os
 import re
 import shutil
 import sys
-from configparser import ConfigParser
 from pathlib import Path
 
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
-from convert import Site, SiteError, cell_of, convert, front_matter, options, read_cells, readme
+from card import repository_url
+from check import check_site
+from convert import Site, SiteError, cell_of, convert, options, public_names, read_cells, readme, title
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,10 +25,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def sections(
     root: Path,  # the repository
-) -> list[tuple]:  # (caption, [(page, text or None), …]) per section
+) -> list[tuple]:  # (caption, [(page, text or None), …]) per section; "Reference · data" for a section inside another
     "The navigation, as `_quarto.yml` has it."
     contents = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
-    return [(section["section"], [entry(item) for item in section["contents"]]) for section in contents]
+    return [found for section in contents for found in section_of(section)]
+
+
+def section_of(section: dict, above: str = "") -> list[tuple]:
+    "A section and those inside it."
+    caption = above + section["section"]
+    inner = [item for item in section["contents"] if "section" in item and isinstance(item, dict)]
+    own = [entry(item) for item in section["contents"] if item not in inner]
+    return [(caption, own)] * bool(own) + [found for item in inner for found in section_of(item, f"{caption} · ")]
 
 
 def entry(item) -> tuple:
@@ -45,71 +51,49 @@ def notebooks(root: Path) -> list[str]:
     return sorted(p.with_suffix("").as_posix() for p in found if not any(part[0] in "._" for part in p.parts))
 
 
+def paths(pages) -> str:
+    return ", ".join(f"nbs/{page}.ipynb" for page in sorted(pages))
+
+
+# ---- what the sources must satisfy ----
+
+
 def check_navigation(
     listed: list[str],  # pages of the sidebar
     present: list[str],  # notebooks in nbs/
 ):
     "Every notebook is in the sidebar once, and nothing else is; raises `SiteError` naming what is not."
-    name = lambda pages: ", ".join(f"nbs/{page}.ipynb" for page in sorted(pages))
     lost, absent = set(present) - set(listed), set(listed) - set(present)
     twice = {page for page in listed if listed.count(page) > 1}
     if lost:
-        raise SiteError(f"not in the sidebar of _quarto.yml: {name(lost)}; list them under website.sidebar.contents.")
+        raise SiteError(f"not in the sidebar of _quarto.yml: {paths(lost)}; list them under website.sidebar.contents.")
     if absent:
-        raise SiteError(f"in the sidebar of _quarto.yml, but missing: {name(absent)}; write them or take them out.")
+        raise SiteError(f"in the sidebar of _quarto.yml, but missing: {paths(absent)}; write them or take them out.")
     if twice:
-        raise SiteError(f"more than once in the sidebar of _quarto.yml: {name(twice)}.")
-
-
-def check_titles(
-    notebooks: dict[str, list],  # page → cells
-):
-    "nbdev drops whatever else a title cell holds, so it must hold nothing else."
-    crowded = [
-        f"nbs/{page}.ipynb"
-        for page, cells in notebooks.items()
-        if cells and not TITLE.fullmatch(cells[0]["source"]) and cells[0]["cell_type"] == "markdown"
-    ]
-    if crowded:
-        raise SiteError(
-            f"the first cell may hold '# Title' and '> one sentence' only, the rest belongs into the next one: {', '.join(crowded)}."
-        )
+        raise SiteError(f"more than once in the sidebar of _quarto.yml: {paths(twice)}.")
 
 
 EXECUTED = ("tutorials/", "guides/", "benchmarks/")  # pages whose point is what their cells say
 
 
 def check_outputs(
-    notebooks: dict[str, list],  # page → cells
+    sources: dict[str, list],  # page → cells
 ):
-    "A page of tutorials, guides or benchmarks that shows code shows what it says: nothing is run here, so its outputs must be in the notebook."
-    silent = [
-        f"nbs/{page}.ipynb" for page, cells in notebooks.items() if page.startswith(EXECUTED) and is_silent(cells)
-    ]
+    "A page of tutorials, guides or benchmarks that shows code has outputs: nothing is run here."
+    silent = [page for page, cells in sources.items() if page.startswith(EXECUTED) and is_silent(cells)]
     if silent:
-        raise SiteError(f"code cells and no output at all, execute them and keep their outputs: {', '.join(silent)}.")
+        raise SiteError(f"code cells and no output at all, execute them and keep their outputs: {paths(silent)}.")
 
 
 def is_silent(cells: list[dict]) -> bool:
-    "Code on the page, and not one output that the site would show; a hidden cell is not on the page, and standard error is not shown."
-
-    def on_page(cell):
-        chosen, _ = options(cell["source"])
-        return "hide" not in chosen and chosen.get("include") is not False
-
-    shown = [cell for cell in cells if cell["cell_type"] == "code" and on_page(cell)]
+    "Code on the page and not one output on it; hidden cells and standard error are not on it."
+    shown = [cell for cell in cells if cell["cell_type"] == "code" and "hide" not in options(cell["source"])[0]]
     return bool(shown) and all(output.get("name") == "stderr" for cell in shown for output in cell.get("outputs", []))
 
 
-TITLE = re.compile(r"# .+\s*(\n> .+\s*)?(\n- .+: .+\s*)*")
-
-
-def site_at(root: Path, pages: list[str]) -> Site:
-    "Addresses from settings.ini."
-    ini = ConfigParser()
-    ini.read(root / "settings.ini", encoding="utf-8")
-    cfg = ini["DEFAULT"]
-    return Site(root, pages, cfg["doc_host"] + cfg["doc_baseurl"], f"{cfg['git_url']}/blob/{cfg['branch']}")
+def site_at(root: Path, sources: dict[str, list]) -> Site:
+    "Where the pages, their names and the files of the repository are found."
+    return Site(root, list(sources), repository_url(root), public_names(sources))
 
 
 # ---- the site ----
@@ -117,48 +101,30 @@ def site_at(root: Path, pages: list[str]) -> Site:
 
 def build_site(root: Path):
     "nbs/ → _docs/; an old _docs/ is replaced only when the new one is complete and checked."
-    from check import check_site
-
     navigation = sections(root)
     pages = [page for _, entries in navigation for page, _ in entries]
     check_navigation(pages, notebooks(root))
     sources = {page: read_cells(root / "nbs" / f"{page}.ipynb") for page in pages}
-    check_titles(sources)
     check_outputs(sources)
     work = root / "_proc"
     shutil.rmtree(work, ignore_errors=True)
-    write_sources(site_at(root, pages), navigation, work)
+    write_sources(site_at(root, sources), navigation, sources, work / "source")
     render(root, work)
     check_site(work / "html")
     shutil.rmtree(root / "_docs", ignore_errors=True)
     shutil.move(work / "html", root / "_docs")
 
 
-def write_sources(site: Site, navigation: list, work: Path):
-    "Process and convert every notebook into `work`/source."
-    os.chdir(site.root)
-    sys.path.insert(0, str(site.root))
-    from process import process
-
-    for page in site.pages:
-        process(Path("nbs") / f"{page}.ipynb", work / "nbs" / f"{page}.ipynb")
-    processed = {page: read_cells(work / "nbs" / f"{page}.ipynb") for page in site.pages}
-    site.anchors = frozenset(anchor for page, cells in processed.items() for anchor in api_anchors(page, cells))
-    for page, cells in processed.items():
+def write_sources(site: Site, navigation: list, sources: dict[str, list], folder: Path):
+    "Convert every notebook, for Sphinx."
+    sys.path.insert(0, str(site.root))  # the package is imported for its docstrings
+    for page, cells in sources.items():
         converted = convert(site, page, cells)
         if page == "index":
-            converted += [landing(navigation, processed), toctrees(navigation)]
-        write_notebook(work / "source" / f"{page}.ipynb", converted)
+            converted += [landing(navigation, sources), toctrees(navigation)]
+        write_notebook(folder / f"{page}.ipynb", converted)
     if (site.root / "figures").is_dir():
-        shutil.copytree(site.root / "figures", work / "source/figures")
-
-
-def api_anchors(page: str, cells: list[dict]) -> list[str]:
-    "Where the API cards of a page can be linked to."
-    cards = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
-    return [
-        f"{page}.html#{name.lower()}" for source in cards for name in re.findall(r"^show_doc\(([\w.]+)", source, re.M)
-    ]
+        shutil.copytree(site.root / "figures", folder / "figures")
 
 
 def toctrees(navigation: list) -> dict:
@@ -175,19 +141,21 @@ def toctrees(navigation: list) -> dict:
     return cell_of("markdown", "\n\n".join(trees))
 
 
-def landing(navigation: list, processed: dict) -> dict:
+def landing(navigation: list, sources: dict) -> dict:
     "Every page with its one sentence, at the foot of the landing page."
     lines = ["## Contents", ""]
     for caption, entries in navigation:
-        cards = [card(page, front_matter(processed[page])) for page, _ in entries if page != "index"]
+        cards = [card(page, *title(page, sources[page])) for page, _ in entries if page != "index"]
         lines += [f'<div class="cards"><p class="cards-caption">{caption}</p>', *cards, "</div>", ""]
     return cell_of("markdown", "\n".join(lines))
 
 
-def card(page: str, meta: dict) -> str:
+def card(page: str, heading: str, sentence: str) -> str:
     "One page on the landing page."
-    say = lambda key: re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(str(meta.get(key, "")), quote=False))
-    return f'<a class="card" href="{page}.html"><strong>{say("title")}</strong><span>{say("description")}</span></a>'
+    heading, sentence = (
+        re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False)) for text in (heading, sentence)
+    )
+    return f'<a class="card" href="{page}.html"><strong>{heading}</strong><span>{sentence}</span></a>'
 
 
 def write_notebook(path: Path, cells: list[dict]):
@@ -198,29 +166,16 @@ def write_notebook(path: Path, cells: list[dict]):
         "language_info": {"name": "python"},
     }
     numbered = [{"id": f"c{i}", **cell} for i, cell in enumerate(cells)]
-    path.write_text(
-        json.dumps({"cells": numbered, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8"
-    )
+    book = {"cells": numbered, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(book), encoding="utf-8")
 
 
 def render(root: Path, work: Path):
     "Sphinx, with every warning an error."
     from sphinx.cmd.build import build_main
 
-    where = [str(work / "source"), str(work / "html")]
-    arguments = [
-        "-q",
-        "-W",
-        "--keep-going",
-        "-b",
-        "html",
-        "-c",
-        str(root / "docs"),
-        "-d",
-        str(work / "doctrees"),
-        *where,
-    ]
-    if build_main(arguments):
+    flags = ["-q", "-W", "--keep-going", "-b", "html", "-c", str(root / "docs"), "-d", str(work / "doctrees")]
+    if build_main([*flags, str(work / "source"), str(work / "html")]):
         raise SiteError("Sphinx found the problems listed above; nothing was written to _docs/.")
     if (root / "figures").is_dir():
         shutil.copytree(root / "figures", work / "html/figures", dirs_exist_ok=True)
@@ -231,7 +186,8 @@ def render(root: Path, work: Path):
 
 def build_readme(root: Path, check: bool = False):
     "nbs/index.ipynb → README.md; with `check`, only say whether it is current."
-    text = readme(site_at(root, notebooks(root)), read_cells(root / "nbs/index.ipynb"))
+    site = Site(root, notebooks(root), repository_url(root))
+    text = readme(site, read_cells(root / "nbs/index.ipynb"))
     path = root / "README.md"
     if not check:
         path.write_text(text, encoding="utf-8")

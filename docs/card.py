@@ -2,28 +2,31 @@
 
 import inspect
 import re
+from configparser import ConfigParser
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 from fastcore.docments import docments
-from nbdev.config import get_config
 
+ROOT = Path(__file__).resolve().parent.parent
 MISSING = inspect.Parameter.empty
-OBJECT = re.compile(
+OBJECT = re.compile(  # <function f at 0x7f…>, <class 'int'>
     r"<(?:class|function|built-in function) '?(?:[\w.]+\.<locals>\.)*(?:[\w.]*<lambda>|([\w.]+))[^>]*>"
-)  # <function f at 0x7f…>, <class 'int'>
-INFERRED = {
+)
+INFERRED = {  # types of defaults that say less than a reader wants
     "NoneType": "",
     "builtin_function_or_method": "Callable",
     "function": "Callable",
-}  # types of defaults that say less than a reader wants
+}
 
 
 def api_card(
     sym,  # a function or class of the library
+    level: int = 3,  # of the heading
 ) -> str:  # markdown
     "Documentation of `sym`, made of its signature, docstring and the comments behind its parameters."
     parts = [f"```python\n{signature(sym)}\n```", documentation(sym), parameters(sym), methods(sym), source(sym)]
-    return f"### {sym.__qualname__}\n\n:::: {{.api}}\n" + "\n\n".join(filter(None, parts)) + "\n::::"
+    return f"{'#' * level} {sym.__qualname__}\n\n::::{{container}} api\n" + "\n\n".join(filter(None, parts)) + "\n::::"
 
 
 def signature(sym) -> str:
@@ -31,13 +34,17 @@ def signature(sym) -> str:
     name = sym.__qualname__
     if inspect.isclass(sym) and "__init__" not in vars(sym):
         return f"class {name}({', '.join(base.__name__ for base in sym.__bases__ if base is not object)})"
-    try:
-        given = inspect.signature(sym).parameters.values()
-    except (TypeError, ValueError):
-        return name
-    shown = bare_parameters([p for p in given if p.name != "self" and p.name[0] != "_"])
+    shown = bare_parameters([p for p in given(sym) if p.name != "self" and p.name[0] != "_"])
     call = f"{name}({', '.join(shown)})"
     return call if len(call) <= 80 else f"{name}(\n    " + ",\n    ".join(shown) + ",\n)"
+
+
+def given(sym) -> list:
+    "The parameters of a call, none where Python cannot tell."
+    try:
+        return list(inspect.signature(sym).parameters.values())
+    except (TypeError, ValueError):
+        return []
 
 
 def bare_parameters(given: list) -> list[str]:
@@ -61,13 +68,14 @@ def documentation(sym) -> str:
 
 
 def parameters(sym) -> str:
-    "A table made of the comments behind the parameters."
+    "A table made of the comments behind the parameters, and of the fields of the record that a function takes."
     try:
         documented = docments(sym, full=True)
     except (TypeError, ValueError, OSError):
         return ""
+    helps = field_helps(sym)
     rows = [
-        parameter_row(f"`{name}`", entry)
+        parameter_row(f"`{name}`", entry, helps.get(name))
         for name, entry in documented.items()
         if name not in ("self", "return") and name[0] != "_"
     ]
@@ -75,6 +83,12 @@ def parameters(sym) -> str:
     if result and result.docment:
         rows.append(parameter_row("*returns*", result))
     return table(["", "type", "default", "meaning"], rows) if any(row[-1] for row in rows) else ""
+
+
+def field_helps(sym) -> dict[str, str]:
+    "What the fields of a record mean: of a dataclass itself, or of the one that a function takes as `**fields`."
+    record = getattr(sym, "__record__", sym)
+    return {f.name: f.metadata["help"] for f in fields(record) if "help" in f.metadata} if is_dataclass(record) else {}
 
 
 def methods(sym) -> str:
@@ -90,22 +104,28 @@ def methods(sym) -> str:
 
 def source(sym) -> str:
     "A link to the definition in the exported module."
-    cfg, sym = get_config(), inspect.unwrap(sym)
+    sym = inspect.unwrap(sym)
     try:
         path, line = Path(inspect.getsourcefile(sym)), inspect.getsourcelines(sym)[1]
     except (TypeError, OSError):
         return ""
-    if cfg.config_path not in path.parents:
+    if ROOT not in path.parents:
         return ""
-    url = f"{cfg.git_url}/blob/{cfg.branch}/{path.relative_to(cfg.config_path).as_posix()}#L{line}"
-    return f"[source]({url}){{.source-link}}"
+    return f"[source]({repository_url(ROOT)}/{path.relative_to(ROOT).as_posix()}#L{line}){{.source-link}}"
 
 
-def parameter_row(name: str, entry: dict) -> list[str]:
+def repository_url(root: Path) -> str:
+    "Where the files of the repository can be read, from settings.ini."
+    ini = ConfigParser()
+    ini.read(root / "settings.ini", encoding="utf-8")
+    return f"{ini['DEFAULT']['git_url']}/blob/{ini['DEFAULT']['branch']}"
+
+
+def parameter_row(name: str, entry: dict, meaning: str | None = None) -> list[str]:
     "Name, type, default and meaning of one parameter."
     default = entry.get("default", MISSING)
     shown = "" if default is MISSING else code(named(repr(default)))
-    return [name, code(type_name(entry["anno"])), shown, " ".join((entry["docment"] or "").split())]
+    return [name, code(type_name(entry["anno"])), shown, " ".join((entry["docment"] or meaning or "").split())]
 
 
 def type_name(annotation) -> str:

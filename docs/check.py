@@ -1,4 +1,8 @@
-"What a finished site must satisfy: every link arrives and none is left in markdown, nothing is fetched from elsewhere, every image says in words what it shows."
+"""What a finished site must satisfy.
+
+Every link arrives and none is left in markdown, nothing is fetched from elsewhere, and every image says in words what
+it shows.
+"""
 
 import re
 from html.parser import HTMLParser
@@ -48,7 +52,7 @@ class Page(HTMLParser):
 
 
 def check_site(folder: Path):
-    "Raise `SiteError` listing links that lead nowhere or are none, things that would be fetched from another host, and images without alternative text."
+    "Raise `SiteError` listing dead and unread links, what is fetched from other hosts, and images without words."
     pages = {path.resolve(): Page(path) for path in folder.rglob("*.html")}
     problems = [
         f"{path.relative_to(folder.resolve())}: {problem}"

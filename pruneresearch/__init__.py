@@ -27,8 +27,11 @@ FOLDERS = {  # from left to right: a folder imports only from folders to its lef
 PUBLIC = {  # module → the public names that it defines
     "basics.errors": ("UsageError", "RunError"),
     "data.tasks": ("load_task", "list_tasks"),
-    "model.loading": ("load_model", "list_models", "save_model", "SimpleMLP"),
-    "model.anatomy": ("anatomy", "register_layout"),
+    "model.mlp": ("SimpleMLP",),
+    "model.folders": ("list_models",),
+    "model.loading": ("load_model", "save_model"),
+    "model.families": ("register_layout",),
+    "model.anatomy": ("anatomy",),
     "measure.quality": ("evaluate_model",),
     "pruning.statistics": ("calibrate",),
     "pruning.masks": ("Masks",),

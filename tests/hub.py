@@ -1,4 +1,4 @@
-"A hub without a network: small random models and small data, in the caches and under the ids that a download would leave."
+"A hub without a network: small random models and data, in the caches and under the ids of a download."
 
 import json
 import shutil
@@ -20,8 +20,9 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from pruneresearch.data import tasks
-from pruneresearch.model import loading as models
+from pruneresearch.data.documents import C4_FILES
+from pruneresearch.data.tasks import load_task
+from pruneresearch.model.folders import locate_model, quiet
 
 CONTEXT, COMMIT = 128, "0123456789abcdef0123456789abcdef01234567"
 ROPE = {
@@ -32,7 +33,8 @@ ROPE = {
     "low_freq_factor": 1.0,
     "original_max_position_embeddings": 64,
 }
-MODELS = {  # id → class, configuration class, settings, saved dtype, whose tokenizer, whether that has a pad token, all as at the hub
+# id → class, configuration class, settings, saved dtype, whose tokenizer, whether that has a pad token, as at the hub
+MODELS = {
     "bert-base-uncased": (BertForMaskedLM, BertConfig, COMMON, "float32", "tiny-bert", True),
     "prajjwal1/bert-small": (
         BertForMaskedLM,
@@ -58,7 +60,7 @@ MODELS = {  # id → class, configuration class, settings, saved dtype, whose to
 def cache_model(cache: Path, name: str):
     "Put a random model into a cache of `huggingface_hub`."
     model_class, config_class, settings, dtype, tokenizer, padded = MODELS[name]
-    tokenizer = AutoTokenizer.from_pretrained(models._locate(tokenizer))
+    tokenizer = AutoTokenizer.from_pretrained(locate_model(tokenizer))
     if not padded:
         tokenizer.pad_token = None
     folder = cache / f"models--{name.replace('/', '--')}"
@@ -71,7 +73,7 @@ def cache_model(cache: Path, name: str):
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    with models.quiet():
+    with quiet():
         for saved in (model.to(getattr(torch, dtype)), tokenizer):
             saved.save_pretrained(folder / "snapshots" / COMMIT)
     (folder / "refs").mkdir()
@@ -115,7 +117,7 @@ def labelled(task, *names, n=240):
     rows = task.splits["train"]
     return {
         split: {
-            **{name: list(rows[column][part]) for name, column in zip(names, task.inputs)},
+            **{name: list(rows[column][part]) for name, column in zip(names, task.inputs, strict=True)},
             "label": list(rows["label"][part]),
             "idx": list(range(part.stop - part.start)),
         }
@@ -127,7 +129,7 @@ def offline_hub(folder: Path) -> dict:
     "Fill both caches with what the paper profile asks for. The environment variables that lead there are returned."
     for name in MODELS:
         cache_model(folder / "hub", name)
-    sentiment, paraphrase, pydocs = (tasks.load_task(name) for name in ("sentiment", "paraphrase", "pydocs"))
+    sentiment, paraphrase, pydocs = (load_task(name) for name in ("sentiment", "paraphrase", "pydocs"))
     cache_data(folder / "datasets", "nyu-mll/glue", labelled(sentiment, "sentence"), "sst2")
     cache_data(folder / "datasets", "nyu-mll/glue", labelled(paraphrase, "sentence1", "sentence2"), "mrpc")
     cache_data(folder / "datasets", "nyu-mll/glue", labelled(paraphrase, "question1", "question2"), "qqp")
@@ -143,8 +145,8 @@ def offline_hub(folder: Path) -> dict:
     cache_data(
         folder / "datasets",
         "allenai/c4",
-        {split: documents[split] for split in tasks.C4_FILES},
-        data_files=tasks.C4_FILES,
+        {split: documents[split] for split in C4_FILES},
+        data_files=C4_FILES,
     )
     return {
         "HF_HUB_OFFLINE": "1",

@@ -1,4 +1,4 @@
-"Activation change: each defect of circulating implementations is built here, shown to fail the check, and absent from ours."
+"Activation change: each defect of circulating code is built here, fails the check, and is absent from ours."
 
 import copy
 import json
@@ -11,8 +11,13 @@ from torch import nn
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.data.tasks import load_task
-from pruneresearch.measure.quality import inference_bytes, latency, measured, parameter_counts
-from pruneresearch.methods.activation_change import (
+from pruneresearch.measure.cost import inference_bytes, latency, measured, parameter_counts
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.model.loading import load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.pruning.statistics import calibrate
+from pruneresearch.recipes.activation_change import (
     LayerTracker,
     NeuronTracker,
     ResourceLogger,
@@ -27,11 +32,6 @@ from pruneresearch.methods.activation_change import (
     unit_masks_by_rule,
     update_output_dense_layer,
 )
-from pruneresearch.model.anatomy import anatomy
-from pruneresearch.model.loading import load_model
-from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.masks import Masks
-from pruneresearch.pruning.statistics import calibrate
 from pruneresearch.shipping.surgery import remove
 from pruneresearch.training.recovery import recover
 
@@ -47,7 +47,7 @@ def two(name, n=3, length=10):
 
 
 def oracle(model, name, first, second):
-    "Neuron → mean over real (example, token) pairs of |a(second) − a(first)| of the FFN's first linear, one number at a time."
+    "Neuron → mean over real (example, token) pairs of |a(second) − a(first)| of a linear, one number at a time."
     layer, caught = dict(model.named_modules())[name], []
     handle = layer.register_forward_hook(
         lambda module, inputs, output: caught.append(
@@ -187,7 +187,7 @@ def test_the_surviving_columns_are_kept(name):
     Masks.from_units(masked, units).apply(masked)
     smaller = apply_pruning_to_model(RULES, copy.deepcopy(model), tracker)
     first_n = copy.deepcopy(smaller)  # the defect: right shape, wrong columns
-    for group, old in zip(anatomy(first_n).groups, anatomy(model).groups):
+    for group, old in zip(anatomy(first_n).groups, anatomy(model).groups, strict=True):
         consumer = group.linears[group.consumer]
         consumer.weight.data = old.linears[old.consumer].weight.data[:, : consumer.weight.shape[1]].clone()
     with torch.no_grad():
@@ -378,6 +378,7 @@ def test_seed():
     assert torch.equal(first, torch.rand(3))
 
 
+@pytest.mark.slow
 def test_the_recipe_from_two_files(tmp_path):
     (tmp_path / "model.json").write_text(
         json.dumps(
@@ -437,7 +438,7 @@ def test_the_model_file_must_fit(tmp_path, monkeypatch):
     def never(*_, **__):
         raise AssertionError("trained before the request was checked")
 
-    monkeypatch.setattr("pruneresearch.methods.activation_change.recover", never)
+    monkeypatch.setattr("pruneresearch.recipes.activation_change.recover", never)
     for wrong, says in (
         (dict(attention_thresholds=[0.5]), "4 blocks"),
         (dict(), "no rule"),

@@ -20,7 +20,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from pruneresearch.basics.errors import UsageError
-from pruneresearch.model.anatomy import LAYOUTS, Layout, anatomy, layout_of, register_layout
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.model.families import LAYOUTS, Layout, layout_of, register_layout
 
 NAMES = list(ARCHITECTURES)
 GROUPED = ("llama", "mistral", "qwen2")
@@ -220,10 +221,10 @@ def test_sliced_model_equals_masked_model_and_has_a_right_anatomy(name):
     groups = anatomy(model).groups[:3]  # block 0 loses heads and neurons, block 1 heads: widths differ per block
     keeps = [all_but(group.count, 1) if group.kind == "heads" else all_but(group.count, 0, 7, 50) for group in groups]
     masks = {}
-    for group, keep in zip(groups, keeps):
+    for group, keep in zip(groups, keeps, strict=True):
         masks |= group.weight_masks(keep)
     expected = logits(masked(model, masks), inputs)
-    for group, keep in zip(groups, keeps):
+    for group, keep in zip(groups, keeps, strict=True):
         slice_by_hand(model, group, keep)
     torch.testing.assert_close(logits(model, inputs), expected)
 
@@ -257,7 +258,7 @@ def test_sliced_model_equals_masked_model_and_has_a_right_anatomy(name):
 def test_attention_widths_that_do_not_fit_are_refused(q, k, v, o):
     model = ARCHITECTURES["bert"]()
     linears = anatomy(model).blocks[1].linears
-    for role, width in zip("qkv", (q, k, v)):
+    for role, width in zip("qkv", (q, k, v), strict=True):
         linears[role].weight = nn.Parameter(torch.zeros(width, 32))
     linears["o"].weight = nn.Parameter(torch.zeros(32, o))
     with pytest.raises(UsageError, match=f"block 1.*q {q}, k {k}, v {v}, o {o}.*heads of 8"):
@@ -428,8 +429,8 @@ def test_paths_that_do_not_exist(layouts, change, path):
         ("", LAYOUTS["bert"], "model type"),
         (None, LAYOUTS["bert"], "model type"),
         ("mine", {"blocks": "layers"}, "not a dict"),
-        ("mine", Layout("", {"fc1": "a", "fc2": "b"}), "as text"),
-        ("mine", Layout("layers", {"fc1": "a", "fc2": nn.Linear}), "as text"),
+        ("mine", Layout("", {"fc1": "a", "fc2": "b"}), "must be text"),
+        ("mine", Layout("layers", {"fc1": "a", "fc2": nn.Linear}), "must be text"),
         ("mine", Layout("layers", {}), "do not make a block"),
         ("mine", Layout("layers", {"q": "q"}, "d"), "do not make a block"),
         ("mine", Layout("layers", {"fc1": "a", "gate": "b"}), "do not make a block"),
@@ -437,6 +438,8 @@ def test_paths_that_do_not_exist(layouts, change, path):
         ("mine", Layout("layers", ["fc1", "fc2"]), "roles"),
         ("mine", Layout("layers", {"fc1": "a", "fc2": "b"}, sizes={"n": "rows"}), "sizes"),
         ("mine", Layout("layers", {"fc1": "a", "fc2": "b"}, config={"rows": "n"}), "config"),
+        ("mine", Layout("layers", {1: "a", 2: "b"}), "must be text"),
+        ("mine", Layout("layers", {"fc1": "a", "fc2": "b"}, sizes={"n": ["heads"]}), "must be text"),
     ],
 )
 def test_registering_something_wrong(layouts, model_type, layout, message):
@@ -458,7 +461,9 @@ class OwnBlock(nn.Module):
         self.join, self.wide, self.narrow = nn.Linear(12, 12), nn.Linear(12, 10), nn.Linear(10, 12)
 
     def forward(self, x):
-        split = lambda y: y.unflatten(-1, (-1, self.size)).transpose(1, 2)
+        def split(y):
+            return y.unflatten(-1, (-1, self.size)).transpose(1, 2)
+
         heads = nn.functional.scaled_dot_product_attention(split(self.ask(x)), split(self.find(x)), split(self.say(x)))
         x = x + self.join(heads.transpose(1, 2).flatten(2))
         return x + self.narrow(self.wide(x).tanh())
@@ -495,10 +500,14 @@ def test_a_layout_of_ones_own(layouts):
     )
     found, ids = anatomy(model), batch("own", 2, 7)["input_ids"]
     assert [(group.kind, group.count) for group in found.groups] == [("heads", 3), ("neurons", 10)] * 2
-    forward = lambda model: model(ids).last_hidden_state
+
+    def forward(model):
+        return model(ids).last_hidden_state
+
     for group, columns in ((found.blocks[1].heads, [4, 5, 6, 7]), (found.blocks[0].neurons, [1])):
         layer = model.get_submodule(group.consumer)
-        hook = layer.register_forward_pre_hook(lambda _, args: (args[0].index_fill(-1, torch.tensor(columns), 0.0),))
+        gone = torch.tensor(columns)
+        hook = layer.register_forward_pre_hook(lambda _, args, gone=gone: (args[0].index_fill(-1, gone, 0.0),))
         expected = forward(model)
         hook.remove()
         changed = masked(model, group.weight_masks(all_but(group.count, 1)))

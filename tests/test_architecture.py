@@ -1,6 +1,7 @@
-"Architecture: imports point to the left only, and importing the package costs little more than torch and transformers."
+"Architecture: imports point to the left only, notebooks mirror modules, and importing the package costs little."
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -72,16 +73,32 @@ def test_every_module_has_a_folder():
     assert not outside, f"no folder of pruneresearch.FOLDERS holds {outside}"
 
 
+def exported_module(path):
+    "The module that a notebook exports, None for a page."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    found = re.search(r"^#\| default_exp (\S+)", code, re.M)
+    return found and found[1]
+
+
 def test_notebooks_mirror_the_package():
     "A module is exported by the notebook that lies where the module lies."
-    exported = {
-        re.search(r"#\| default_exp (\S+)", text)[1].rstrip('",\\n'): path
-        for path in (ROOT / "nbs").rglob("*.ipynb")
-        if "#| default_exp" in (text := path.read_text(encoding="utf-8"))
-    }
+    exported = {module: path for path in (ROOT / "nbs").rglob("*.ipynb") if (module := exported_module(path))}
     elsewhere = {"__init__": "package", "cli.__main__": "cli/module"}
     for module, path in exported.items():
-        assert str(path.relative_to(ROOT / "nbs").with_suffix("")) == elsewhere.get(module, module.replace(".", "/"))
+        place = path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+        assert place == elsewhere.get(module, module.replace(".", "/"))
+
+
+def test_the_architecture_page_lists_every_room():
+    cells = json.loads((ROOT / "nbs/architecture.ipynb").read_text(encoding="utf-8"))["cells"]
+    shown = "".join(
+        "".join(output.get("data", {}).get("text/markdown", "")) for cell in cells for output in cell.get("outputs", [])
+    )
+    rooms = {path for folder in FOLDERS for path in (ROOT / "nbs" / folder).glob("*.ipynb")}
+    lost = [path for path in rooms if f"[{path.stem}]({path.parent.name}/{path.name})" not in shown]
+    assert not lost, f"execute nbs/architecture.ipynb again, its table lacks {sorted(lost)}"
+    assert shown.count("](") == len(rooms), "execute nbs/architecture.ipynb again, its table has rooms that are gone"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -111,19 +128,20 @@ def test_no_circle_inside_a_folder():
     assert not left, f"these modules import each other: {sorted(left)}"
 
 
-def fresh(code):
-    "What a fresh Python process prints."
+def imported_by(statement):
+    "Names of the modules that a statement imports in a fresh process, modules counted instead of seconds."
+    code = f"import sys; before = set(sys.modules); {statement}; print(*sorted(set(sys.modules) - before))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert run.returncode == 0, run.stderr
     return run.stdout.split()
 
 
-def test_importing_the_package_is_light():
-    "Seconds of processor time, the least of three fresh processes: other work on the machine does not count."
-    code = (
-        "import sys, time; import torch, transformers; start = time.process_time(); import pruneresearch; print(time.process_time() - start); "
-        "print(*(name for name in ('datasets', 'evaluate', 'matplotlib', 'sklearn') if name in sys.modules))"
-    )
-    runs = [fresh(code) for _ in range(3)]
-    assert runs[0][1:] == [], f"imported on the way: {runs[0][1:]}"
-    assert min(float(run[0]) for run in runs) < 1
+def test_importing_the_package_imports_nothing_else():
+    others = {name.split(".")[0] for name in imported_by("import pruneresearch")} - {"pruneresearch"}
+    assert others <= sys.stdlib_module_names, f"imported on the way: {sorted(others - sys.stdlib_module_names)}"
+
+
+def test_pruning_imports_neither_a_trainer_nor_a_figure():
+    found = imported_by("from pruneresearch import evaluate_model, load_model, load_task, prune")
+    heavy = {"evaluate", "matplotlib", "seaborn", "papermill", "transformers.trainer", "transformers.pipelines"}
+    assert not heavy & set(found), f"imported on the way: {sorted(heavy & set(found))}"

@@ -1,7 +1,9 @@
-"The walk block by block: against full passes through the model as it is at each moment, and what must not matter or must not remain."
+"Block by block: against full passes through the model as it is at each moment, and what must not matter or remain."
 
 import errno
 import os
+import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -23,11 +25,11 @@ def zero_half(block):
         linear.weight[:, ::2] = 0
 
 
-def walked(model, batches, change=zero_half, needs=INPUT_STATISTICS, **how):
-    "name → `Seen` of a walk in which every block is changed."
+def visited(model, batches, change=zero_half, needs=INPUT_STATISTICS, **how):
+    "name → statistics of a visit in which every block is changed."
     found = {}
-    for block, seen in block_by_block(model, batches, needs, **how):
-        found |= seen
+    for block, statistics in block_by_block(model, batches, needs, **how):
+        found |= statistics
         change(block)
     return found
 
@@ -47,23 +49,22 @@ def same(a, b, **how):
     assert a.keys() == b.keys()
     for name in a:
         for need in INPUT_STATISTICS:
-            torch.testing.assert_close(
-                getattr(a[name], need), getattr(b[name], need), **how, msg=lambda text: f"{name}.{need}: {text}"
-            )
+            found, expected = getattr(a[name], need), getattr(b[name], need)
+            torch.testing.assert_close(found, expected, **how, msg=partial("{}.{}: {}".format, name, need))
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_block_sees_what_a_full_pass_through_the_pruned_model_shows(name, padded):
+def test_statistics_are_those_of_a_full_pass_through_the_pruned_model(name, padded):
     batches = [batch(name, n=4, padded=padded, seed=s) for s in (0, 1)]
-    same(walked(ARCHITECTURES[name](), batches), by_full_passes(ARCHITECTURES[name](), batches), rtol=1e-4, atol=1e-5)
+    same(visited(ARCHITECTURES[name](), batches), by_full_passes(ARCHITECTURES[name](), batches), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_dense_model_shows_later_blocks_something_else(name):
+def test_statistics_of_later_blocks_differ_from_the_dense_models(name):
     batches = [batch(name, n=4)]
     dense = calibrate(ARCHITECTURES[name](), batches, anatomy(ARCHITECTURES[name]()).linears, INPUT_STATISTICS)
-    found, last = walked(ARCHITECTURES[name](), batches), anatomy(ARCHITECTURES[name]()).blocks[-1]
+    found, last = visited(ARCHITECTURES[name](), batches), anatomy(ARCHITECTURES[name]()).blocks[-1]
     assert not torch.allclose(found[last.names["q"]].norm, dense[last.names["q"]].norm, rtol=1e-2)
 
 
@@ -71,34 +72,36 @@ def test_the_dense_model_shows_later_blocks_something_else(name):
 def test_batches_do_not_matter(name):
     data = batch(name, n=8, padded=True)
     singles = [{key: value[i : i + 1] for key, value in data.items()} for i in range(8)]
-    same(walked(ARCHITECTURES[name](), [data]), walked(ARCHITECTURES[name](), singles), rtol=1e-4, atol=1e-5)
+    same(visited(ARCHITECTURES[name](), [data]), visited(ARCHITECTURES[name](), singles), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_as_many_examples_as_tokens(name):
     data = batch(name, n=12, length=12, padded=True)
     parts = [{key: value[i : i + 4] for key, value in data.items()} for i in (0, 4, 8)]
-    same(walked(ARCHITECTURES[name](), [data]), walked(ARCHITECTURES[name](), parts), rtol=1e-4, atol=1e-5)
+    same(visited(ARCHITECTURES[name](), [data]), visited(ARCHITECTURES[name](), parts), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_where_activations_wait_does_not_matter(name, tmp_path):
+def test_offloading_does_not_matter(name, tmp_path):
     batches = [batch(name, n=3, padded=True, seed=s) for s in (0, 1)]
-    here = walked(ARCHITECTURES[name](), batches)
+    here = visited(ARCHITECTURES[name](), batches)
     for place in ("cpu", tmp_path / "offload"):
-        same(here, walked(ARCHITECTURES[name](), batches, offload=place), rtol=0, atol=0)
+        same(here, visited(ARCHITECTURES[name](), batches, offload=place), rtol=0, atol=0)
     assert not list((tmp_path / "offload").iterdir())
 
 
 def test_statistics_of_bfloat16_weights_are_float32():
     model = ARCHITECTURES["llama"]().to(torch.bfloat16)
-    found = walked(model, [batch("llama")])
-    assert {getattr(seen, need).dtype for seen in found.values() for need in INPUT_STATISTICS} == {torch.float32}
+    found = visited(model, [batch("llama")])
+    assert {getattr(statistics, need).dtype for statistics in found.values() for need in INPUT_STATISTICS} == {
+        torch.float32
+    }
 
 
 def test_layers_with_one_input_share_one_matrix():
     structure = anatomy(ARCHITECTURES["llama"]())
-    found = walked(ARCHITECTURES["llama"](), [batch("llama"), batch("llama", seed=1)])
+    found = visited(ARCHITECTURES["llama"](), [batch("llama"), batch("llama", seed=1)])
     for block in structure.blocks:
         grams = {role: found[name].gram for role, name in block.names.items()}
         assert grams["q"] is grams["k"] is grams["v"] and grams["gate"] is grams["up"]
@@ -112,26 +115,27 @@ def test_one_tensor_given_twice_counts_twice():
     torch.testing.assert_close(twice.gram, once.gram)
 
 
-def test_nobody_waits_for_the_output_of_the_last_layer():
+def test_the_output_of_the_last_layer_is_not_computed():
     model, ran = ARCHITECTURES["llama"](), []
     structure = anatomy(model)
     for block in structure.blocks:
         block.linears["down"].register_forward_hook(lambda *_, i=block.index: ran.append(i))
-    walked(model, [batch("llama", seed=s) for s in range(4)])
-    # one whole call shows what the first block returns; then each block: the first batch whole, to learn the order, three cut short; four to propagate, but for the last block
+    visited(model, [batch("llama", seed=s) for s in range(4)])
+    # one whole call shows what the first block returns; then in each block the first batch runs whole, to learn the
+    # order, and three are cut short; four propagate, but for the last block
     assert [ran.count(block.index) for block in structure.blocks] == [1 + 1 + 4, 1 + 4, 1]
 
 
 def test_finished_blocks_are_only_run_through():
     batches, kept = [batch("llama")], {}
-    whole = walked(ARCHITECTURES["llama"](), batches)
+    whole = visited(ARCHITECTURES["llama"](), batches)
     model = ARCHITECTURES["llama"]()
     with torch.no_grad():
         zero_half(anatomy(model).blocks[0])
-    for block, seen in block_by_block(model, batches, INPUT_STATISTICS, done=1):
-        kept |= seen
+    for block, statistics in block_by_block(model, batches, INPUT_STATISTICS, done=1):
+        kept |= statistics
         zero_half(block)
-    same(kept, {name: seen for name, seen in whole.items() if name in kept}, rtol=0, atol=0)
+    same(kept, {name: statistics for name, statistics in whole.items() if name in kept}, rtol=0, atol=0)
     assert len(kept) == len(whole) * 2 // 3
 
 
@@ -139,9 +143,9 @@ def test_finished_blocks_are_only_run_through():
 def test_nothing_remains(name):
     model = ARCHITECTURES[name]().train()
     before, cache = {n: p.clone() for n, p in model.named_parameters()}, getattr(model.config, "use_cache", None)
-    walk = block_by_block(model, [batch(name)], INPUT_STATISTICS)
-    next(walk)
-    walk.close()  # the visitor gives up in the middle
+    visits = block_by_block(model, [batch(name)], INPUT_STATISTICS)
+    next(visits)
+    visits.close()  # the visitor gives up in the middle
     assert all(p.requires_grad and torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert all(module.training for module in model.modules()) and getattr(model.config, "use_cache", None) == cache
     for module in model.modules():
@@ -150,7 +154,7 @@ def test_nothing_remains(name):
 
 
 def test_gradients_are_off_inside_only():
-    for block, seen in block_by_block(ARCHITECTURES["llama"](), [batch("llama")]):
+    for block, _ in block_by_block(ARCHITECTURES["llama"](), [batch("llama")]):
         assert torch.is_grad_enabled() and not any(p.requires_grad for p in block.module.parameters())
 
 
@@ -160,14 +164,14 @@ def test_a_full_disk_is_said_before_the_work(tmp_path, monkeypatch):
 
     monkeypatch.setattr(room.os, "posix_fallocate", full)
     with pytest.raises(RunError, match="No space left on device.*free some space"):
-        walked(ARCHITECTURES["llama"](), [batch("llama")], offload=tmp_path)
+        visited(ARCHITECTURES["llama"](), [batch("llama")], offload=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_none(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="name a folder that can be written"):
-        walked(ARCHITECTURES["llama"](), [batch("llama")], offload=tmp_path / "file" / "x")
+        visited(ARCHITECTURES["llama"](), [batch("llama")], offload=tmp_path / "file" / "x")
 
 
 @pytest.mark.parametrize(
@@ -185,9 +189,30 @@ def test_bad_calls(how, message):
 
 
 def test_only_one_blocks_statistics_are_held():
-    import weakref
+    "Not even while the next block is calibrated: a hook in it looks for the matrices of the block before."
+    model, held, counts = ARCHITECTURES["llama"](), [], []
+    for block in anatomy(model).blocks:
+        block.linears["q"].register_forward_pre_hook(lambda *_: counts.append(sum(ref() is not None for ref in held)))
+    for _, statistics in block_by_block(model, [batch("llama")], INPUT_STATISTICS):
+        assert not any(ref() is not None for ref in held)
+        held = [weakref.ref(getattr(layer, need)) for layer in statistics.values() for need in INPUT_STATISTICS]
+        assert all(ref() is not None for ref in held)
+        del statistics
+    assert counts and not any(counts)
 
-    last = None
-    for block, seen in block_by_block(ARCHITECTURES["llama"](), [batch("llama")], INPUT_STATISTICS):
-        assert last is None or last() is None
-        last = weakref.ref(seen[block.names["q"]].gram)
+
+def test_statistics_that_the_visitor_keeps_stay():
+    kept = [statistics for _, statistics in block_by_block(ARCHITECTURES["llama"](), [batch("llama")])]
+    assert len(kept) == 3 and all(layer.norm.all() for statistics in kept for layer in statistics.values())
+
+
+def test_one_attribute_is_put_back_where_there_was_one_and_deleted_where_there_was_none():
+    class Thing:
+        size = 3
+
+    own, inherited = Thing(), Thing()
+    own.size = 4
+    with pytest.raises(KeyError), room._replaced([own, inherited], "size", [5, 6]):
+        assert (own.size, inherited.size) == (5, 6)
+        raise KeyError
+    assert (own.size, inherited.size) == (4, 3) and "size" not in vars(inherited)

@@ -12,9 +12,11 @@ from test_surgery import NAMES, cuts, logits
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json, write_json
 from pruneresearch.cli.main import main
-from pruneresearch.measure.quality import parameter_counts
-from pruneresearch.model.anatomy import LAYOUTS, anatomy
-from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.measure.cost import parameter_counts
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.model.families import LAYOUTS
+from pruneresearch.model.loading import load_model
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping import checkpoints
@@ -108,7 +110,7 @@ def test_half_sparse_on_disk(name, task, tmp_path):
         save_pruned(model, tmp_path / storage, storage, certificate=False)
     every, inside = (
         sum(p.numel() for p in model.parameters()),
-        sum(l.weight.numel() for l in anatomy(model).linears.values()),
+        sum(linear.weight.numel() for linear in anatomy(model).linears.values()),
     )
     dense, sparse = (
         sum(p.stat().st_size for p in (tmp_path / storage).glob("*.safetensors")) for storage in ("dense", "sparse")
@@ -132,10 +134,32 @@ def test_sharded_files_become_sparse_one_by_one(tmp_path):
     assert after.keys() == before.keys() and all(torch.equal(bits(after[n]), bits(before[n])) for n in before)
 
 
+@pytest.fixture(scope="module")
+def answers():
+    "What fresh processes have answered about equal files: the same question is put to one process only."
+    return {}
+
+
+@pytest.fixture
+def asked_once(answers, monkeypatch):
+    fresh = checkpoints._fresh_outputs
+
+    def outputs(folder, found, batch, device):
+        files = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+        inputs = [(name, tensor.tolist()) for name, tensor in batch.items()]
+        key = repr((files, found["architecture"], found["loader"], inputs, device))
+        if key not in answers:
+            answers[key] = fresh(folder, found, batch, device)
+        return answers[key]
+
+    monkeypatch.setattr(checkpoints, "_fresh_outputs", outputs)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [lambda: made("bert"), lambda: made("mistral", "uniform"), lambda: SimpleMLP(8, [4], 3).eval()]
 )
-def test_certificate_in_a_fresh_process(make, tmp_path):
+def test_certificate_in_a_fresh_process(make, tmp_path, asked_once):
     model = make()
     certificate = save_pruned(model, tmp_path / "out")["certificate"]
     assert (
@@ -145,6 +169,7 @@ def test_certificate_in_a_fresh_process(make, tmp_path):
     assert load_pruned(tmp_path / "out", device="cpu").certificate == certificate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "harm, words",
     [
@@ -158,7 +183,7 @@ def test_certificate_in_a_fresh_process(make, tmp_path):
         ),
     ],
 )
-def test_a_failing_certificate_leaves_nothing(harm, words, tmp_path):
+def test_a_failing_certificate_leaves_nothing(harm, words, tmp_path, asked_once):
     model = made("bert")
     harm(model)
     with pytest.raises(RunError, match=words):

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import pruneresearch
 from pruneresearch.basics.fingerprints import fingerprint
 from pruneresearch.data import corpora
 from pruneresearch.data.tasks import load_task
-from pruneresearch.model.loading import example_losses, forward, load_model
+from pruneresearch.model.calls import example_losses, forward
+from pruneresearch.model.loading import load_model
 from pruneresearch.training.recovery import fine_tune, settings_of
 
-EMBEDDED = Path(corpora.__file__).parent / "embedded"
+EMBEDDED = Path(pruneresearch.__file__).parent / "embedded"
 MAKERS = {"sentiment": (corpora.sentiment_examples, 0.65), "paraphrase": (corpora.paraphrase_examples, 0.75)}
 
 
@@ -72,8 +74,13 @@ def test_words_alone_say_nothing(name):
     make, limit = MAKERS[name]
     train, test = make(8000, 1), make(2000, 2)
     counter = CountVectorizer(token_pattern=r"\w+").fit(text for row in train for text in texts(row))
-    counts = lambda rows: [counter.transform(column) for column in zip(*map(texts, rows))]
-    labels = lambda rows: [row["label"] for row in rows]
+
+    def counts(rows):
+        return [counter.transform(column) for column in zip(*map(texts, rows), strict=True)]
+
+    def labels(rows):
+        return [row["label"] for row in rows]
+
     for join in (hstack, sum):
         model = LogisticRegression(max_iter=1000).fit(join(counts(train)), labels(train))
         assert model.score(join(counts(test)), labels(test)) <= limit
@@ -259,6 +266,7 @@ def test_tiny_bert_is_what_it_says():
     assert model.tokenizer("a", "b")["token_type_ids"] == [0, 0, 0, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, low, high", [("sentiment", 0.95, 0.995), ("paraphrase", 0.92, 1.0)])
 def test_tiny_bert_fine_tunes_to_its_bars(name, low, high):
     task = load_task(name)

@@ -81,6 +81,7 @@ def test_2_4_computes_the_same_on_a_gpu():
     assert torch.allclose(logits(model, data), expected, atol=0.02 * expected.abs().max().item())
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path, capsys):
     out, text = tmp_path / "cut", str(tmp_path / "text.txt")
     (tmp_path / "text.txt").write_text(
@@ -110,12 +111,12 @@ def test_command_line(tmp_path, capsys):
         )
         == 0
     )
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert (
-        told.err
+        printed.err
         == "pruneresearch: the smaller model reloads with from_pretrained: the configuration states these sizes.\n"
     )
-    assert "checkpoint reloads with from_pretrained" in " ".join(told.out.split()) and "1,049,728 → " in told.out
+    assert "checkpoint reloads with from_pretrained" in " ".join(printed.out.split()) and "1,049,728 → " in printed.out
     assert main(["evaluate", "--model", str(out), "--task", text, "--length", "64"]) == 0
     assert "certificate         reloaded with from_pretrained in a fresh process" in capsys.readouterr().out
     assert main(["export", "--model", str(out), "--format", "sparse", "--output", str(tmp_path / "sparse")]) == 0

@@ -1,4 +1,4 @@
-"Fisher mask search: gradients of masks against single examples, the search against all choices, least squares against a solver."
+"Fisher mask search against single examples, all choices, and a least-squares solver."
 
 import itertools
 
@@ -9,9 +9,10 @@ from architectures import batch as make_batch
 
 from pruneresearch.basics.errors import UsageError
 from pruneresearch.data.tasks import load_task
-from pruneresearch.measure.quality import macs
-from pruneresearch.methods.fisher_search import fisher_search, mask_gradients, rearranged, rescale
-from pruneresearch.model.loading import example_losses, forward, load_model
+from pruneresearch.measure.cost import macs
+from pruneresearch.methods.fisher_search import mask_gradients, rearranged, rescale, search_units
+from pruneresearch.model.calls import example_losses, forward
+from pruneresearch.model.loading import load_model
 from pruneresearch.pruning.budget import kept_share, one_sequence, search, shares_of
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping.surgery import remove
@@ -41,24 +42,26 @@ def test_batches_do_not_matter():
         mask_gradients(model, [])
 
 
+def lost(importance, masks):
+    return sum(float(importance[key][~mask].sum()) for key, mask in masks.items())
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_search_finds_the_best_of_all_choices(seed):
     random = torch.Generator().manual_seed(seed)
     sizes = {(0, "heads"): 2, (1, "heads"): 2, (0, "neurons"): 3, (1, "neurons"): 3}
     importance = {key: torch.rand(n, generator=random) for key, n in sizes.items()}
+    every = itertools.product(*[itertools.product((False, True), repeat=n) for n in sizes.values()])
+    some = [bits for bits in every if all(map(any, bits))]  # a unit of each kind stays in each block
+    choices = [{key: torch.tensor(b) for key, b in zip(sizes, bits, strict=True)} for bits in some]
     terms = [(8, ((b, "heads"),)) for b in (0, 1)] + [(6, ((b, "neurons"),)) for b in (0, 1)] + [(4, ())]
     for keep in (0.55, 0.7, 0.9):
         found = search(importance, terms, keep)
-        lost = lambda masks: sum(float(importance[key][~mask].sum()) for key, mask in masks.items())
         best = min(
-            lost(masks)
-            for bits in itertools.product(*[itertools.product((False, True), repeat=n) for n in sizes.values()])
-            if all(map(any, bits))
-            and float(kept_share(terms, shares_of(masks := {key: torch.tensor(b) for key, b in zip(sizes, bits)})))
-            <= keep + 1e-9
+            lost(importance, masks) for masks in choices if float(kept_share(terms, shares_of(masks))) <= keep + 1e-9
         )
         assert (
-            lost(found) == pytest.approx(best, abs=1e-6)
+            lost(importance, found) == pytest.approx(best, abs=1e-6)
             and float(kept_share(terms, shares_of(found))) <= keep + 1e-6
             and all(mask.any() for mask in found.values())
         )
@@ -74,7 +77,10 @@ def test_no_single_exchange_improves_a_rearrangement(seed):
     g = torch.randn(20, 8, generator=torch.Generator().manual_seed(seed))
     g[:, 1] = g[:, 0]
     keep = torch.tensor([False] * 4 + [True] * 4)
-    lost = lambda mask: float(g[:, ~mask].sum(1).square().sum())
+
+    def lost(mask):
+        return float(g[:, ~mask].sum(1).square().sum())
+
     after = rearranged(keep, g)
     assert after.sum() == keep.sum() and lost(after) <= lost(keep) + 1e-4
     for a, b in itertools.product((~after).nonzero().flatten(), after.nonzero().flatten()):
@@ -124,9 +130,9 @@ def test_on_a_model_the_budget_is_met_and_counted():
     model = load_model("tiny-bert", task)
     length = task.default_length(model.tokenizer, 128)
     dense = macs(model, one_sequence(model, length))
-    found = fisher_search(model, task, 0.5, n=64, n_rescale=32)
+    found = search_units(model, task, 0.5, n=64, n_rescale=32)
     assert abs(found.kept - 0.5) < 0.005
     found.masks.verify(model)
     assert macs(remove(model, found.masks), one_sequence(model, length)) / dense == pytest.approx(found.kept, abs=1e-4)
     with pytest.raises(UsageError, match="fraction"):
-        fisher_search(model, task, 50)
+        search_units(model, task, 50)

@@ -1,4 +1,8 @@
-"Fuzz: a thousand damaged or hostile files. Each gives one clear sentence or a correct load, soon, with little memory, and leaves everything outside its folder alone."
+"""Fuzz: a thousand damaged or hostile files.
+
+Each gives one clear sentence or a correct load, soon, with little memory, and leaves everything outside its folder
+alone.
+"""
 
 import copy
 import gzip
@@ -25,14 +29,17 @@ from transformers import AutoTokenizer
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json, write_json
 from pruneresearch.data.tasks import load_task
-from pruneresearch.lab.compare import leaderboard
-from pruneresearch.lab.experiment import Config, check, load_rows, row_id, save_rows, saved_rows
-from pruneresearch.model import loading as models
-from pruneresearch.model.loading import SimpleMLP, save_model
+from pruneresearch.lab.tables import leaderboard
+from pruneresearch.lab.experiment import Config, check, row_id
+from pruneresearch.lab.rows import load_rows, save_rows, saved_rows
+from pruneresearch.model.folders import file_hash, locate_model, quiet
+from pruneresearch.model.loading import save_model
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping.checkpoints import open_model, save_pruned
 from pruneresearch.shipping.surgery import remove
 
+pytestmark = pytest.mark.slow
 SECONDS, BYTES = 20, 3 * 2**30  # what one case may take, and how much more memory the process may reserve
 
 
@@ -192,7 +199,7 @@ def mutate(rng, path):
 
 def tokenized(name, source, **changes):
     "A small random model with the tokenizer of an embedded one."
-    tokenizer = AutoTokenizer.from_pretrained(models._locate(source))
+    tokenizer = AutoTokenizer.from_pretrained(locate_model(source))
     model = ARCHITECTURES[name](vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, **changes)
     model.tokenizer = tokenizer
     return model
@@ -205,7 +212,7 @@ def plain(name, source):
 def sharded(folder):
     save_model(tokenized("llama", "tiny-llama"), folder / "model")
     (folder / "model" / "model.safetensors").unlink()
-    with models.quiet():
+    with quiet():
         tokenized("llama", "tiny-llama").save_pretrained(folder / "model", max_shard_size="60KB")
 
 
@@ -232,11 +239,9 @@ def masks(folder):
 def glue(folder):
     for name, columns in (("SST-2", ("sentence", "label")), ("STS-B", ("sentence1", "sentence2", "score"))):
         (folder / name).mkdir(parents=True)
-        texts = lambda i: [f"a film like no. {i}"] * (len(columns) - 1)
         for part, n in (("train", 30), ("dev", 6)):
-            (folder / name / f"{part}.tsv").write_text(
-                "\n".join("\t".join(line) for line in (columns, *((*texts(i), str(i % 2)) for i in range(n))))
-            )
+            rows = [(*[f"a film like no. {i}"] * (len(columns) - 1), str(i % 2)) for i in range(n)]
+            (folder / name / f"{part}.tsv").write_text("\n".join("\t".join(line) for line in (columns, *rows)))
 
 
 def questions(folder):
@@ -351,7 +356,7 @@ def read_pruned_by_a_forger(folder, changed):
     "Weights that were changed by somebody who then made the hashes right."
     told = read_json(folder / "model" / "pruned.json")
     if changed.suffix == ".safetensors":
-        write_json(folder / "model" / "pruned.json", told | {"files": {changed.name: models.file_hash(changed)}})
+        write_json(folder / "model" / "pruned.json", told | {"files": {changed.name: file_hash(changed)}})
     return read_pruned(folder, changed)
 
 
@@ -427,7 +432,7 @@ GROUPS = {  # name → how many cases, what makes the original, the files that a
     ),
     "configurations": Group(80, configs, "*.json", read_config),
 }
-TOKENIZER = AutoTokenizer.from_pretrained(models._locate("tiny-bert"))
+TOKENIZER = AutoTokenizer.from_pretrained(locate_model("tiny-bert"))
 
 
 # ---- guards

@@ -14,27 +14,29 @@ from architectures import batch as make_batch
 from pruneresearch.basics.errors import UsageError
 from pruneresearch.basics.files import read_json
 from pruneresearch.data.tasks import first_examples, load_task
-from pruneresearch.measure.quality import evaluate_model, macs
-from pruneresearch.methods import gumbel
-from pruneresearch.methods.gumbel import FILES, GUMBEL, LEARN, gumbel_sigmoid, train_masks
+from pruneresearch.measure.cost import macs
+from pruneresearch.measure.quality import evaluate_model
+from pruneresearch.methods.gumbel import FILES, GUMBEL, LEARN, gumbel_sigmoid, save_masks, train_masks
 from pruneresearch.methods.hard_concrete import chance_alive, hard_concrete
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.model.loading import forward, load_model
+from pruneresearch.model.calls import forward, tensor_outputs
+from pruneresearch.model.loading import load_model
 from pruneresearch.pruning.budget import UNIT_KINDS, cost_terms, kept_share, one_sequence, shares_of
 from pruneresearch.pruning.masks import Masks
-from pruneresearch.shipping.surgery import remove
+from pruneresearch.shipping import checkpoints
+from pruneresearch.shipping.surgery import remove, without_gates
 from pruneresearch.training.gates import (
     Distribution,
     Gates,
+    GateTraining,
     attached,
     decided,
     logistic_noise,
+    make_regularizer,
     meet_budget,
-    pull_for,
-    pull_loss,
+    regularization_loss,
     sites,
     train_gates,
-    without_gates,
 )
 
 AS_IS = Distribution(
@@ -45,6 +47,17 @@ AS_IS = Distribution(
 @pytest.fixture(scope="module")
 def task():
     return first_examples(load_task("sentiment"), 320)  # 10 steps an epoch
+
+
+@pytest.fixture
+def reloaded_here(monkeypatch):
+    "A certificate compares with what is reloaded in this process: fresh ones are started by the tests of checkpoints."
+
+    def outputs(folder, found, batch, device):
+        with torch.inference_mode():
+            return tensor_outputs(checkpoints.load_pruned(folder, device=device), batch)
+
+    monkeypatch.setattr(checkpoints, "_fresh_outputs", outputs)
 
 
 def state(model):
@@ -129,7 +142,10 @@ def test_kinds_that_are_not_learned_are_exactly_one(task):
     with attached(gates, model):
         assert torch.equal(logits_of(model, data), plain)
     noisy = Gates(
-        model, ("neurons",), Distribution(lambda l, e, T: torch.sigmoid(e), AS_IS.settled, AS_IS.chance), init=1.0
+        model,
+        ("neurons",),
+        Distribution(lambda logits, noise, T: torch.sigmoid(noise), AS_IS.settled, AS_IS.chance),
+        init=1.0,
     )
     with attached(noisy, model):
         assert not torch.allclose(logits_of(model, data), plain, atol=1e-3)  # what the defect does
@@ -160,7 +176,10 @@ def test_a_logit_of_zero_keeps_half():
     "The defect: one Gumbel variable instead of the difference of two keeps 1 − 1/e."
     torch.manual_seed(0)
     n = 400_000
-    share = lambda noise, T: (gumbel_sigmoid(torch.zeros(n), noise, T) > 0.5).float().mean().item()
+
+    def share(noise, T):
+        return (gumbel_sigmoid(torch.zeros(n), noise, T) > 0.5).float().mean().item()
+
     tolerance = 4 * 0.5 / math.sqrt(n)
     for T in (5.0, 1.0, 0.1):
         assert abs(share(logistic_noise(torch.zeros(n)), T) - 0.5) < tolerance
@@ -207,11 +226,16 @@ def test_costs_are_what_counters_count(name):
         for site in sites(model, ("heads", "neurons"))
     }
     smaller = remove(model, Masks.from_units(model, keep))
-    counted = lambda m: macs(m, one_sequence(m, length))
+
+    def counted(m):
+        return macs(m, one_sequence(m, length))
+
+    def weights(m):
+        return sum(linear.weight.numel() for linear in anatomy(m).linears.values())
+
     assert float(kept_share(cost_terms(model, of="macs", length=length), shares_of(keep))) == pytest.approx(
         counted(smaller) / counted(model), abs=1e-6
     )
-    weights = lambda m: sum(linear.weight.numel() for linear in anatomy(m).linears.values())
     assert float(kept_share(cost_terms(model, of="weights"), shares_of(keep))) == pytest.approx(
         weights(smaller) / weights(model), abs=1e-6
     )
@@ -242,22 +266,22 @@ def test_outputs_count_as_weights_and_not_as_macs():
 )
 def test_bad_requests_are_one_sentence(request_, message):
     with pytest.raises(UsageError, match=message) as error:
-        pull_for(ARCHITECTURES["bert"](), ("heads", "neurons"), **request_)
+        make_regularizer(ARCHITECTURES["bert"](), ("heads", "neurons"), **request_)
     assert str(error.value).count("\n") == 0
 
 
 def test_the_temperature_falls_and_then_holds():
     model = ARCHITECTURES["bert"]()
     for anneal in ("linear", "exponential"):
-        pull = pull_for(model, ("heads",), 0.5, anneal=anneal)
-        path = [pull.temperature(i / 100) for i in range(101)]
+        regularizer = make_regularizer(model, ("heads",), 0.5, anneal=anneal)
+        path = [regularizer.temperature(i / 100) for i in range(101)]
         assert (
             path[0] == 5.0
             and path[-1] == pytest.approx(0.1)
             and path == sorted(path, reverse=True)
             and path[85] == path[100]
         )
-    assert pull_for(model, ("heads",), 0.5, anneal="constant").temperature(1.0) == 5.0
+    assert make_regularizer(model, ("heads",), 0.5, anneal="constant").temperature(1.0) == 5.0
 
 
 def test_settling_meets_the_budget_from_below_to_one_neuron():
@@ -268,15 +292,15 @@ def test_settling_meets_the_budget_from_below_to_one_neuron():
         (UNIT_KINDS, "target_sparsity"),
     ):
         for keep in (0.5, 0.77):
-            gates, pull = (
+            gates, regularizer = (
                 random_gates(model, kinds),
-                pull_for(model, kinds, **{of: keep if of == "target_macs" else 1 - keep}),
+                make_regularizer(model, kinds, **{of: keep if of == "target_macs" else 1 - keep}),
             )
             before = gates.logits.detach().clone()
-            changed = meet_budget(gates, pull)
-            share = float(kept_share(pull.terms, shares_of(gates.keep())))
+            changed = meet_budget(gates, regularizer)
+            share = float(kept_share(regularizer.terms, shares_of(gates.keep())))
             one = max(
-                1 - kept_share(pull.terms, {key: 1 - 1 / count})
+                1 - kept_share(regularizer.terms, {key: 1 - 1 / count})
                 for key, count in gates.counts.items()
                 if key[1] != "heads"
             )
@@ -289,18 +313,20 @@ def test_settling_meets_the_budget_from_below_to_one_neuron():
             assert changed == int(((before >= 0) != (gates.logits >= 0)).sum())
             if len(kinds) == 1:
                 assert before[gates.logits >= 0].min() >= before[gates.logits < 0].max() or changed > 0
-            assert meet_budget(gates, pull) == 0
+            assert meet_budget(gates, regularizer) == 0
 
 
 def test_the_multiplier_moves_against_the_error():
     model = ARCHITECTURES["bert"]()
-    gates, pull = Gates(model, ("neurons",), GUMBEL, init=3.0), pull_for(model, ("neurons",), 0.5)
+    gates, regularizer = Gates(model, ("neurons",), GUMBEL, init=3.0), make_regularizer(model, ("neurons",), 0.5)
     for _ in range(3):
-        loss = pull_loss(pull, gates, 1.0)
+        loss = regularization_loss(regularizer, gates, 1.0)
     assert gates.multiplier > 0
     loss.backward()
     assert (gates.logits.grad > 0).all()  # descent lowers every logit
-    assert pull_loss(pull_for(model, ("neurons",), 0.5), Gates(model, ("neurons",), GUMBEL, init=-3.0), 1.0).isfinite()
+    assert regularization_loss(
+        make_regularizer(model, ("neurons",), 0.5), Gates(model, ("neurons",), GUMBEL, init=-3.0), 1.0
+    ).isfinite()
 
 
 # Training.
@@ -310,16 +336,16 @@ def test_freezing_freezes_the_model_and_trains_the_gates(task):
     "The defect: freezing the masks instead."
     model = load_model("tiny-bert", task)
     before = state(model)
-    gates, pull = Gates(model, LEARN["all"], GUMBEL), pull_for(model, LEARN["all"], 0.5)
+    gates, regularizer = Gates(model, LEARN["all"], GUMBEL), make_regularizer(model, LEARN["all"], 0.5)
     start = gates.logits.detach().clone()
-    train_gates(model, task, gates, pull, epochs=0.5, freeze=True)
+    train_gates(model, task, gates, regularizer, epochs=0.5, freeze=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert (
         (gates.logits != start).float().mean() > 0.9
         and all(p.requires_grad for p in model.parameters())
         and not hasattr(model, "gates")
     )
-    train_gates(model, task, Gates(model, ("heads",), GUMBEL), pull_for(model, ("heads",), 0.5), epochs=0.2)
+    train_gates(model, task, Gates(model, ("heads",), GUMBEL), make_regularizer(model, ("heads",), 0.5), epochs=0.2)
     assert not all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -346,7 +372,7 @@ def test_same_seed_same_masks(task):
 
 
 @pytest.mark.parametrize("learn", LEARN)
-def test_exported_masks_reproduce_the_evaluation(learn, task, tmp_path):
+def test_exported_masks_reproduce_the_evaluation(learn, task, tmp_path, reloaded_here):
     "The three files and the weights saved with them give the reported metrics again, and so does the smaller model."
     train_masks(
         load_model("tiny-bert", task),
@@ -366,9 +392,10 @@ def test_exported_masks_reproduce_the_evaluation(learn, task, tmp_path):
     }
     keep = {(block, kind): mask for kind, masks in files.items() for block, mask in enumerate(masks)}
     assert evaluate_model(by_hand(model, keep), task)["accuracy"] == report["gated"]["accuracy"]
-    from pruneresearch.shipping.checkpoints import load_pruned
-
-    assert evaluate_model(load_pruned(tmp_path / "out" / "pruned"), task)["accuracy"] == report["removed"]["accuracy"]
+    assert (
+        evaluate_model(checkpoints.load_pruned(tmp_path / "out" / "pruned"), task)["accuracy"]
+        == report["removed"]["accuracy"]
+    )
     assert not (tmp_path / "out" / "checkpoints").exists()
 
 
@@ -384,11 +411,13 @@ def dying(self, args, state, control, **k):
     if state.global_step == 14: os.kill(os.getpid(), signal.SIGKILL)
     return step(self, args, state, control, **k)
 GateTraining.on_step_begin = dying
-train_masks(load_model("tiny-bert", task), task, "all", target_sparsity=0.5, num_epochs=2, masks_LR=0.1, output_dir=sys.argv[1])
+model = load_model("tiny-bert", task)
+train_masks(model, task, "all", target_sparsity=0.5, num_epochs=2, masks_LR=0.1, output_dir=sys.argv[1])
 """
 
 
-def test_a_killed_run_resumes_to_the_same_masks(task, tmp_path):
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_masks(task, tmp_path, reloaded_here):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
     assert not (tmp_path / "out" / "metrics.json").exists() and list((tmp_path / "out" / "checkpoints").iterdir())
@@ -405,18 +434,20 @@ def test_a_killed_run_resumes_to_the_same_masks(task, tmp_path):
         train_masks(load_model("tiny-bert", task), task, **same, output_dir=tmp_path / "out")
 
 
-def test_a_crash_before_saving_loses_nothing(task, tmp_path, monkeypatch):
+def test_a_crash_before_saving_loses_nothing(task, tmp_path, monkeypatch, reloaded_here):
     "The defect: everything is lost where the writing fails after training. Here the second call does not train again."
     same = dict(learn_masks="head", target_sparsity=0.5, num_epochs=1, masks_LR=0.1, output_dir=tmp_path / "out")
-    monkeypatch.setattr(gumbel, "save_masks", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(sys.modules[train_masks.__module__], "save_masks", full)
     with pytest.raises(OSError):
         train_masks(load_model("tiny-bert", task), task, **same)
     assert not any((tmp_path / "out" / name).exists() for name in FILES.values())
-    monkeypatch.undo()
+    monkeypatch.setattr(sys.modules[train_masks.__module__], "save_masks", save_masks)
     steps = []
-    monkeypatch.setattr(
-        gumbel.train_gates.__globals__["GateTraining"], "penalty", lambda self: steps.append(1) or torch.zeros(())
-    )
+    monkeypatch.setattr(GateTraining, "penalty", lambda self: steps.append(1) or torch.zeros(()))
     trained = train_masks(load_model("tiny-bert", task), task, **same)
     assert not steps and all((tmp_path / "out" / name).exists() for name in FILES.values())
     assert trained.report["steps"] == 10

@@ -1,32 +1,35 @@
-"GradProbe: the published rule against a plain re-telling of it, the rankings by hand, and the defects that none of them must have."
+"GradProbe: the published rule against its steps in plain PyTorch, the rankings by hand, and defects."
 
 import copy
 import gc
 import weakref
+from functools import cache
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, batch
-from test_pruning import weights_of
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from pruneresearch.basics.errors import RunError, UsageError
-from pruneresearch.methods.gradprobe import (
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.model.calls import example_losses
+from pruneresearch.model.mlp import SimpleMLP
+from pruneresearch.pruning.candidates import evidence
+from pruneresearch.pruning.engine import prune
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.pruning.patterns import Pattern
+from pruneresearch.pruning.registry import METHODS
+from pruneresearch.recipes.gradprobe import (
     GradProbe,
     MagnitudePruning,
     PruningStrategy,
     ScoreStrategy,
     WandaPruning,
-    evidence,
     loss_with,
     register_strategy,
 )
-from pruneresearch.model.loading import SimpleMLP, example_losses
-from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.registry import METHODS
-from pruneresearch.pruning.masks import Masks, Pattern
 from pruneresearch.shipping.surgery import remove
 
 QUIET = dict(verbose=False)
@@ -49,8 +52,13 @@ def loader(size=16, shuffle=False, **how):
     )
 
 
-def trained(epochs=30, **how):
-    model = mlp(**how)
+def trained(epochs=30, seed=0):
+    return copy.deepcopy(trained_once(epochs, seed))
+
+
+@cache
+def trained_once(epochs, seed):
+    model = mlp(seed)
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     for _ in range(epochs):
         for inputs, labels in loader():
@@ -58,6 +66,13 @@ def trained(epochs=30, **how):
             F.cross_entropy(model(inputs), labels).backward()
             optimizer.step()
     return model
+
+
+def names_in_blocks(model):
+    "The oracle's scope: the weights of linear layers under a numbered list of the model, by name."
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    inside = {name for name in linears if any(part.isdigit() for part in name.split("."))}
+    return [f"{name}.weight" for name, _ in model.named_modules() if name in inside and "lm_head" not in name]
 
 
 # --- the oracle: five steps, weight by weight ----------------------------------------------------------------------
@@ -79,7 +94,7 @@ def largest(model, losses):
     return found
 
 
-def told_again(model, losses, candidates, factor=0.1, threshold=0.0):
+def by_published_steps(model, losses, candidates, factor=0.1, threshold=0.0):
     "What goes, by the published steps; the model is a copy."
     model = copy.deepcopy(model).eval()
     first = largest(model, losses)
@@ -113,7 +128,7 @@ def of_batches(batches):
 def test_the_rule_on_a_plain_module(threshold, factor):
     model = trained(3).double()
     batches = [(inputs.double(), labels) for inputs, labels in loader()]
-    expected = told_again(
+    expected = by_published_steps(
         model,
         of_batches(batches),
         smallest(model, [n for n, _ in model.named_parameters() if n.endswith("weight")], 0.5),
@@ -136,8 +151,8 @@ def test_the_rule_on_a_plain_module(threshold, factor):
 def test_the_rule_on_every_architecture_and_through_prune(name):
     data = [batch(name, n=4, padded=True, seed=seed) for seed in (0, 1)]
     model = ARCHITECTURES[name]()
-    names = [key for block in weights_of(model).values() for key in block]
-    expected = told_again(
+    names = names_in_blocks(model)
+    expected = by_published_steps(
         model, [lambda m, b=b: example_losses(m, b).mean() for b in data], smallest(model, names, 0.4), threshold=0.05
     )
     mine = copy.deepcopy(model)
@@ -184,12 +199,12 @@ def test_loss_is_the_change_of_a_quadratic_loss():
     for i in range(6):
         candidate = {"weight": torch.zeros(2, 3, dtype=torch.bool)}
         candidate["weight"].view(-1)[i] = True
-        place, (change,) = next(evidence(model, data, squared, candidate, "loss", 0.25))
-        total = lambda: sum(squared(model, b).item() for b in data)
-        before = total()
+        _, looks = next(evidence(model, data, squared, candidate, ("change",), 0.25))
+        change = looks["change"]
+        before = sum(squared(model, b).item() for b in data)
         with torch.no_grad():
             model.weight.view(-1)[i] *= 0.25
-        after = total()
+        after = sum(squared(model, b).item() for b in data)
         with torch.no_grad():
             model.weight.view(-1)[i] /= 0.25
         assert float(change.view(-1)[i]) == pytest.approx(before - after, abs=1e-5)
@@ -268,11 +283,14 @@ def test_survivors_keep_their_bits(comparison, dtype):
 
 
 def test_half_precision_does_not_turn_small_gradients_into_unchanged_ones():
-    "Gradients of 1e-7 to 1e-8 are below what float16 can hold well: without a scale they would all be zero, and zero never grows."
+    "Float16 cannot hold gradients of 1e-7 to 1e-8: without a scale they would be zero, and zero never grows."
     model = nn.Linear(4, 2, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1, 0.5, 0.25, 0.125], [1, 0.5, 0.25, 0.125]]))
-    tiny = lambda output, target: (output - target).float().square().mean() * 1e-8
+
+    def tiny(output, target):
+        return (output - target).float().square().mean() * 1e-8
+
     data = [(torch.eye(4), torch.ones(4, 2))]
     wide = GradProbe(copy.deepcopy(model), MagnitudePruning()).prune(data, tiny, 0.5, **QUIET)
     half = GradProbe(model.half(), MagnitudePruning()).prune(
@@ -320,15 +338,15 @@ def test_layer_by_layer_is_the_same(pattern, comparison):
 
 
 def test_layer_by_layer_holds_the_gradients_of_one_layer(monkeypatch):
-    from pruneresearch.methods import gradprobe
+    from pruneresearch.pruning import candidates
 
-    alive, real = [], gradprobe.gradients
+    alive, real = [], candidates.gradients
 
     def counting(model, weights, *rest):
         alive.append(sum(w.numel() for w in weights.values()))
         return real(model, weights, *rest)
 
-    monkeypatch.setattr(gradprobe, "gradients", counting)
+    monkeypatch.setattr(candidates, "gradients", counting)
     model = mlp()
     GradProbe(model, MagnitudePruning()).prune(loader(), nn.CrossEntropyLoss(), 0.5, by_layer=True, **QUIET)
     assert alive == [12 * 16, 12 * 16, 16 * 8, 16 * 8, 8 * 4, 8 * 4]
@@ -383,7 +401,7 @@ def test_permanent_zeros_stay_through_momentum_and_weight_decay(make):
             all((p[masks[name]] == 0).all() for name, p in model.named_parameters() if name in masks)
             and probe.get_sparsity() == 0.5
         )
-    assert all(not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters()))
+    assert all(not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
     model.double()
     optimizer = make(model.parameters())
     step(torch.float64)
@@ -460,7 +478,7 @@ def test_the_sweep_is_what_prune_would_do_and_changes_nothing():
     )
     assert found["weights_pruned"] == sorted(found["weights_pruned"]) == seen and found["sparsities"][-1] <= 0.5
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    for threshold, share in zip(found["thresholds"], found["sparsities"]):
+    for threshold, share in zip(found["thresholds"], found["sparsities"], strict=True):
         probe = GradProbe(copy.deepcopy(model), MagnitudePruning())
         probe.prune(loader(), nn.CrossEntropyLoss(), 0.5, 3, 0.1, threshold, False)
         assert probe.get_sparsity() == pytest.approx(share)
@@ -508,7 +526,7 @@ def test_units_go_whole_and_can_be_taken_out(name, method):
         options={"threshold": 0.5} if method == "gradprobe" else None,
     )
     units = result.masks.units(model)
-    for (block, kind), keep in units.items():
+    for keep in units.values():
         if method != "gradprobe":
             assert int((~keep).sum()) * 2 == len(keep)
     assert any((~keep).any() for keep in units.values())
@@ -534,9 +552,7 @@ def test_units_by_strategy():
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_embeddings_and_heads_are_no_candidates(name):
     model = ARCHITECTURES[name]()
-    assert set(MagnitudePruning().select_weights_to_prune(model, 0.5)) == {
-        key for block in weights_of(model).values() for key in block
-    }
+    assert set(MagnitudePruning().select_weights_to_prune(model, 0.5)) == set(names_in_blocks(model))
 
 
 def test_an_embedding_that_is_also_a_layer_is_no_candidate():
@@ -586,7 +602,7 @@ def test_answers_that_do_not_fit_are_one_sentence(answer, message):
     with pytest.raises(UsageError, match=message) as error:
         GradProbe(model, Answer(answer)).prune(loader(), nn.CrossEntropyLoss(), 0.5, **QUIET)
     assert "\n" not in str(error.value) and all(
-        torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters())
+        torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
     )
 
 
@@ -641,13 +657,13 @@ def test_a_registered_strategy_is_a_method_and_a_source_of_candidates(largest_fi
         ranked.keys() == plain.keys() and (~ranked[name]).sum() == (~keep).sum() and not torch.equal(ranked[name], keep)
     )
     assert weight[~ranked[name]].min() > weight.flatten().quantile(0.49)
-    with pytest.raises(UsageError, match="one sparsity for the whole model"):
+    with pytest.raises(UsageError, match="spreads the sparsity by itself"):
         prune(ARCHITECTURES["llama"](), method="largest-first", sparsity=[0.5, 0.25, 0.5])
-    with pytest.raises(UsageError, match="leave allocation out"):
+    with pytest.raises(UsageError, match="Leave allocation out"):
         prune(ARCHITECTURES["llama"](), method="largest-first", sparsity=0.5, allocation="global")
     with pytest.raises(UsageError, match="chooses for pattern 'unstructured'"):
         prune(ARCHITECTURES["llama"](), calibration=data, method="largest-first", pattern="neurons", sparsity=0.5)
-    with pytest.raises(UsageError, match="another method named 'magnitude'"):
+    with pytest.raises(UsageError, match="'magnitude' belongs to pruneresearch.methods.magnitude"):
         register_strategy(MagnitudePruning())
 
 
@@ -705,7 +721,7 @@ def test_settings_that_make_no_sense(changes, message):
         GradProbe(model, MagnitudePruning()).prune(
             **(dict(dataloader=loader(), loss_fn=nn.CrossEntropyLoss(), sparsity=0.5, verbose=False) | changes)
         )
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -824,12 +840,8 @@ def test_rounds_never_take_more_than_asked_for(strategy, comparison, threshold):
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt_neo"])
 def test_a_ranking_of_heads_has_something_to_decide(name, method):
     data, model = [batch(name, n=4)], ARCHITECTURES[name]()
-    with torch.no_grad():  # one head of each block matters most and is the smallest: its inputs to the consumer are cut down, its share of the loss is not
-        for group in (
-            g
-            for g in __import__("pruneresearch.model.anatomy", fromlist=["anatomy"]).anatomy(model).groups
-            if g.kind == "heads"
-        ):
+    with torch.no_grad():  # one head of each block matters most and is the smallest, as far as weights say
+        for group in (g for g in anatomy(model).groups if g.kind == "heads"):
             group.linears[group.consumer].weight[:, : group.columns] *= 1e-3
     ranked = prune(copy.deepcopy(model), calibration=data, method=method, pattern="heads", sparsity=0.5).masks
     every = prune(
@@ -854,7 +866,8 @@ def test_the_shares_of_all_candidates_add_up_to_the_joint_change():
         [(torch.randn(5, 3), torch.randn(5, 2)) for _ in range(3)],
         {"weight": torch.tensor([[True, False, True], [False, True, True]])},
     )
-    _, (share,) = next(evidence(model, data, squared, masks, "loss", 0.25))
+    _, looks = next(evidence(model, data, squared, masks, ("change",), 0.25))
+    share = looks["change"]
     before = sum(squared(model, b).item() for b in data)
     with torch.no_grad():
         model.weight[masks["weight"]] *= 0.25
@@ -871,16 +884,16 @@ def test_nothing_to_make_permanent():
 @pytest.mark.parametrize(
     "ask, message",
     [
-        (dict(pattern="2:4", sparsity=None), "choose pattern unstructured, heads"),
+        (dict(pattern="2:4", sparsity=None), "Choose pattern unstructured or heads"),
         (dict(sequential=True), "needs gradients"),
         (dict(options={"strategy": "sparsegpt"}), "gives no scores"),
         (dict(options={"control": "fisher-search"}), "does not score weights"),
         (dict(options={"factor": 2}), r"in \[0, 1\)"),
         (dict(options={"control": "random"}, schedule="linear", rounds=2), "leave rounds out"),
-        (dict(options={"strategy": "magnitud"}), "strategy"),
-        (dict(options={"growth": 2}), "options take by_layer, candidates, control, factor, strategy, threshold"),
+        (dict(options={"strategy": "magnitud"}), "unknown method 'magnitud': did you mean 'magnitude'"),
+        (dict(options={"growth": 2}), "Options are by_layer, candidates, control, factor, strategy, threshold"),
         (dict(pattern="heads", allocation="macs"), "as much of each layer"),
-        (dict(pattern="blocks"), "choose pattern unstructured, heads"),
+        (dict(pattern="blocks"), "Choose pattern unstructured or heads"),
     ],
 )
 def test_requests_that_do_not_go_together(ask, message):
@@ -888,7 +901,7 @@ def test_requests_that_do_not_go_together(ask, message):
     before = copy.deepcopy(model)
     with pytest.raises(UsageError, match=message):
         prune(model, calibration=[batch("llama")], method="gradprobe", **({"sparsity": 0.5} | ask))
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
 
 
 def test_data_without_labels_and_gradients_without_numbers():
@@ -905,7 +918,7 @@ def test_data_without_labels_and_gradients_without_numbers():
     before = copy.deepcopy(broken)
     with pytest.raises(RunError, match="not finite"):
         GradProbe(broken, MagnitudePruning()).prune(data, nn.CrossEntropyLoss(), 0.5, **QUIET)
-    assert all(torch.equal(a, b) for a, b in zip(broken.parameters(), before.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(broken.parameters(), before.parameters(), strict=True))
 
 
 def test_a_failure_in_the_second_look_puts_the_weights_back():
@@ -920,7 +933,9 @@ def test_a_failure_in_the_second_look_puts_the_weights_back():
 
     with pytest.raises(MemoryError):
         GradProbe(model, MagnitudePruning()).prune(loader(), loss, 0.5, **QUIET)
-    assert len(calls) == 6 and all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters()))
+    assert len(calls) == 6 and all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True)
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

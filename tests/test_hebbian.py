@@ -1,4 +1,4 @@
-"Hebbian scoring: each defect of circulating implementations is built here, shown to fail the check, and absent from ours."
+"Hebbian scoring: each defect of circulating code is built here, fails the check, and is absent from ours."
 
 import copy
 from dataclasses import replace
@@ -13,12 +13,15 @@ from transformers import TrainerCallback
 
 from pruneresearch.basics.errors import UsageError
 from pruneresearch.data.tasks import load_task
-from pruneresearch.measure.quality import evaluate_model, parameter_counts
+from pruneresearch.measure.cost import parameter_counts
+from pruneresearch.measure.quality import evaluate_model
 from pruneresearch.methods.hebbian import importance_masks
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.model.loading import load_model
+from pruneresearch.model.mlp import SimpleMLP
+from pruneresearch.pruning.collectors import GRADIENT_GROUP
 from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.statistics import GRADIENT_GROUP, calibrate
+from pruneresearch.pruning.statistics import calibrate
 from pruneresearch.training.recovery import recover
 
 NAMES = list(ARCHITECTURES)
@@ -38,7 +41,7 @@ def grouped(model, data, linears, size=8):
                 F.cross_entropy(logits[0, :-1], label[real][1:]) if label.dim() else F.cross_entropy(logits[0], label)
             )
             gradients = torch.autograd.grad(loss, [linear.weight for linear in linears.values()])
-            for name, gradient in zip(linears, gradients):
+            for name, gradient in zip(linears, gradients, strict=True):
                 opened[name] += gradient / len(examples)
         for name in total:
             total[name] += opened[name].abs()
@@ -84,7 +87,9 @@ def test_scores_are_truly_used(digits):
     for linear in anatomy(forgotten).linears.values():
         torch_prune.l1_unstructured(linear, "weight", amount=0.4)  # the defect: scores computed, not passed
     defect = type(
-        "M", (), {"keep": {f"{n}.weight": l.weight_mask.bool() for n, l in anatomy(forgotten).linears.items()}}
+        "M",
+        (),
+        {"keep": {f"{n}.weight": linear.weight_mask.bool() for n, linear in anatomy(forgotten).linears.items()}},
     )
     assert follows(defect, size, 0.4) and not follows(defect, scores, 0.4)
     ours = importance_masks(linears, scores, 0.4)
@@ -181,7 +186,10 @@ def test_nothing_is_chosen_on_the_reported_split(digits):
     recover(model, blind, masks=result.masks, teacher=teacher, epochs=0.1)
     with pytest.raises(AssertionError, match="reported split"):
         max(evaluate_model(model, blind)["accuracy"] for _ in range(3))  # the defect: best epoch by the reported split
-    rows = lambda split: {tuple(map(float, vector)) for vector in task.splits[split]["vector"]}
+
+    def rows(split):
+        return {tuple(map(float, vector)) for vector in task.splits[split]["vector"]}
+
     assert not rows("selection") & rows("test") and not rows("train") & rows("test")
 
 
@@ -192,11 +200,11 @@ def test_bert_base_arithmetic():
     with torch.device("meta"):
         model = BertForSequenceClassification(BertConfig())
     inside, every = (
-        sum(l.weight.numel() for l in anatomy(model).linears.values()),
+        sum(linear.weight.numel() for linear in anatomy(model).linears.values()),
         sum(p.numel() for p in model.parameters()),
     )
     assert round(every / 1e6, 1) == 109.5 and round(
-        (inside + sum(l.bias.numel() for l in anatomy(model).linears.values())) / 1e6, 1
+        (inside + sum(linear.bias.numel() for linear in anatomy(model).linears.values())) / 1e6, 1
     ) in (85.0, 85.1, 85.5)
     assert 0.4 * inside / every < 0.312
 

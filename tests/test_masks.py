@@ -1,6 +1,7 @@
 "Masks: exact counts against plain sorting, and zeros that stay zero through everything that moves a weight."
 
 import copy
+from dataclasses import replace
 from decimal import Decimal
 from itertools import product
 
@@ -12,16 +13,16 @@ from torch import nn
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.pruning.masks import (
-    Masks,
-    check_allocation,
-    check_sparsity,
-    count_pruned,
+from pruneresearch.pruning.allocations import ALLOCATIONS, check_allocation
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.pruning.patterns import check_sparsity, count_pruned, parse_pattern
+from pruneresearch.pruning.selection import (
     keep_highest,
     keep_highest_global,
     keep_highest_n_m,
-    parse_pattern,
+    require_units_left,
     select,
+    select_units,
     selection_network,
 )
 
@@ -41,7 +42,7 @@ def kept(values, k):
 
 
 def score_tables():
-    "Seeded tables of every sort: distinct, full of ties, all equal, zeros of both signs, pruned before, half precision."
+    "Seeded tables: distinct values, many ties, all equal, zeros of both signs, pruned before, half precision."
     random = torch.Generator().manual_seed(0)
     for shape in ((1, 1), (1, 7), (5, 1), (6, 10), (13, 29), (3, 100)):
         yield torch.randn(shape, generator=random)
@@ -55,7 +56,7 @@ def score_tables():
 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
-def test_lowest_is_a_plain_sort(sparsity):
+def test_keep_highest_is_a_plain_sort(sparsity):
     for score in score_tables():
         out, width = score.shape
         row = keep_highest(score, sparsity, per="row")
@@ -143,6 +144,12 @@ def test_patterns_and_allocations():
     for wrong in ("4:2", "4:4", "0:4", "-1:4", "2:", ":", "a:b", "rows", "", None, 4):
         with pytest.raises(UsageError):
             parse_pattern(wrong)
+    with pytest.raises(TypeError):
+        ALLOCATIONS["unstructured"] += ("own",)  # rules are handed over, the table does not change
+    assert check_allocation(parse_pattern("unstructured"), "own", rules=["own"]) == "own"
+    for pattern in ("2:4", "heads", "blocks"):
+        with pytest.raises(UsageError, match="'own' does not go with pattern"):
+            check_allocation(parse_pattern(pattern), "own", rules=["own"])
     for text, good, bad in (
         ("unstructured", ("row", "layer", "global"), ("group", "fair")),
         ("2:4", ("group",), ("row", "layer", "global")),
@@ -157,7 +164,7 @@ def test_patterns_and_allocations():
 
 
 def unit_oracle(means, sparsity, everywhere):
-    "group → units that stay: the ⌊s·n⌋ lowest go, of each group or of all; in one ranking the best unit of a group is safe."
+    "group → units that stay: the ⌊s·n⌋ lowest go, of each group or of all; then the best unit of a group is safe."
     if not everywhere:
         return [kept(group, floor_of(sparsity, len(group))) for group in means]
     best = {(g, max(range(len(group)), key=lambda u: (group[u], u))) for g, group in enumerate(means)}
@@ -192,7 +199,7 @@ def test_units_are_selected_by_their_mean_score(name, kind, allocation, sparsity
             for u in range(group.count)
         ]
         means.append([o.double().mean().item() for o in owned])
-    for group, expected in zip(groups, unit_oracle(means, sparsity, allocation == "global")):
+    for group, expected in zip(groups, unit_oracle(means, sparsity, allocation == "global"), strict=True):
         columns = masks.keep[f"{group.consumer}.weight"]
         assert columns[0].reshape(group.count, -1)[:, 0].tolist() == expected and any(expected)
         assert (columns == columns[:1]).all()  # whole columns
@@ -201,6 +208,28 @@ def test_units_are_selected_by_their_mean_score(name, kind, allocation, sparsity
                 masks.keep[f"{producer}.weight"],
                 torch.tensor(expected).repeat_interleave(rows)[:, None].expand(group.count * rows, 32),
             )
+
+
+def test_each_block_loses_its_own_share_of_units():
+    structure = anatomy(ARCHITECTURES["bert"]())
+    scores = {
+        (block.index, "neurons"): torch.rand(64, generator=torch.Generator().manual_seed(block.index))
+        for block in structure.blocks
+    }
+    backwards = dict(reversed(scores.items()))
+    for ranked in (scores, backwards):
+        units = select_units(ranked, structure, [0.25, 0.5], parse_pattern("neurons"), "list").units(
+            ARCHITECTURES["bert"]()
+        )
+        assert [int(units[index, "neurons"].sum()) for index in (0, 1)] == [48, 32]
+
+
+def test_units_that_some_block_does_not_have_are_refused():
+    structure = anatomy(ARCHITECTURES["bert"]())
+    without = replace(structure, blocks=[structure.blocks[0], replace(structure.blocks[1], heads=None)])
+    require_units_left(without, 0.5, "neurons", "layer")
+    with pytest.raises(UsageError, match="'heads' needs heads in every block"):
+        require_units_left(without, 0.5, "heads", "layer")
 
 
 # Holding. One model is pruned and then trained in every way that could bring a weight back.

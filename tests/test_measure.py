@@ -22,8 +22,9 @@ from transformers import (
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.data.tasks import Task, load_task
 from pruneresearch.lab.compare import outcome_mean
+from pruneresearch.measure import cost
 from pruneresearch.measure import quality as measure
-from pruneresearch.model.loading import SimpleMLP
+from pruneresearch.model.mlp import SimpleMLP
 
 WORDS = [f"w{i}" for i in range(20)]
 
@@ -127,7 +128,7 @@ def prose():
 def test_accuracy_is_what_one_example_at_a_time_gives(bert, tokenizer, labelled):
     metrics, outcomes, weights = measure.evaluate_with_outcomes(bert, labelled, batch_size=7)
     slow = []
-    for text, label in zip(labelled.splits["test"]["sentence"], labelled.splits["test"]["label"]):
+    for text, label in zip(labelled.splits["test"]["sentence"], labelled.splits["test"]["label"], strict=True):
         with torch.no_grad():
             slow.append(
                 int(bert(**tokenizer(text, return_tensors="pt", return_token_type_ids=True)).logits.argmax() == label)
@@ -157,7 +158,7 @@ def test_perplexity_is_what_a_loop_over_tokens_gives(llama, prose):
 def test_long_windows_reduce_the_batch_not_the_result(llama, prose, monkeypatch):
     seen, whole = [], measure.evaluate_model(llama, prose, length=16)
     original = measure.forward
-    monkeypatch.setattr(measure, "TOKENS_AT_ONCE", 33)
+    monkeypatch.setattr(measure, "TOKENS_PER_BATCH", 33)
     monkeypatch.setattr(
         measure, "forward", lambda model, batch: (seen.append(len(batch["input_ids"])), original(model, batch))[1]
     )
@@ -233,7 +234,10 @@ def test_dropout_is_off(bert, labelled):
 
 
 def test_the_fingerprint_changes_with_the_protocol_and_not_with_the_weights(llama, prose):
-    mark = lambda **options: measure.evaluate_model(llama, prose, **options)["fingerprint"]
+
+    def mark(**options):
+        return measure.evaluate_model(llama, prose, **options)["fingerprint"]
+
     first = mark(length=16)
     assert (
         len({first, mark(length=8), mark(length=16, split="selection")}) == 3 and mark(length=16, batch_size=1) == first
@@ -286,7 +290,7 @@ def test_tied_weights_are_counted_once():
     tied, loose = (
         LlamaForCausalLM(LlamaConfig(**{**config.to_dict(), "tie_word_embeddings": tie})) for tie in (True, False)
     )
-    a, b = measure.parameter_counts(tied), measure.parameter_counts(loose)
+    a, b = cost.parameter_counts(tied), cost.parameter_counts(loose)
     assert (
         b["total"] - a["total"] == 50 * 32 and a["prunable"] == b["prunable"] == 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 48
     )
@@ -300,7 +304,7 @@ def test_sparse_bytes_are_those_of_a_packed_checkpoint(bert, dtype):
         for name, p in bert.named_parameters():
             if "encoder" in name and p.dim() == 2:
                 p[torch.rand(p.shape) < 0.6] = 0
-    counts, packed = measure.parameter_counts(bert), 0
+    counts, packed = cost.parameter_counts(bert), 0
     for name, p in bert.named_parameters():
         if "encoder" in name and p.dim() == 2:
             packed += (
@@ -310,7 +314,7 @@ def test_sparse_bytes_are_those_of_a_packed_checkpoint(bert, dtype):
             packed += p.numel() * p.element_size()
     assert counts["bytes_sparse"] == packed < counts["bytes_dense"]
     assert counts["sparsity"] == pytest.approx(0.6, abs=0.02) and counts["sparsity_all"] < counts["sparsity"]
-    wide = measure.parameter_counts(bert, scope="all-linear")
+    wide = cost.parameter_counts(bert, scope="all-linear")
     assert wide["prunable"] == counts["prunable"] + 32 * 32 + 2 * 32  # pooler and classifier
 
 
@@ -322,19 +326,19 @@ def test_macs_are_the_hand_count_for_both_architectures(bert, llama):
     ids = torch.randint(4, 20, (B, T))
     attention = 2 * (2 * B * T * T * d)
     per_token = sum(p.numel() for n, p in bert.named_parameters() if "encoder" in n and p.dim() == 2)
-    assert measure.macs(
+    assert cost.macs(
         bert, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     ) == B * T * per_token + attention + B * (d * d + 2 * d)
     per_token = sum(m.weight.numel() for m in llama.modules() if isinstance(m, nn.Linear))
-    assert measure.macs(llama, {"input_ids": ids, "labels": ids}) == B * T * per_token + attention
+    assert cost.macs(llama, {"input_ids": ids, "labels": ids}) == B * T * per_token + attention
 
 
 def test_zeros_do_not_reduce_macs_and_smaller_matrices_do():
     batch, model = {"inputs": torch.rand(5, 64)}, SimpleMLP(64, (32,), 10)
-    before = measure.macs(model, batch)
+    before = cost.macs(model, batch)
     nn.init.zeros_(model.layers[0].weight)
-    assert measure.macs(model, batch) == before == 5 * (64 * 32 + 32 * 10)
-    assert measure.macs(SimpleMLP(64, (16,), 10), batch) == before // 2
+    assert cost.macs(model, batch) == before == 5 * (64 * 32 + 32 * 10)
+    assert cost.macs(SimpleMLP(64, (16,), 10), batch) == before // 2
 
 
 class Sleeper(nn.Module):
@@ -350,7 +354,7 @@ class Sleeper(nn.Module):
 
 def test_latency_is_the_time_of_one_pass():
     model = Sleeper(0.02).train()
-    result = measure.latency(model, {"inputs": torch.ones(1)}, min_run_time=0.1)
+    result = cost.latency(model, {"inputs": torch.ones(1)}, min_run_time=0.1)
     assert (
         0.02 <= result["median"] < 0.04
         and 0 <= result["iqr"] < 0.02
@@ -366,9 +370,9 @@ def test_latency_refuses_a_model_with_hooks(attach):
     model = SimpleMLP(64, (8,), 10)
     handle = getattr(model.layers[2], attach)(lambda *_: None)
     with pytest.raises(RunError, match="layers.2"):
-        measure.latency(model, {"inputs": torch.rand(1, 64)})
+        cost.latency(model, {"inputs": torch.rand(1, 64)})
     handle.remove()
-    measure.latency(model, {"inputs": torch.rand(1, 64)}, min_run_time=0.01)
+    cost.latency(model, {"inputs": torch.rand(1, 64)}, min_run_time=0.01)
 
 
 def test_latency_refuses_pytorch_masks_and_lets_the_hooks_of_transformers_through(llama):
@@ -376,14 +380,14 @@ def test_latency_refuses_pytorch_masks_and_lets_the_hooks_of_transformers_throug
 
     ids = {"input_ids": torch.randint(0, 20, (1, 8))}
     llama(**ids, output_hidden_states=True)
-    measure.latency(llama, ids, min_run_time=0.01)
+    cost.latency(llama, ids, min_run_time=0.01)
     torch_prune.l1_unstructured(llama.lm_head, "weight", 0.5)
     with pytest.raises(RunError, match="lm_head"):
-        measure.latency(llama, ids)
+        cost.latency(llama, ids)
 
 
 def test_measured_sees_a_peak_that_is_gone_at_the_end():
-    with measure.measured("cpu") as phase:
+    with cost.measured("cpu") as phase:
         array, begin = np.ones(25_000_000), time.monotonic()  # 200 MB
         while phase.peak_bytes < 180e6 and time.monotonic() < begin + 30:
             time.sleep(0.01)  # until the watcher had its turn
@@ -406,7 +410,7 @@ def test_mapped_files_count_where_asked_for(mapped, peak, monkeypatch):
         return type("Memory", (), dict(rss=last[0][0], shared=last[0][1]))()
 
     monkeypatch.setattr(psutil.Process, "memory_info", memory_info)
-    with measure.watched_memory(phase := measure.Phase("cpu", 0), mapped, interval=0.001):
+    with cost.watched_memory(phase := cost.Phase("cpu", 0), mapped, interval=0.001):
         begin = time.monotonic()
         while phase.peak_bytes < peak and time.monotonic() < begin + 30:
             time.sleep(0.001)
@@ -418,6 +422,6 @@ def test_measured_ends_with_its_block_also_after_an_error():
 
     threads = threading.active_count()
     with pytest.raises(ValueError):
-        with measure.measured("cpu") as phase:
+        with cost.measured("cpu") as phase:
             raise ValueError
     assert threading.active_count() == threads and phase.seconds > 0

@@ -1,4 +1,5 @@
-"Wanda, its variant, SparseGPT and OWL: against oracles written from the papers' formulas, weight by weight, with the blocks in order."
+"""Wanda, its variant, SparseGPT and OWL: against oracles written from the papers' formulas, weight by weight, with
+the blocks in order."""
 
 import math
 
@@ -8,13 +9,14 @@ import torch
 from architectures import ARCHITECTURES, DECODERS, batch
 
 from pruneresearch.basics.errors import RunError, UsageError
-from pruneresearch.methods.owl import owl_sparsities
+from pruneresearch.methods.owl import owl
 from pruneresearch.methods.sparsegpt import factor_of_inverse, sweep
 from pruneresearch.methods.wanda import cumulative_share
 from pruneresearch.model.anatomy import anatomy
 from pruneresearch.pruning.blocks import block_by_block
 from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.masks import Pattern, keep_highest
+from pruneresearch.pruning.patterns import Pattern
+from pruneresearch.pruning.selection import keep_highest
 
 WALKED = DECODERS  # Llama, Mistral and Qwen2 with grouped queries, OPT and GPT-Neo without gates
 
@@ -29,7 +31,7 @@ def heard_tokens(model, layer, data):
         lambda module, inputs: heard.append(inputs[0].detach().double().reshape(-1, inputs[0].shape[-1]).numpy())
     )
     with torch.no_grad():
-        for ids, mask in zip(data["input_ids"], data["attention_mask"]):
+        for ids, mask in zip(data["input_ids"], data["attention_mask"], strict=True):
             model(input_ids=ids[None, mask.bool()], use_cache=False)
     handle.remove()
     return heard
@@ -56,7 +58,10 @@ def sparsegpt_oracle(weight, heard, sparsity, n=0, m=0, columns=128, damping=0.0
     h[dead, dead] = 1
     w[:, dead] = 0
     h += damping * np.diag(h).mean() * np.eye(len(h))
-    inverse_at = lambda j: np.linalg.inv(h[j:, j:])  # its corner is U_jj², its first row U_jj · U_j,j:
+
+    def inverse_at(j):
+        return np.linalg.inv(h[j:, j:])  # its corner is U_jj², its first row U_jj · U_j,j:
+
     corner = np.array([inverse_at(j)[0, 0] for j in range(len(h))])
     for j in range(w.shape[1]):
         if m and j % m == 0:
@@ -117,7 +122,7 @@ def test_masks_and_weights_are_the_oracles(name, method, ask, size):
         assert torch.equal(result.masks.keep[key], keep), (
             f"{key}: {(result.masks.keep[key] != keep).sum()} entries differ"
         )
-    for (key, a), (_, b) in zip(mine.named_parameters(), theirs.named_parameters()):
+    for (key, a), (_, b) in zip(mine.named_parameters(), theirs.named_parameters(), strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm(), key
 
 
@@ -128,10 +133,13 @@ def test_one_pass_is_another_thing_and_can_be_had():
         for way in (None, False)
     )
     first, last = anatomy(ARCHITECTURES["llama"]()).blocks[0], anatomy(ARCHITECTURES["llama"]()).blocks[-1]
-    same = lambda block: all(
-        torch.equal(walk.masks.keep[f"{name}.weight"], once.masks.keep[f"{name}.weight"])
-        for name in block.names.values()
-    )
+
+    def same(block):
+        return all(
+            torch.equal(walk.masks.keep[f"{name}.weight"], once.masks.keep[f"{name}.weight"])
+            for name in block.names.values()
+        )
+
     assert same(first) and not same(last) and walk.sequential and not once.sequential
 
 
@@ -222,7 +230,10 @@ def test_the_update_brings_every_layer_nearer_to_its_dense_output():
     for role, layer in anatomy(dense).blocks[0].linears.items():
         x = np.concatenate(heard_tokens(dense, layer, data))
         weight, name = layer.weight.detach().double().numpy(), f"{anatomy(dense).blocks[0].names[role]}.weight"
-        error = lambda w: np.linalg.norm(x @ (w - weight).T)
+
+        def error(w, x=x, weight=weight):
+            return np.linalg.norm(x @ (w - weight).T)
+
         assert error(dict(model.named_parameters())[name].detach().double().numpy()) < 0.99 * error(
             weight * masks.keep[name].numpy()
         ), role
@@ -294,7 +305,7 @@ def test_owl(method, per):
     result = prune(model, calibration=[data], method=method, sparsity=0.7, allocation="owl")
     assert result.sparsity == pytest.approx(expected) and max(expected) - min(expected) == pytest.approx(0.16)
     assert sum(expected) / 3 == pytest.approx(0.7) and abs(result.achieved - 0.7) < 1e-3 and result.allocation == "owl"
-    for block, share in zip(anatomy(model).blocks, result.sparsity):
+    for block, share in zip(anatomy(model).blocks, result.sparsity, strict=True):
         keep = result.masks.keep[f"{block.names['gate']}.weight"]
         assert int((~keep).sum()) == math.floor(share * keep.numel())
         if per:
@@ -310,17 +321,15 @@ def test_owl_with_equal_blocks_and_out_of_range():
 
     model = ARCHITECTURES["llama"]()
     structure = anatomy(model)
-    seen = {
-        name: type("Seen", (), {"norm": torch.ones(linear.in_features)}) for name, linear in structure.linears.items()
-    }
+    norm = {name: torch.ones(linear.in_features) for name, linear in structure.linears.items()}
     with torch.no_grad():
         for linear in structure.linears.values():
             linear.weight.fill_(1)
-    assert owl_sparsities(structure, seen, 0.5) == [0.5] * 3
+    assert owl(structure, 0.5, norm) == [0.5] * 3
     with torch.no_grad():
         structure.blocks[0].linears["q"].weight[0] = 100
     with pytest.raises(UsageError, match="further from 0 and 1"):
-        owl_sparsities(structure, seen, 0.97)
+        owl(structure, 0.97, norm)
 
 
 # --- settings of a method and of an allocation ---------------------------------------------------------------------
@@ -331,13 +340,13 @@ def test_damping_is_the_oracles():
     result = prune(mine, calibration=[data], method="sparsegpt", sparsity=0.6, options={"damping": 0.5})
     for key, keep in prune_by_hand(theirs, data, sparsegpt_oracle, sparsity=0.6, damping=0.5).items():
         assert torch.equal(result.masks.keep[key], keep), key
-    assert all((a - b).norm() <= 1e-4 * b.norm() for a, b in zip(mine.parameters(), theirs.parameters()))
+    assert all((a - b).norm() <= 1e-4 * b.norm() for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
     usual = prune(ARCHITECTURES["llama"](), calibration=[data], method="sparsegpt", sparsity=0.6)
     assert any(not torch.equal(keep, result.masks.keep[key]) for key, keep in usual.masks.keep.items())
 
 
 def test_finished_blocks_of_other_settings_are_refused(tmp_path):
-    ask = dict(calibration=[batch("llama")], method="sparsegpt", sparsity=0.6, walk=dict(resume=tmp_path))
+    ask = dict(calibration=[batch("llama")], method="sparsegpt", sparsity=0.6, resume=tmp_path)
     prune(ARCHITECTURES["llama"](), **ask, options={"damping": 0.1})
     with pytest.raises(UsageError, match="belongs to another request"):
         prune(ARCHITECTURES["llama"](), **ask)
@@ -377,7 +386,7 @@ def test_settings_that_make_no_sense(ask, message):
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(UsageError, match=message):
         prune(model, calibration=[batch("llama")], sparsity=0.5, **ask)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 # --- a run that is killed ------------------------------------------------------------------------------------------
@@ -389,10 +398,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
 def test_a_killed_run_goes_on_to_the_same_weights(method, tmp_path, monkeypatch):
-    data, room = (
-        [batch("llama", n=4, length=24, seed=s) for s in (0, 1)],
-        __import__("pruneresearch.pruning.choosing", fromlist=["store_block"]),
-    )
+    from pruneresearch.pruning import walk as room
+
+    data = [batch("llama", n=4, length=24, seed=s) for s in (0, 1)]
     ask = dict(calibration=data, method=method, sparsity=0.6, seed=0)
     whole = ARCHITECTURES["llama"]()
     expected = prune(whole, **ask)
@@ -405,7 +413,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(method, tmp_path, monkeypatch)
 
     monkeypatch.setattr(room, "store_block", dies)
     with pytest.raises(Killed):
-        prune(ARCHITECTURES["llama"](), **ask, walk=dict(resume=tmp_path))
+        prune(ARCHITECTURES["llama"](), **ask, resume=tmp_path)
     monkeypatch.setattr(room, "store_block", real)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["block-0000.safetensors", "block-0001.safetensors"]
 
@@ -413,16 +421,16 @@ def test_a_killed_run_goes_on_to_the_same_weights(method, tmp_path, monkeypatch)
     walk = room.block_by_block
 
     def counting(*args, **how):
-        for block, seen in walk(*args, **how):
+        for block, statistics in walk(*args, **how):
             calibrated.append(block.index)
-            yield block, seen
+            yield block, statistics
 
     monkeypatch.setattr(room, "block_by_block", counting)
     model = ARCHITECTURES["llama"]()
-    result = prune(model, **ask, walk=dict(resume=tmp_path))
+    result = prune(model, **ask, resume=tmp_path)
     assert calibrated == [2]
     assert all(torch.equal(keep, result.masks.keep[key]) for key, keep in expected.masks.keep.items())
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
 
 
 def test_random_scores_go_on_where_the_killed_run_was(tmp_path):
@@ -432,42 +440,42 @@ def test_random_scores_go_on_where_the_killed_run_was(tmp_path):
         ARCHITECTURES["llama"](),
     )
     expected = prune(whole, **ask)
-    prune(ARCHITECTURES["llama"](), **ask, walk=dict(resume=tmp_path))
+    prune(ARCHITECTURES["llama"](), **ask, resume=tmp_path)
     for late in (1, 2):
         (tmp_path / f"block-000{late}.safetensors").unlink()
-    result = prune(model, **ask, walk=dict(resume=tmp_path))
+    result = prune(model, **ask, resume=tmp_path)
     assert all(torch.equal(keep, result.masks.keep[key]) for key, keep in expected.masks.keep.items()) and all(
-        torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters())
+        torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True)
     )
 
 
 def test_finished_blocks_of_something_else_are_refused(tmp_path):
     ask = dict(calibration=[batch("llama")], method="wanda")
-    prune(ARCHITECTURES["llama"](), sparsity=0.6, **ask, walk=dict(resume=tmp_path))
+    prune(ARCHITECTURES["llama"](), sparsity=0.6, **ask, resume=tmp_path)
     for model, sparsity in ((ARCHITECTURES["llama"](), 0.5), (ARCHITECTURES["llama"](seed=1), 0.6)):
         before = [p.clone() for p in model.parameters()]
         with pytest.raises(UsageError, match="belongs to another request"):
-            prune(model, sparsity=sparsity, **ask, walk=dict(resume=tmp_path))
-        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+            prune(model, sparsity=sparsity, **ask, resume=tmp_path)
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     path = tmp_path / "block-0001.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(RunError, match="delete it to prune its block again"):
-        prune(ARCHITECTURES["llama"](), sparsity=0.6, **ask, walk=dict(resume=tmp_path))
+    with pytest.raises(RunError, match="Delete it to prune its block again"):
+        prune(ARCHITECTURES["llama"](), sparsity=0.6, **ask, resume=tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_any_work(tmp_path):
     model = ARCHITECTURES["llama"]()
     before = [p.clone() for p in model.parameters()]
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunError, match="name another folder for resume"):
+    with pytest.raises(RunError, match="Name another folder for resume"):
         prune(
             model,
             calibration=[batch("llama")],
             method="wanda",
             sparsity=0.5,
-            walk=dict(resume=tmp_path / "file" / "below"),
+            resume=tmp_path / "file" / "below",
         )
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_a_disk_that_fills_up_says_how_to_go_on(tmp_path, monkeypatch):
@@ -481,14 +489,14 @@ def test_a_disk_that_fills_up_says_how_to_go_on(tmp_path, monkeypatch):
         save(tensors, path, metadata=metadata)
 
     monkeypatch.setattr(files, "save_file", full)
-    with pytest.raises(RunError, match="block 1 could not be kept.*No space left.*load the model afresh"):
-        prune(ARCHITECTURES["llama"](), **ask, walk=dict(resume=tmp_path))
+    with pytest.raises(RunError, match="block 1 could not be kept.*No space left.*[Ll]oad the model afresh"):
+        prune(ARCHITECTURES["llama"](), **ask, resume=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["block-0000.safetensors"]
     monkeypatch.setattr(files, "save_file", save)
     whole, model = ARCHITECTURES["llama"](), ARCHITECTURES["llama"]()
     prune(whole, **ask)
-    prune(model, **ask, walk=dict(resume=tmp_path))
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters()))
+    prune(model, **ask, resume=tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
 
 
 def test_inputs_that_are_not_finite_name_their_block():
@@ -508,14 +516,13 @@ def test_inputs_that_are_not_finite_name_their_block():
         (dict(method="taylor", sequential=True), "needs gradients or outputs of the whole model"),
         (dict(method="magnitude", sequential=True), "needs no data"),
         (dict(method="wanda", allocation="global", sequential=True), "compares all blocks with each other"),
-        (dict(method="sparsegpt", allocation="row"), "use allocation layer, owl or a list"),
-        (dict(method="sparsegpt", pattern="heads"), "choose pattern unstructured or N:M"),
-        (dict(method="wanda", walk=dict(folder="x")), "unknown setting of the walk folder"),
-        (dict(method="wanda", walk=dict(device="gpu")), "is no device"),
-        (dict(method="wanda", walk=dict(offload="cuda")), "activations wait with the model"),
-        (dict(method="wanda", walk=dict(resume=__file__)), "is a file"),
-        (dict(method="taylor", walk=dict(device="cpu")), "settings of the walk are for methods that go block by block"),
-        (dict(method="wanda", walk=dict(resume="x"), schedule="linear", rounds=2), "resume works with one round"),
+        (dict(method="sparsegpt", allocation="row"), "by itself. Leave allocation out"),
+        (dict(method="sparsegpt", pattern="heads"), "Choose pattern unstructured or N:M"),
+        (dict(method="wanda", device="gpu"), "is no device"),
+        (dict(method="wanda", offload="cuda"), "activations wait with the model"),
+        (dict(method="wanda", resume=__file__), "is a file"),
+        (dict(method="taylor", device="cpu"), "are for methods that go block by block"),
+        (dict(method="wanda", resume="x", schedule="linear", rounds=2), "resume works with one round"),
         (dict(method="wanda", pattern="2:4", sparsity=None, allocation="owl"), "does not go with pattern"),
     ],
 )
@@ -578,7 +585,7 @@ def test_any_local_decoder_folder_is_pruned_and_reloads(name, tmp_path, capsys):
             assert int((weight == 0).sum()) * 2 == weight.numel(), key
     assert run(*asked, "--output", tmp_path / "again", "--resume", tmp_path / "kept") == 0  # everything is found there
     twin = type(model).from_pretrained(tmp_path / "again")
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), twin.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), twin.parameters(), strict=True))
 
 
 def test_whole_blocks_and_rounded_repaired_neurons_from_the_shell(tmp_path, capsys):
@@ -629,7 +636,7 @@ def test_whole_blocks_and_rounded_repaired_neurons_from_the_shell(tmp_path, caps
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--method", "sparsegpt", "--sparsity", 0.5, "--allocation", "global"], "use allocation layer, owl or a list"),
+        (["--method", "sparsegpt", "--sparsity", 0.5, "--allocation", "global"], "by itself. Leave allocation out"),
         (["--method", "taylor", "--sparsity", 0.5, "--sequential"], "leave sequential out"),
         (["--sparsity", 0.5, "--pattern", "blocks", "--method", "weight-range"], "whole heads and neurons"),
         (["--sparsity", 0.5, "--multiple-of", 8], "for the number of neurons"),
@@ -669,8 +676,8 @@ def test_layers_outside_the_blocks_lose_exactly_what_was_asked_for(method):
 def test_blocks_that_visit_the_gpu_end_with_the_same_masks(method):
     data, here, there = batch("llama", n=8, length=24, padded=True), ARCHITECTURES["llama"](), ARCHITECTURES["llama"]()
     one, other = (
-        prune(model, calibration=[data], method=method, sparsity=0.5, walk=walk)
-        for model, walk in ((here, None), (there, dict(device="cuda")))
+        prune(model, calibration=[data], method=method, sparsity=0.5, device=device)
+        for model, device in ((here, None), (there, "cuda"))
     )
     assert all((one.masks.keep[key] == other.masks.keep[key]).float().mean() > 0.999 for key in one.masks.keep) and {
         p.device.type for p in there.parameters()
@@ -678,14 +685,15 @@ def test_blocks_that_visit_the_gpu_end_with_the_same_masks(method):
 
 
 def test_a_rule_of_ones_own():
-    from pruneresearch.pruning import engine as pruning
-    from pruneresearch.pruning.masks import ALLOCATIONS
+    from pruneresearch.pruning.registry import ALLOCATION_RULES, allocation_rule
 
-    known = ALLOCATIONS["unstructured"]
     try:
-        pruning.register_allocation(
-            "last-half", ("norm",), lambda structure, seen, sparsity: [0.0] * (len(structure.blocks) - 1) + [sparsity]
-        )
+
+        @allocation_rule()
+        def last_half(anatomy, sparsity, norm):
+            assert norm.keys() == anatomy.linears.keys()
+            return [0.0] * (len(anatomy.blocks) - 1) + [sparsity]
+
         result = prune(
             ARCHITECTURES["llama"](),
             calibration=[batch("llama")],
@@ -694,10 +702,9 @@ def test_a_rule_of_ones_own():
             allocation="last-half",
         )
         assert result.sparsity == [0, 0, 0.5] and result.allocation == "last-half"
-        with pytest.raises(UsageError, match="already"):
-            pruning.register_allocation("row", (), lambda *_: [])
-        with pytest.raises(UsageError, match="a rule can read"):
-            pruning.register_allocation("other", ("gradient",), lambda *_: [])
+        with pytest.raises(UsageError, match="built in"):
+            allocation_rule(name="row")(lambda anatomy, sparsity: [])
+        with pytest.raises(UsageError, match="asks for gradient"):
+            allocation_rule(name="other")(lambda anatomy, sparsity, gradient: [])
     finally:
-        pruning.ALLOCATION_RULES.pop("last-half", None)
-        ALLOCATIONS["unstructured"] = known
+        ALLOCATION_RULES.pop("last-half", None)

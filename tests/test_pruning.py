@@ -1,4 +1,5 @@
-"Pruning: every architecture × pattern × allocation × method, counted weight by weight; what is refused; what must not matter."
+"""Pruning: every architecture × pattern × allocation × method, counted weight by weight; what is refused; what must
+not matter."""
 
 import copy
 import functools
@@ -14,12 +15,13 @@ from torch.nn.utils.prune import l1_unstructured
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.data.tasks import load_task
-from pruneresearch.measure.quality import macs
-from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.measure.cost import macs
+from pruneresearch.model.loading import load_model
+from pruneresearch.model.mlp import SimpleMLP
+from pruneresearch.pruning.allocations import ALLOCATIONS
 from pruneresearch.pruning.budget import one_sequence
-from pruneresearch.pruning.engine import prune, register_method, rounds_of
-from pruneresearch.pruning.registry import METHODS, Method, list_methods
-from pruneresearch.pruning.masks import ALLOCATIONS
+from pruneresearch.pruning.engine import prune, rounds_of
+from pruneresearch.pruning.registry import METHODS, list_methods, register, unit_score, weight_score
 from pruneresearch.shipping.surgery import remove
 
 NAMES = list(ARCHITECTURES)
@@ -42,7 +44,12 @@ PATTERNS = {
     "heads+neurons": "heads+neurons",
 }
 LISTS = {2: [0.5, 0.25], 3: [0.25, 0.75, 0.5]}  # one sparsity per block
-made = functools.cache(lambda name: ARCHITECTURES[name]())
+ORIGINAL = METHODS["magnitude"]
+
+
+@functools.cache
+def made(name):
+    return ARCHITECTURES[name]()
 
 
 def model_of(name):
@@ -73,7 +80,8 @@ def zeros(weight):
 
 
 def weights_per_unit(name, kind):
-    "From the sizes in tests/architectures.py: width 32, heads of 8, 64 neurons; two query heads per key/value head where grouped."
+    """From the sizes in tests/architectures.py: width 32, heads of 8, 64 neurons; two query heads per key/value head
+    where grouped."""
     if kind == "heads":
         return (16 + 8 + 8 + 16) * 32 if name in GROUPED else 4 * 8 * 32
     return (3 if name in GROUPED else 2) * 32
@@ -93,7 +101,7 @@ def check_counts(name, model, pattern, allocation, sparsity):
     elif kind == "unstructured":
         if allocation == "global":
             return floor_of(sparsity, sum(w.numel() for weights in blocks.values() for w in weights.values()))
-        for share, weights in zip(shares, blocks.values()):
+        for share, weights in zip(shares, blocks.values(), strict=True):
             for w in weights.values():
                 if allocation == "row":
                     assert ((w == 0).sum(1) == floor_of(share, w.shape[1])).all()
@@ -110,7 +118,7 @@ def check_counts(name, model, pattern, allocation, sparsity):
             removed = floor_of(sparsity, units * len(blocks))
         else:
             removed = sum(floor_of(share, units) for share in shares)
-            for share, weights in zip(shares, blocks.values()):
+            for share, weights in zip(shares, blocks.values(), strict=True):
                 assert sum(map(zeros, weights.values())) == floor_of(share, units) * weights_per_unit(name, kind)
         total = removed * weights_per_unit(name, kind)
     return total
@@ -198,7 +206,8 @@ def test_every_combination_is_exact(name, method):
 @pytest.mark.parametrize("method", SCORED)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_budget_of_macs_is_met_and_counted(name, method):
-    "What is left costs at most the budget, by a counter that runs the smaller model, and no cheapest unit more would have fitted."
+    """What is left costs at most the budget, by a counter that runs the smaller model, and no cheapest unit more
+    would have fitted."""
     data, model = calibration(name), model_of(name)
     length, before = data[0]["input_ids"].shape[1], {key: value.clone() for key, value in model.state_dict().items()}
     result = prune(model, calibration=data, method=method, pattern="heads+neurons", allocation="macs", sparsity=0.25)
@@ -235,7 +244,7 @@ def test_what_trains_or_searches_needs_a_task_and_a_budget_of_macs(method):
 def test_a_list_gives_each_block_its_share(method):
     model, share = model_of("llama"), [0.29, 0.5, 0.1]
     prune(model, calibration=calibration("llama"), method=method, sparsity=share)
-    for s, weights in zip(share, weights_of(model).values()):
+    for s, weights in zip(share, weights_of(model).values(), strict=True):
         for w in weights.values():
             by_row, by_layer = w.shape[0] * floor_of(s, w.shape[1]), floor_of(s, w.numel())
             assert zeros(w) in ({by_row, by_layer} if method == "wanda" else {by_layer})
@@ -266,7 +275,7 @@ def test_default_allocations(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pruned_weights_stay_zero_in_training(name):
-    for pattern, method in zip(PATTERNS, itertools.cycle(("magnitude", "wanda", "taylor", "fisher"))):
+    for pattern, method in zip(PATTERNS, itertools.cycle(("magnitude", "wanda", "taylor", "fisher")), strict=True):
         request = {} if PATTERNS[pattern] == "n:m" else dict(sparsity=0.5)
         dense = model_of(name)
         masks = prune(dense, calibration=calibration(name), method=method, pattern=pattern, **request).masks
@@ -438,21 +447,63 @@ def methods():
 
 
 def test_methods_cannot_be_replaced_or_need_the_unknown(methods):
-    assert register_method(methods["magnitude"]) is methods["magnitude"]  # the same method again
-    with pytest.raises(UsageError):
-        register_method(Method("magnitude", lambda weight, seen, generator: -weight.abs()))
-    with pytest.raises(UsageError):
-        register_method(Method("new", lambda weight, seen, generator: weight, needs=("everything",)))
-    with pytest.raises(UsageError, match="one of"):
-        register_method(Method("new"))
-    with pytest.raises(UsageError, match="one of"):
-        register_method(Method("new", lambda *_: None, units=lambda *_: None))
+    assert register(methods["magnitude"]) is methods["magnitude"]  # the same method again
+    with pytest.raises(UsageError, match="belongs to pruneresearch.methods.magnitude"):
+        weight_score(name="magnitude")(lambda weight: -weight.abs())
+    with pytest.raises(UsageError, match="asks for everything"):
+        weight_score(name="new")(lambda weight, everything: weight)
+    with pytest.raises(UsageError, match="asks for weight"):
+        unit_score(name="new")(lambda weight: weight)
     assert sorted(methods) == ALL
+
+
+def same_masks(a, b):
+    return all(torch.equal(a.keep[name], b.keep[name]) for name in b.keep) and a.keep.keys() == b.keep.keys()
+
+
+def test_the_last_definition_counts(methods):
+    "An operator, a constant, a statistic, an option's default: what is edited in a notebook counts at once."
+    versions = {
+        "|W|": "lambda weight: weight.abs()",
+        "-|W|": "lambda weight: -weight.abs()",
+        "|W| - 0.1": "lambda weight: (weight.abs() - 0.1).abs()",
+        "|W| - 0.2": "lambda weight: (weight.abs() - 0.2).abs()",
+        "|W|·‖x‖": "lambda weight, norm: weight.abs() * norm",
+        "|W|·|mean|": "lambda weight, mean: weight.abs() * mean.abs()",
+        "option": "lambda weight, *, shift=0.05: (weight.abs() - shift).abs()",
+        "another default": "lambda weight, *, shift=0.15: (weight.abs() - shift).abs()",
+    }
+    found, definitions = [], set()
+    for source in versions.values():
+        weight_score(name="mine")(eval(source, {"__name__": "__main__"}))
+        definitions.add(methods["mine"].definition)
+        found.append(prune(model_of("bert"), calibration=calibration("bert"), method="mine", sparsity=0.5).masks)
+    assert len(definitions) == len(versions) and "" not in definitions
+    for a, b in itertools.combinations(found, 2):
+        assert not same_masks(a, b)
+
+
+def test_an_unknown_field_is_refused_before_any_work():
+    model = model_of("bert")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TypeError, match="sparcity"):
+        prune(model, sparcity=0.5)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_notebook_may_redefine_any_name_for_itself(methods):
+    weight_score(name="magnitude")(eval("lambda weight: -weight.abs()", {"__name__": "__main__"}))
+    large = prune(model_of("bert"), method="magnitude", sparsity=0.5).masks
+    [told] = [method for method in list_methods() if method["name"] == "magnitude"]
+    assert told["module"] == "__main__"
+    methods["magnitude"] = ORIGINAL
+    small = prune(model_of("bert"), method="magnitude", sparsity=0.5).masks
+    assert not same_masks(large, small) and methods["magnitude"].definition == ""
 
 
 @pytest.mark.parametrize("wrong", [lambda weight: weight[0], lambda weight: weight.T, lambda weight: weight.sum()])
 def test_a_score_of_the_wrong_shape(methods, wrong):
-    register_method(Method("wrong", lambda weight, seen, generator: wrong(weight)))
+    weight_score(name="wrong")(lambda weight: wrong(weight))
     model = nn.Sequential(nn.Linear(4, 2))
     before = model[0].weight.detach().clone()
     with pytest.raises(UsageError, match="shape"):
@@ -461,30 +512,20 @@ def test_a_score_of_the_wrong_shape(methods, wrong):
 
 
 def test_unit_scores_of_the_wrong_shape(methods):
-    register_method(Method("wrong", units=lambda group, seen: torch.ones(group.count + 1)))
+    unit_score(name="wrong")(lambda group: torch.ones(group.count + 1))
     with pytest.raises(UsageError, match="heads of block 0.*shape"):
         prune(model_of("bert"), method="wrong", sparsity=0.5, pattern="heads")
 
 
 def test_units_once_gone_stay_gone(methods):
     "The second round scores them highest; they are not taken back."
-    register_method(
-        Method(
-            "grudge",
-            units=lambda group, seen: (
-                (
-                    group.linears[group.consumer].weight.reshape(
-                        len(group.linears[group.consumer].weight), group.count, -1
-                    )
-                    == 0
-                )
-                .all(2)
-                .all(0)
-                .float()
-                + torch.arange(group.count) / 100
-            ),
-        )
-    )
+
+    @unit_score()
+    def grudge(group):
+        weight = group.linears[group.consumer].weight
+        gone = (weight.reshape(len(weight), group.count, -1) == 0).all(2).all(0)
+        return gone.float() + torch.arange(group.count) / 100
+
     model = model_of("bert")
     first = []
     masks = prune(
@@ -617,7 +658,8 @@ def test_random_layers_of_one_shape_differ():
 
 
 def agreement(a, b):
-    "Share of equal mask entries: sums in another order differ in their last bits, and a weight at the cut may change sides."
+    """Share of equal mask entries: sums in another order differ in their last bits, and a weight at the cut may
+    change sides."""
     return sum((a.keep[name] == b.keep[name]).sum().item() for name in a.keep) / sum(
         mask.numel() for mask in a.keep.values()
     )
@@ -686,7 +728,8 @@ def train(model, after_step=lambda: None, lr=0.05):
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_between_runs_with_the_masks_held(method):
-    "Training between the rounds takes no precautions of its own; no pruned weight may come back and be calibrated with."
+    """Training between the rounds takes no precautions of its own; no pruned weight may come back and be calibrated
+    with."""
     calls = []
 
     def between(model, masks):
@@ -745,12 +788,12 @@ def test_rounds_are_monotone(pattern, method):
     )
     assert len(rounds) == 3  # after each round but the last
     rounds.append(result.masks.keep)
-    for earlier, later in zip(rounds, rounds[1:]):
+    for earlier, later in zip(rounds, rounds[1:], strict=False):
         assert all(not (later[name] & ~earlier[name]).any() for name in earlier)
     assert any((rounds[0][name] != rounds[-1][name]).any() for name in rounds[0])
     result.masks.verify(model)
-    for keep, share in zip(rounds, (0.75 * (1 - (1 - k / 4) ** 3) for k in (1, 2, 3, 4))):
-        for name, mask in keep.items():
+    for keep, share in zip(rounds, (0.75 * (1 - (1 - k / 4) ** 3) for k in (1, 2, 3, 4)), strict=True):
+        for _name, mask in keep.items():
             if pattern == "unstructured" and method != "wanda":
                 assert abs(int((~mask).sum()) - share * mask.numel()) <= 1
             if pattern == "unstructured" and method == "wanda":
@@ -774,7 +817,7 @@ def test_rounds_with_other_allocations(allocation):
     )
     weights = [w for block in weights_of(model).values() for w in block.values()]
     assert sum(map(zeros, weights)) == check_counts("llama", model, "unstructured", allocation, sparsity)
-    for earlier, later in zip(seen, [*seen[1:], result.masks.keep]):
+    for earlier, later in zip(seen, [*seen[1:], result.masks.keep], strict=False):
         assert all(not (later[name] & ~earlier[name]).any() for name in earlier)
 
 
@@ -792,21 +835,21 @@ def test_once_pruned_always_pruned_against_the_score(methods):
     "A score that turns around between the rounds would bring the weights of the first round back."
     calls = []
 
-    def turning(weight, seen, generator):
+    @weight_score()
+    def turning(weight):
         calls.append(1)
         return torch.arange(weight.numel(), dtype=torch.float32).reshape(weight.shape) * (1 if len(calls) == 1 else -1)
 
-    register_method(Method("turning", turning))
-    model, seen = nn.Sequential(nn.Linear(4, 4, bias=False)), []
+    model, first = nn.Sequential(nn.Linear(4, 4, bias=False)), []
     result = prune(
         model,
         method="turning",
         sparsity=0.5,
         schedule="linear",
         rounds=2,
-        between=lambda model, masks: seen.append(masks.keep["0.weight"].clone()),
+        between=lambda model, masks: first.append(masks.keep["0.weight"].clone()),
     )
-    assert seen[0].flatten().tolist() == [False] * 4 + [True] * 12
+    assert first[0].flatten().tolist() == [False] * 4 + [True] * 12
     assert result.masks.keep["0.weight"].flatten().tolist() == [False] * 4 + [True] * 8 + [False] * 4
 
 
@@ -865,7 +908,7 @@ def example_gradients(model, data):
             if logits.dim() == 2
             else F.cross_entropy(logits[0, :-1], data["input_ids"][row, real][1:])
         )
-        yield dict(zip(weights, torch.autograd.grad(loss, list(weights.values()))))
+        yield dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
 
 
 def summed(tables):
@@ -875,7 +918,8 @@ def summed(tables):
 @pytest.mark.parametrize("name", ["bert", "llama"])
 @pytest.mark.parametrize("method", GRADIENT)
 def test_masks_follow_the_score_and_not_the_magnitude(name, method):
-    "PyTorch's l1_unstructured with the scores is the oracle; without them, the defect, it prunes by magnitude under another name."
+    """PyTorch's l1_unstructured with the scores is the oracle; without them, the defect, it prunes by magnitude under
+    another name."""
     data, dense = batch(name, n=6, padded=True), model_of(name)
     gradients = list(example_gradients(dense, data))
     mean, squares = (
@@ -894,7 +938,7 @@ def test_masks_follow_the_score_and_not_the_magnitude(name, method):
     for key, keep in found.keep.items():
         weight = dense.get_parameter(key).detach()
 
-        def by_torch(**scores):
+        def by_torch(weight=weight, **scores):
             layer = nn.Linear(*weight.shape[::-1])
             layer.weight.data = weight.clone()
             return l1_unstructured(layer, "weight", amount=floor_of(0.4, weight.numel()), **scores).weight_mask.bool()
@@ -1011,7 +1055,8 @@ def test_padding_is_not_mixed_into_the_statistics():
 
 @pytest.mark.parametrize("method", ["random", "magnitude", "wanda", "activation-change"])
 def test_half_of_the_macs_takes_the_same_share_everywhere_where_scores_are_not_losses(method):
-    "Sums of random numbers are nearly the same for every unit: weighed against each other, all heads would go before any neuron. And blocks have scales of their own."
+    """Sums of random numbers are nearly the same for every unit: weighed against each other, all heads would go
+    before any neuron. And blocks have scales of their own."""
     task = load_task("sentiment")
     model = load_model("tiny-bert", task)
     done = prune(model, task, method=method, pattern="heads+neurons", allocation="macs", sparsity=0.5, n_calibration=16)

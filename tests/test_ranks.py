@@ -1,4 +1,7 @@
-"Two processes under a launcher prune, train, write and fail like one. Run as a program, this file is what each of them does."
+"""Two processes under a launcher prune, train, write and fail like one.
+
+Run as a program, this file is what each of them does.
+"""
 
 import copy
 import json
@@ -18,14 +21,16 @@ from pruneresearch.cli.main import main
 from pruneresearch.data.tasks import first_examples, load_task
 from pruneresearch.measure.quality import evaluate_model
 from pruneresearch.model.loading import load_model
-from pruneresearch.pruning import choosing
-from pruneresearch.pruning.resume import weights_hash
+from pruneresearch.pruning import decisions
 from pruneresearch.pruning.engine import prune
-from pruneresearch.pruning.masks import Masks, pack_mask
+from pruneresearch.pruning.masks import Masks
+from pruneresearch.pruning.packing import pack_mask
+from pruneresearch.pruning.resume import weights_hash
 from pruneresearch.training import distributed as ranks
 from pruneresearch.training import recovery
 from pruneresearch.training.gates import train_gates
-from pruneresearch.training.recovery import last_whole_checkpoint, own_part, recover, require_same_weights
+from pruneresearch.training.recovery import last_whole_checkpoint, recover, require_same_weights
+from pruneresearch.training.trainer import trim_last_batch
 
 METHODS = ("random", "wanda", "sparsegpt", "taylor")
 CLI = "prune --model mlp --task digits --sparsity 0.8 --recovery fine-tune --json --output"
@@ -42,19 +47,19 @@ def hashed(tensors):
 
 def pruned(name, task, method, **options):
     "Hashes of scores, masks and weights."
-    scores, score = {}, choosing.weight_scores
+    scores, score = {}, decisions.weight_scores
 
     def watched(*args):
         found = score(*args)
         scores.update(found)
         return found
 
-    choosing.weight_scores = watched
+    decisions.weight_scores = watched
     try:
         model = load_model(name, task)
         masks = prune(model, task, method=method, sparsity=0.5, n_calibration=8, length=64, seed=3, **options).masks
     finally:
-        choosing.weight_scores = score
+        decisions.weight_scores = score
     return hashed(scores), hashed(masks.keep), weights_hash(model)
 
 
@@ -72,7 +77,11 @@ def trained(**options):
 
 
 def distilled():
-    "tiny-bert from its dense self. Without dropout, which draws per process; SGD, because AdamW makes whole steps of the rounding noise of a gradient that is zero."
+    """tiny-bert from its dense self.
+
+    Without dropout, which draws per process; with SGD, because AdamW makes whole steps of the rounding noise of a
+    gradient that is zero.
+    """
     task = first_examples(load_task("sentiment"), 200)
     model = load_model("tiny-bert", task)
     for layer in (m for m in model.modules() if isinstance(m, torch.nn.Dropout)):
@@ -120,14 +129,17 @@ def said(function, *args, **options):
 
 
 def work(folder):
-    "What each process does, and what it leaves for the tests to look at: a command, which stays joined here, then calls of the library."
+    """What each process does, and what it leaves for the tests to look at.
+
+    A command, which stays in the process group here, then calls of the library.
+    """
     cli.leave_process_group = lambda: None
     assert main([*CLI.split(), str(folder / "out")]) == 0
     digits, found = (
         load_task("digits"),
         {
             "pruned": all_pruned(),
-            "kept": pruned("tiny-llama", load_task("pydocs"), "wanda", walk={"resume": folder / "blocks"}),
+            "kept": pruned("tiny-llama", load_task("pydocs"), "wanda", resume=folder / "blocks"),
         },
     )
     for name, run in (("trained", trained), ("distilled", distilled)):
@@ -222,6 +234,7 @@ def together(folder, interrupted):
     return [dict(printed=(out, err)) | json.loads((folder / f"rank{place}.json").read_text()) for place in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["tiny-bert", "tiny-llama"])
 def test_scores_masks_and_weights_are_those_of_one_process(alone, together, model, method):
@@ -229,16 +242,19 @@ def test_scores_masks_and_weights_are_those_of_one_process(alone, together, mode
         assert found["pruned"][f"{model} {method}"] == alone["pruned"][f"{model} {method}"]
 
 
+@pytest.mark.slow
 def test_processes_may_keep_finished_blocks_in_one_folder(alone, together):
     "One may find there what the other has done, and scores nothing: masks and weights are the same."
     for found in together:
         assert found["kept"][1:] == alone["pruned"]["tiny-llama wanda"][1:]
 
 
+@pytest.mark.slow
 def test_the_hashes_would_tell(alone):
     assert len({hashes[1] for hashes in alone["pruned"].values()}) == 2 * len(METHODS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["trained", "distilled"])
 def test_masks_hold_in_every_process_and_weights_are_equal(together, what):
     assert [found[f"{what} alive"] for found in together] == [0, 0]
@@ -246,6 +262,7 @@ def test_masks_hold_in_every_process_and_weights_are_equal(together, what):
     assert together[0][what] == together[1][what]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["trained", "distilled"])
 def test_two_processes_take_the_steps_of_one(alone, together, folder, what):
     model, _, done = alone[what]
@@ -255,10 +272,12 @@ def test_two_processes_take_the_steps_of_one(alone, together, folder, what):
     close(torch.load(folder / f"{what}.pt"), model)
 
 
+@pytest.mark.slow
 def test_after_training_gradients_are_each_process_s_own(together):
     assert together[0]["rounds hash"] == together[1]["rounds hash"]
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_is_refused(together):
     for found in together:
         assert (
@@ -267,6 +286,7 @@ def test_a_batch_that_does_not_divide_is_refused(together):
         )
 
 
+@pytest.mark.slow
 def test_processes_that_differ_are_named(together):
     for found in together:
         assert found["differs"].startswith("RunError: the weights of process 1 are not those of process 0")
@@ -274,25 +294,30 @@ def test_processes_that_differ_are_named(together):
         assert found["other masks"].startswith("RunError: the masks of process 1 are not those of process 0")
 
 
+@pytest.mark.slow
 def test_a_failing_process_ends_all_with_one_sentence(interrupted, folder):
     code, out, err, _ = interrupted
     assert code != 0 and out == "" and sentences(err) == ["pruneresearch: process 1 has lost its data."]
     assert not (folder / "failed").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_misses_the_part_of_a_process_is_not_whole(interrupted):
     assert interrupted[-1].endswith("checkpoint-18")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_weights(together):
     for found in together:
         assert found["resumed hash"] == found["trained hash"]
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_resumes_too(alone, interrupted, folder):
     close(trained(output=folder / "copy")[0].state_dict(), alone["trained"][0])
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_tells_once(together, folder):
     out, err = together[0]["printed"]
     report = json.loads(out)
@@ -308,6 +333,7 @@ def test_the_command_writes_and_tells_once(together, folder):
     )
 
 
+@pytest.mark.slow
 def test_a_command_for_one_process_is_refused_once():
     code, out, err = launched("-m", "pruneresearch.cli", "report")
     assert (
@@ -332,14 +358,10 @@ def test_what_needs_one_process_says_so(monkeypatch):
 @pytest.mark.parametrize("left", [1, 5, 8, 9, 15])
 def test_shares_make_the_mean_over_processes_the_mean_over_examples(left):
     values = torch.rand(16, 1, generator=torch.Generator().manual_seed(left)).double()
-    parts = [own_part({"inputs": values[place * 4 : place * 4 + 4]}, left, place, 4) for place in range(4)]
+    parts = [trim_last_batch({"inputs": values[place * 4 : place * 4 + 4]}, left, place, 4) for place in range(4)]
     assert torch.allclose(
         sum(part["share"] * part["inputs"].mean() for part in parts) / 4, values[:left].mean(), rtol=1e-6
     )
-
-
-if __name__ == "__main__":
-    globals()[sys.argv[1]](Path(sys.argv[2]))
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch, capsys):
@@ -348,5 +370,9 @@ def test_more_processes_than_devices_are_refused(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert main(CLI.split()) == 2 and capsys.readouterr().err.startswith(
-        "pruneresearch: a process for each device, please: there are 1"
+        "pruneresearch: local rank 1 (counted from 0) has no GPU, this machine has 1"
     )
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](Path(sys.argv[2]))

@@ -12,7 +12,8 @@ from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.data.tasks import load_task
 from pruneresearch.model.loading import load_model
 from pruneresearch.pruning.engine import prune
-from pruneresearch.training.recovery import distillation_loss, last_whole_checkpoint, recover, recovery_loss
+from pruneresearch.training.distillation import distillation_loss, recovery_loss
+from pruneresearch.training.recovery import last_whole_checkpoint, recover
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,10 @@ def test_distillation_loss_against_its_formula():
     torch.manual_seed(0)
     student, teacher, T = torch.randn(5, 3).double(), torch.randn(5, 3).double(), 3.0
     expected = 0.0
-    for s, t in zip(student.tolist(), teacher.tolist()):
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
         p = [math.exp(v / T) / sum(math.exp(u / T) for u in t) for v in t]
         q = [math.exp(v / T) / sum(math.exp(u / T) for u in s) for v in s]
-        expected += sum(a * math.log(a / b) for a, b in zip(p, q))
+        expected += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     assert distillation_loss(student, teacher, T).item() == pytest.approx(T**2 * expected / 5, rel=1e-5)
 
 
@@ -55,7 +56,10 @@ def test_distillation_of_a_language_model_ignores_padding():
     prune(model, method="magnitude", sparsity=0.5)
     ids = torch.randint(5, 500, (2, 9), generator=torch.Generator().manual_seed(0))
     plain = dict(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
-    pad = lambda x, value: torch.nn.functional.pad(x, (0, 4), value=value)
+
+    def pad(x, value):
+        return torch.nn.functional.pad(x, (0, 4), value=value)
+
     padded = dict(input_ids=pad(ids, 0), attention_mask=pad(torch.ones_like(ids), 0), labels=pad(ids, -100))
     with torch.no_grad():
         a, b = (recovery_loss(model, x, teacher) for x in (plain, padded))
@@ -109,11 +113,39 @@ def test_nan_ends_the_run_with_a_sentence(digits):
         recover(model, digits, masks=masks, epochs=5, learning_rate=1e30, max_grad_norm=0)
 
 
+LIGHT = """
+import sys
+import pruneresearch.training.gates, pruneresearch.training.recovery
+from pruneresearch.model.loading import load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.shipping.checkpoints import load_pruned, save_pruned
+from pruneresearch.shipping.surgery import remove
+mlp = load_model("mlp")
+prune(mlp, method="magnitude", sparsity=0.5)
+save_pruned(mlp, sys.argv[1] + "/mlp", certificate=False)
+load_pruned(sys.argv[1] + "/mlp")
+bert = load_model("tiny-bert")
+smaller = remove(bert, prune(bert, method="magnitude", pattern="neurons", sparsity=[0.5, 0.25, 0.5, 0.5]).masks)
+save_pruned(smaller, sys.argv[1] + "/bert", certificate=False)
+load_pruned(sys.argv[1] + "/bert")
+heavy = ("transformers.trainer", "transformers.pipelines", "evaluate", "datasets", "pandas", "sklearn", "matplotlib")
+print(*(name for name in heavy if name in sys.modules))
+"""
+
+
+def test_the_trainer_is_imported_when_something_trains(tmp_path):
+    "Pruning, removal and opening a checkpoint, as the process of a certificate does, import no Trainer and no metrics."
+    done = subprocess.run([sys.executable, "-c", LIGHT, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
 KILLED = """
 import os, signal, sys, transformers
 from pruneresearch.model.loading import load_model
 from pruneresearch.pruning.engine import prune
-from pruneresearch.training.recovery import RecoveryTrainer, recover
+from pruneresearch.training.recovery import recover
+from pruneresearch.training.trainer import RecoveryTrainer
 from pruneresearch.data.tasks import load_task
 digits = load_task("digits")
 model = load_model("mlp", digits)
@@ -127,6 +159,7 @@ recover(model, digits, masks=masks, epochs=1, output=sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(digits, tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run")], capture_output=True)
     assert done.returncode == -signal.SIGKILL
@@ -166,7 +199,11 @@ def test_after_mixed_precision_the_model_computes_in_its_own(tmp_path):
 
 def test_a_users_own_forward_comes_back(digits):
     model, masks = pruned_mlp(digits)
-    own = lambda inputs, original=model.forward: original(inputs) * 2
+    original = model.forward
+
+    def own(inputs):
+        return original(inputs) * 2
+
     model.forward = own
     recover(model, digits, masks=masks, epochs=0.05, bf16=True)
     assert model.forward is own

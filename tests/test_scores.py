@@ -7,17 +7,12 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 
+from pruneresearch.methods.gradient import fisher, fisher_weighted, gradient, taylor
+from pruneresearch.methods.magnitude import magnitude
+from pruneresearch.methods.random import random as random_score
+from pruneresearch.methods.wanda import wanda
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.pruning.scores import (
-    fisher_score,
-    fisher_weighted_score,
-    gradient_score,
-    magnitude_score,
-    random_score,
-    taylor_score,
-    unit_score,
-    wanda_score,
-)
+from pruneresearch.pruning.selection import mean_unit_score
 
 
 @pytest.fixture(scope="module")
@@ -41,34 +36,34 @@ def tensors(*arrays):
 @pytest.mark.parametrize(
     "score, arguments, formula",
     [
-        (magnitude_score, "w", lambda w, g, f, x: lambda i, j: max(w[i, j], -w[i, j])),
-        (gradient_score, "g", lambda w, g, f, x: lambda i, j: max(g[i, j], -g[i, j])),
-        (taylor_score, "wg", lambda w, g, f, x: lambda i, j: (w[i, j] ** 2 * g[i, j] ** 2) ** 0.5),
-        (fisher_score, "f", lambda w, g, f, x: lambda i, j: f[i, j]),
-        (fisher_weighted_score, "wf", lambda w, g, f, x: lambda i, j: w[i, j] * w[i, j] * f[i, j]),
-        (wanda_score, "wx", lambda w, g, f, x: lambda i, j: max(w[i, j], -w[i, j]) * x[j]),
+        (magnitude, "w", lambda w, g, f, x: lambda i, j: max(w[i, j], -w[i, j])),
+        (gradient, "wg", lambda w, g, f, x: lambda i, j: max(g[i, j], -g[i, j])),
+        (taylor, "wg", lambda w, g, f, x: lambda i, j: (w[i, j] ** 2 * g[i, j] ** 2) ** 0.5),
+        (fisher, "f", lambda w, g, f, x: lambda i, j: f[i, j]),
+        (fisher_weighted, "wf", lambda w, g, f, x: lambda i, j: w[i, j] * w[i, j] * f[i, j]),
+        (wanda, "wx", lambda w, g, f, x: lambda i, j: max(w[i, j], -w[i, j]) * x[j]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_score_is_its_formula(numbers, score, arguments, formula):
-    named = dict(zip("wgfx", numbers))
+    named = dict(zip("wgfx", numbers, strict=True))
     given = tensors(*(named[a] for a in arguments))
     before = [t.clone() for t in given]
     found = score(*given)
     np.testing.assert_allclose(found.numpy(), every_entry(formula(*numbers), (7, 11)), rtol=1e-6)
-    assert (found >= 0).all() and all(torch.equal(a, b) for a, b in zip(given, before))  # inputs untouched
+    assert (found >= 0).all() and all(torch.equal(a, b) for a, b in zip(given, before, strict=True))  # inputs untouched
 
 
 def test_scores_disagree(numbers):
     "Six scores, six orders: none is another one under a second name."
     w, g, f, x = tensors(*numbers)
     scores = (
-        magnitude_score(w),
-        gradient_score(g),
-        taylor_score(w, g),
-        fisher_score(f),
-        fisher_weighted_score(w, f),
-        wanda_score(w, x),
+        magnitude(w),
+        gradient(w, g),
+        taylor(w, g),
+        fisher(f),
+        fisher_weighted(w, f),
+        wanda(w, x),
     )
     assert len({tuple(s.flatten().argsort().tolist()) for s in scores}) == 6
 
@@ -118,7 +113,7 @@ def test_unit_score_by_hand_made_groups(producers, consumer, columns, count):
     scores = {f"{name}.weight": torch.rand(count * rows, 6, generator=random) for name, rows in producers.items()}
     scores[f"{consumer}.weight"] = torch.rand(6, count * columns, generator=random) * 3
     group = SimpleNamespace(count=count, producers=producers, consumer=consumer, columns=columns)
-    found = unit_score(group, scores)
+    found = mean_unit_score(group, scores)
     assert found.shape == (count,)
     assert found.tolist() == pytest.approx(
         slow_unit_scores(count, producers, producers, consumer, columns, scores), rel=1e-5
@@ -127,7 +122,8 @@ def test_unit_score_by_hand_made_groups(producers, consumer, columns, count):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_unit_score_of_a_model(name):
-    "Sizes from tests/architectures.py: 32 wide, 64 neurons, heads of 8, two query heads a unit where queries are grouped."
+    """Sizes from tests/architectures.py: 32 wide, 64 neurons, heads of 8, two query heads a unit where queries are
+    grouped."""
     structure, random = anatomy(ARCHITECTURES[name]()), torch.Generator().manual_seed(1)
     scores = {
         f"{linear}.weight": torch.rand(module.weight.shape, generator=random)
@@ -136,7 +132,7 @@ def test_unit_score_of_a_model(name):
     grouped = name in ("llama", "mistral", "qwen2")
     for block in structure.blocks:
         q, k, v, o = (block.names[role] for role in "qkvo")
-        found = unit_score(block.heads, scores)
+        found = mean_unit_score(block.heads, scores)
         assert found.tolist() == pytest.approx(
             slow_unit_scores(
                 2 if grouped else 4, {q: 16 if grouped else 8, k: 8, v: 8}, (q, k, v), o, 16 if grouped else 8, scores
@@ -145,6 +141,6 @@ def test_unit_score_of_a_model(name):
         )
         producers = [block.names[role] for role in (("gate", "up") if grouped else ("fc1",))]
         consumer = block.names["down" if grouped else "fc2"]
-        assert unit_score(block.neurons, scores).tolist() == pytest.approx(
+        assert mean_unit_score(block.neurons, scores).tolist() == pytest.approx(
             slow_unit_scores(64, dict.fromkeys(producers, 1), producers, consumer, 1, scores), rel=1e-5
         )

@@ -1,4 +1,4 @@
-"Files of strangers: nothing in them runs, nothing outside their folder is read or written, nothing asks for more than is there."
+"Files of strangers: nothing in them runs, nothing elsewhere is touched, nothing asks for more than is there."
 
 import builtins
 import json
@@ -19,10 +19,11 @@ from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json, write_json
 from pruneresearch.cli.main import main
 from pruneresearch.data.tasks import load_task
-from pruneresearch.lab.experiment import load_rows
-from pruneresearch.model.loading import SimpleMLP, load_model, save_model
+from pruneresearch.lab.rows import load_rows
+from pruneresearch.model.loading import load_model, save_model
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.resume import finished_blocks, restore_block, store_block
-from pruneresearch.shipping.checkpoints import load_pruned, open_model, save_pruned
+from pruneresearch.shipping.checkpoints import load_pruned, open_model, read_tensors, save_pruned
 from pruneresearch.training.recovery import last_whole_checkpoint, recover
 
 
@@ -100,8 +101,11 @@ def test_pickled_weights_hold_tensors_or_are_refused(write, sharded, copied, tmp
 def with_code(folder, fired, model_type):
     "A checkpoint that brings a module; it runs when it is imported."
     (folder / "own.py").write_text(
-        f"import os; os.makedirs({str(fired)!r}, exist_ok=True)\nfrom transformers import BertConfig, BertForSequenceClassification, BertTokenizer\n"
-        f"class OwnConfig(BertConfig): model_type = {model_type!r}\nclass OwnModel(BertForSequenceClassification): config_class = OwnConfig\nclass OwnTokenizer(BertTokenizer): pass\n"
+        f"import os; os.makedirs({str(fired)!r}, exist_ok=True)\n"
+        "from transformers import BertConfig, BertForSequenceClassification, BertTokenizer\n"
+        f"class OwnConfig(BertConfig): model_type = {model_type!r}\n"
+        "class OwnModel(BertForSequenceClassification): config_class = OwnConfig\n"
+        "class OwnTokenizer(BertTokenizer): pass\n"
     )
     classes = {
         "AutoConfig": "own.OwnConfig",
@@ -195,7 +199,10 @@ def test_only_models_are_made_from_names(name, copied, pruned, tmp_path):
 
 def test_a_checkpoint_of_the_trainer_runs_nothing_either(tmp_path):
     task, fired = load_task("digits"), tmp_path / "fired"
-    train = lambda: recover(load_model("mlp"), task, epochs=0.5, output=tmp_path / "run")
+
+    def train():
+        recover(load_model("mlp"), task, epochs=0.5, output=tmp_path / "run")
+
     train()
     newest = Path(last_whole_checkpoint(tmp_path / "run"))
     torch.save({"state": Bomb(fired)}, newest / "optimizer.pt")
@@ -318,10 +325,11 @@ def test_a_perceptron_cannot_ask_for_more_either(changes, tmp_path):
     "shapes", [{"w": [10**9, 10**9]}, {"w": [-2, -3]}, {"w": "2"}, ["w"], {"w": [2, True]}, {"x": [2, 3]}]
 )
 def test_sparse_shapes_must_fit_their_bits(shapes, tmp_path):
-    from pruneresearch.shipping.checkpoints import read_tensors
-
     parts = {"w.bits": torch.tensor([0b10100000], dtype=torch.uint8), "w.values": torch.tensor([1.0, 2.0])}
-    write = lambda shapes: save_file(parts, tmp_path / "w.sparse.safetensors", metadata={"shapes": json.dumps(shapes)})
+
+    def write(shapes):
+        save_file(parts, tmp_path / "w.sparse.safetensors", metadata={"shapes": json.dumps(shapes)})
+
     write({"w": [2, 3]})
     assert read_tensors(tmp_path / "w.sparse.safetensors")["w"].tolist() == [[1, 0, 2], [0, 0, 0]]
     write(shapes)
@@ -351,7 +359,7 @@ def test_a_finished_block_that_is_damaged_changes_nothing(tmp_path):
         )
         with pytest.raises(RunError, match="is damaged: delete it"):
             finished_blocks(tmp_path, "this", model, 1)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_folders_that_are_no_checkpoints_of_a_run_are_passed_over(tmp_path):

@@ -22,7 +22,8 @@ from pruneresearch.lab.sensitivity import (
     shares_from,
     weighted_mean,
 )
-from pruneresearch.model.loading import SimpleMLP, load_model
+from pruneresearch.model.loading import load_model
+from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.engine import prune
 
 NAMES = list(ARCHITECTURES)

@@ -1,17 +1,20 @@
 "The documentation's converter, on notebooks made here. The whole site is built by `make docs`, not by pytest."
 
 import json
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPOSITORY / "docs"))
 import build
+import card
 import check
 import convert
-from convert import SiteError, code_cell, markdown, options, site_links
+import pytest
+from convert import SiteError, markdown, options
+
+from pruneresearch import FOLDERS
+from pruneresearch.pruning.request import asked, takes
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -32,7 +35,12 @@ def root(tmp_path):
 
 @pytest.fixture
 def site(root):
-    return build.site_at(root, build.notebooks(root))
+    return build.site_at(root, {page: convert.read_cells(root / f"nbs/{page}.ipynb") for page in build.notebooks(root)})
+
+
+def on_page(site, cell, page="masks"):
+    "What a page shows of a code cell."
+    return convert.code_cells(site, page, cell, "A curve", None, 1)
 
 
 def md(source):
@@ -72,36 +80,40 @@ def test_options_are_read_and_removed():
     assert code == "x = 1  #| no option\n# |x| is a norm"
 
 
-@pytest.mark.parametrize(
-    "option, tag",
-    [
-        ("echo: false", "remove-input"),
-        ("output: false", "remove-output"),
-        ("include: false", "remove-cell"),
-        ("code-fold: true", "hide-input"),
-    ],
-)
-def test_quarto_options_become_tags(site, option, tag):
-    [cell] = code_cell(site, "masks", code(f"#| {option}\nx = 1", stream("1"), tags=["parameters"]), {})
+@pytest.mark.parametrize("option, tag", [("echo: false", "remove-input"), ("code-fold: true", "hide-input")])
+def test_options_become_tags(site, option, tag):
+    [cell] = on_page(site, code(f"#| {option}\nx = 1", stream("1"), tags=["parameters"]))
     assert cell["metadata"]["tags"] == [tag, "parameters"] and cell["source"] == "x = 1"
-    [plain] = code_cell(site, "masks", code("x = 1"), {})
+    [plain] = on_page(site, code("x = 1"))
     assert plain["metadata"]["tags"] == []
 
 
-def test_page_options_hold_unless_a_cell_says_otherwise(site):
-    tags = lambda source: code_cell(site, "masks", code(source), {"echo": False})[0]["metadata"]["tags"]
-    assert tags("x = 1") == ["remove-input"] and tags("#| echo: true\nx = 1") == []
+@pytest.mark.parametrize("source", ["#| hide\nsecret = 1", "#| default_exp masks", "#| export\nimport json"])
+def test_hidden_cells_and_exported_imports_are_not_shown(site, source):
+    assert on_page(site, code(source)) == []
 
 
-def test_captions_and_labels_reach_the_renderer(site):
-    [cell] = code_cell(site, "masks", code('#| label: fig-x\n#| fig-cap: "A curve"\n#| fig-alt: "rising"\nplot()'), {})
-    assert cell["metadata"]["mystnb"] == {"figure": {"caption": "A curve", "name": "fig-x"}, "image": {"alt": "rising"}}
+def test_magics_are_not_shown(site):
+    assert on_page(site, code("%matplotlib inline\nx = 5 % 3"))[0]["source"] == "x = 5 % 3"
 
 
-def test_output_asis_becomes_markdown(site):
-    source = "#| echo: false\n#| output: asis\nshow_doc(f)"
-    cells = code_cell(site, "masks", code(source, shown(text_markdown=["### f\n", "text"], text_plain="f")), {})
-    assert [(c["cell_type"], c["source"]) for c in cells] == [("markdown", "### f\ntext")]
+def test_captions_reach_the_renderer(site):
+    [cell] = on_page(site, code('#| fig-cap: "A curve"\n#| fig-alt: "rising"\nplot()', shown(image_png="x")))
+    assert cell["metadata"]["mystnb"] == {"figure": {"caption": "A curve"}, "image": {"alt": "rising"}}
+
+
+@pytest.mark.parametrize(
+    "cell, message",
+    [
+        (code("#| output: asis\nx = 1"), "unknown cell options.*output.*known are.*fig-alt"),
+        (md("::: {.callout-note}\nText.\n:::"), "nbs/masks.ipynb holds '::: {.callout-note}': write plain Markdown"),
+        (md("![x](../figures/curve.png){width=50%}"), "plain Markdown"),
+    ],
+)
+def test_what_the_dialect_does_not_have_is_refused(site, cell, message):
+    with pytest.raises(SiteError, match=message):
+        convert.convert(site, "masks", [md("# Masks"), cell])
+    convert.convert(site, "masks", [md("# Masks"), md("```\n::: {.callout-note}\n```")])
 
 
 # ---- links ----
@@ -112,88 +124,76 @@ def test_output_asis_becomes_markdown(site):
     [
         ("index", "[x](masks.ipynb)", "[x](masks.html){.external}"),
         ("index", "[`x`](masks.ipynb#hold)", "[`x`](masks.html#hold){.external}"),
-        ("index", "[[`x`](https://a.b/masks.html#x)](masks.ipynb#hold)", "[`x`](masks.html#hold){.external}"),
-        (
-            "index",
-            "[what [`x`](https://a.b/m.html#x) and [`y`](#y) do](masks.ipynb)",
-            "[what `x` and `y` do](masks.html){.external}",
-        ),
         ("index", "[`x`](masks.ipynb) [then] [`y`](#y)", "[`x`](masks.html){.external} [then] [`y`](#y)"),
         ("methods/wanda", "[x](../masks.ipynb#hold)", "[x](../masks.html#hold){.external}"),
         ("masks", "[x](methods/wanda.html)", "[x](methods/wanda.html){.external}"),
         ("methods/wanda", "[x](../../LICENSE)", "[x](https://git.io/lab/blob/main/LICENSE){.external}"),
-        ("methods/wanda", "![x](../../figures/curve.png){width=50%}", "![x](/figures/curve.png){width=50%}"),
-        ("methods/wanda", '<img src="../../figures/curve.png">', '<img src="../figures/curve.png">'),
-        ("masks", "[x](https://a.b/masks.ipynb){.big}", "[x](https://a.b/masks.ipynb){.external .big}"),
+        ("methods/wanda", "![x](../../figures/curve.png)", "![x](/figures/curve.png)"),
+        ("masks", "[x](https://a.b/masks.ipynb)", "[x](https://a.b/masks.ipynb){.external}"),
         ("masks", "[x](#here)", "[x](#here)"),
         ("masks", "`[x](masks.ipynb)`", "`[x](masks.ipynb)`"),
         ("masks", "```\n[x](masks.ipynb)\n```", "```\n[x](masks.ipynb)\n```"),
     ],
 )
 def test_links_work_on_the_site(site, page, written, expected):
-    assert site_links(site, page, written) == expected
-
-
-def test_links_made_by_nbdev_are_made_relative(site):
-    site.anchors = frozenset({"masks.html#hold"})
-    link = lambda anchor: convert.target(site, "methods/wanda", f"https://lab.io/lab/masks.html#{anchor}")
-    assert link("hold") == "../masks.html#hold" and link("_private") == "../masks.html"
-
-
-def test_links_in_outputs_work_too(site):
-    [cell] = code_cell(site, "methods/wanda", code("f()", shown(text_html='<a href="../masks.ipynb">m</a>')), {})
-    assert cell["outputs"][0]["data"]["text/html"] == '<a href="../masks.html">m</a>'
-
-
-# ---- blocks ----
+    assert markdown(site, page, written) == expected
 
 
 @pytest.mark.parametrize(
     "written, expected",
     [
-        ("::: {.callout-note}\nText.\n:::", ":::{note}\nText.\n:::"),
-        (':::{.callout-tip title="Fast"}\nText.\n:::', ":::{admonition} Fast\n:class: tip\n\nText.\n:::"),
-        ("::: {.callout-warning}\n## Slow\n\nText.\n:::", ":::{admonition} Slow\n:class: warning\n\n\nText.\n:::"),
-        ("::: {.column-margin .small}\nText.\n:::", ":::{container} column-margin small\nText.\n:::"),
-        ("```\n::: {.callout-note}\n```", "```\n::: {.callout-note}\n```"),
+        ("Call `hold`.", "Call [`hold`](../masks.html#hold){.external}."),
+        ("Call `hold()`.", "Call [`hold()`](../masks.html#hold){.external}."),
+        ("`hold.enter` and `_private`", "[`hold.enter`](../masks.html#hold){.external} and `_private`"),
+        ("## `hold`", "## `hold`"),
+        ("[`hold`](https://a.b)", "[`hold`](https://a.b){.external}"),
+        ("```\n`hold`\n```", "```\n`hold`\n```"),
+        ("`hold(masks)` or `held`", "`hold(masks)` or `held`"),
     ],
 )
-def test_divs_become_directives(site, written, expected):
-    assert markdown(site, "masks", written) == expected
+def test_names_lead_to_their_documentation(site, written, expected):
+    site.names["hold"] = "masks.html#hold"
+    assert markdown(site, "methods/wanda", written) == expected
 
 
-def test_an_image_that_stands_alone_is_a_figure(site):
-    written = 'Before.\n\n![A `curve`.](../figures/curve.png){#fig-c width=80% fig-alt="rising"}\n\nAfter.'
-    assert markdown(site, "masks", written) == (
-        "Before.\n\n:::{figure} /figures/curve.png\n:alt: rising\n:width: 80%\n"
-        ":name: fig-c\n\nA `curve`.\n:::\n\nAfter."
-    )
-    assert "{figure}" not in markdown(site, "masks", "Inside ![x](../figures/curve.png) a sentence.")
+def test_the_names_of_pages_are_their_public_definitions():
+    page = [
+        code("#| default_exp a"),
+        code("#| export\ndef hold(): pass\nclass _Hidden: pass"),
+        code("def shown(): pass"),
+    ]
+    other = [code("#| default_exp b"), code("#| export\ndef twice(): pass")]
+    names = convert.public_names({"masks": page, "b": other, "c": [*other, md("`x`")], "free": page[1:]})
+    assert names == {"hold": "masks.html#hold"}
 
 
-def test_a_page_starts_with_title_and_sentence_and_cards_stand_below_their_heading(site):
-    card = code("#| echo: false\n#| output: asis\nshow_doc(f)", shown(text_markdown="### f\n\n:::: {.api}\n::::"))
-    raw = {"cell_type": "raw", "metadata": {}, "source": "---\ntitle: Masks\ndescription: Which stay.\n---\n"}
-    cells = convert.convert(site, "masks", [raw, card, md("### Deep\n\n```\n# no heading\n```"), card])
-    assert [cell["source"].split("\n")[0] for cell in cells] == ["# Masks", "## f", "### Deep", "#### f"]
+def test_links_in_outputs_work_too(site):
+    outputs = [shown(text_html='<a href="../masks.ipynb">m</a> <img src="../../figures/curve.png">')]
+    [cell] = on_page(site, code("f()", *outputs), "methods/wanda")
+    expected = '<a href="../masks.html">m</a> <img src="../figures/curve.png">'
+    assert cell["outputs"][0]["data"]["text/html"] == expected
+
+
+# ---- pages ----
+
+
+def test_a_page_starts_with_title_and_sentence(site):
+    cells = convert.convert(site, "masks", [md("# Masks\n\n> Which stay."), md("### Deep\n\n```\n# no heading\n```")])
+    assert [cell["source"].split("\n")[0] for cell in cells] == ["# Masks", "### Deep"]
     assert ":::{container} lead\nWhich stay.\n:::" in cells[0]["source"]
     with pytest.raises(SiteError, match="nbs/masks.ipynb has no title"):
         convert.convert(site, "masks", [md("text")])
 
 
 def test_an_image_says_what_the_text_before_it_says(site):
-    cells = [
-        {"cell_type": "raw", "metadata": {}, "source": "---\ntitle: Masks\n---"},
-        md("## A *curve*\n\nIt rises with [`k`](masks.ipynb). Then it falls."),
-        code("plot()", shown(image_png="x")),
-    ]
-    assert convert.convert(site, "masks", cells)[-1]["metadata"]["mystnb"]["image"] == {
-        "alt": "Figure: A curve – It rises with k."
-    }
-    cells[-1] = code('#| fig-alt: "own words"\nplot()', shown(image_png="x"))
-    assert convert.convert(site, "masks", cells)[-1]["metadata"]["mystnb"]["image"] == {"alt": "own words"}
-    cells[-1] = code("1 + 1", shown(text_plain="2"))
-    assert "mystnb" not in convert.convert(site, "masks", cells)[-1]["metadata"]
+    def alt(*cells):
+        last = convert.convert(site, "masks", [md("# Masks"), md(prose), *cells])[-1]
+        return last["metadata"].get("mystnb", {}).get("image")
+
+    prose = "## A *curve*\n\nIt rises with [`k`](masks.ipynb). Then it falls."
+    assert alt(code("plot()", shown(image_png="x"))) == {"alt": "Figure: A curve – It rises with k."}
+    assert alt(code('#| fig-alt: "own words"\nplot()', shown(image_png="x"))) == {"alt": "own words"}
+    assert alt(code("1 + 1", shown(text_plain="2"))) is None
 
 
 @pytest.mark.parametrize(
@@ -276,9 +276,9 @@ class Cutter:
 
 
 def test_a_function_has_signature_docstring_and_parameters():
-    text = pytest.importorskip("card").api_card(scores)
+    text = card.api_card(scores)
     assert text.startswith(
-        "### scores\n\n:::: {.api}\n```python\nscores(weight, *, per='row', key=len)\n```\n\nHow important"
+        "### scores\n\n::::{container} api\n```python\nscores(weight, *, per='row', key=len)\n```\n\nHow important"
     )
     assert '| `weight` | `list` |  | (out, in), any "a"\\|"b" |' in text
     assert "| `per` | `str\\|None` | `'row'` | where to compare |" in text
@@ -287,16 +287,15 @@ def test_a_function_has_signature_docstring_and_parameters():
 
 
 def test_a_class_lists_its_public_methods():
-    api_card = pytest.importorskip("card").api_card
-    assert "Cutter(edge=1)" in api_card(Cutter) and "| `.cut` | Cut once. |" in api_card(Cutter)
-    assert "_hidden" not in api_card(Cutter) and "class Plain(ValueError)" in api_card(Plain)
+    assert "Cutter(edge=1)" in card.api_card(Cutter) and "| `.cut` | Cut once. |" in card.api_card(Cutter)
+    assert "_hidden" not in card.api_card(Cutter) and "class Plain(ValueError)" in card.api_card(Plain)
 
 
 def test_a_long_signature_takes_one_line_per_parameter():
     def many(first_parameter, second_parameter, third_parameter, fourth_parameter, fifth=(1, 2)):
         "Many."
 
-    shown = pytest.importorskip("card").signature(many)
+    shown = card.signature(many)
     assert shown.splitlines()[1:3] == ["    first_parameter,", "    second_parameter,"]
     assert "    fifth=(1, 2),\n)" in shown
 
@@ -309,7 +308,6 @@ def test_what_a_default_cannot_say_is_left_out():
     ):
         "Quiet."
 
-    card = pytest.importorskip("card")
     assert [line.strip(" ,") for line in card.signature(quiet).splitlines()[1:4]] == [
         "told=...",
         "place=None",
@@ -320,35 +318,52 @@ def test_what_a_default_cannot_say_is_left_out():
     ) and "| `say` | `Callable` | `print` | called with each line |" in card.parameters(quiet)
 
 
-def test_exported_cells_become_cards_above_their_folded_source(tmp_path, monkeypatch):
-    process = pytest.importorskip("process")
-    monkeypatch.chdir(REPOSITORY)
+@dataclass
+class Order:
+    "What can be ordered."
+
+    size: int = asked(1, "how large, from 1")
+    colour: str = asked("red", "one of red and blue")
+
+
+@takes(Order, without=("colour",))
+def buy(
+    shop,  # where
+    **fields,  # of the order
+):
+    "Buy something."
+
+
+def test_the_fields_of_a_record_are_documented_where_they_are_taken():
+    assert "buy(shop, *, size=1)" in card.api_card(buy)
+    assert card.parameters(buy).splitlines()[2:] == [
+        "| `shop` |  |  | where |",
+        "| `size` | `int` | `1` | how large, from 1 |",
+    ]
+    assert "| `colour` | `str` | `'red'` | one of red and blue |" in card.parameters(Order)
+
+
+def test_exported_cells_become_cards_above_their_folded_source(site):
     cells = [
-        md("# Basics\n\n> Three things."),
-        code("#| default_exp basics"),
+        md("# Errors\n\n> Two things."),
+        code("#| default_exp basics.errors"),
         code("#| export\nimport json"),
-        code("#| export\ndef lookup(): pass\ndef write_json(): pass"),
+        md("## Kinds"),
+        code("#| export\nclass UsageError: pass\ndef lookup(): pass"),
         code("#| export\nKINDS = 1"),
-        code("#| hide\nsecret = 1"),
         code("raise SystemExit('cells are not run')"),
     ]
-    write(tmp_path / "basics.ipynb", *cells)
-    process.process(tmp_path / "basics.ipynb", tmp_path / "out.ipynb")
-    found = [cell["source"] for cell in convert.read_cells(tmp_path / "out.ipynb")[2:]]
-    assert [text.splitlines()[-1] for text in found[:2]] == ["show_doc(lookup)", "show_doc(write_json)"]
-    assert options(found[2]) == (
-        {"code-fold": True, "code-summary": "Source"},
-        "def lookup(): pass\ndef write_json(): pass",
-    )
-    assert found[3:] == ["KINDS = 1", "raise SystemExit('cells are not run')"]
+    found = convert.convert(site, "basics/errors", cells)
+    assert [cell["source"].splitlines()[0] for cell in found[1:4]] == ["## Kinds", "### UsageError", "### lookup"]
+    assert found[4]["source"].startswith("class UsageError") and found[4]["metadata"]["tags"] == ["hide-input"]
+    assert found[4]["metadata"]["mystnb"]["code_prompt_show"] == "Source"
+    assert [cell["source"] for cell in found[5:]] == ["KINDS = 1", "raise SystemExit('cells are not run')"]
 
 
-def test_a_definition_that_was_not_exported_is_named(tmp_path, monkeypatch):
-    process = pytest.importorskip("process")
-    monkeypatch.chdir(REPOSITORY)
-    write(tmp_path / "basics.ipynb", code("#| default_exp basics"), code("#| export\ndef forgotten(): pass"))
-    with pytest.raises(SiteError, match="pruneresearch.basics has no forgotten.*nbdev_export"):
-        process.process(tmp_path / "basics.ipynb", tmp_path / "out.ipynb")
+def test_a_definition_that_was_not_exported_is_named(site):
+    cells = [md("# Errors"), code("#| default_exp basics.errors"), code("#| export\ndef forgotten(): pass")]
+    with pytest.raises(SiteError, match="pruneresearch.basics.errors has no forgotten.*nbdev_export"):
+        convert.convert(site, "basics/errors", cells)
 
 
 # ---- navigation ----
@@ -377,12 +392,20 @@ def test_an_unlisted_notebook_stops_the_build(root, capsys):
     assert "nbs/lost.ipynb" in capsys.readouterr().err and not (root / "_docs").exists()
 
 
-def test_text_that_nbdev_would_drop_stops_the_build():
-    build.check_titles({"masks": [md("# Masks\n\n> Which stay.\n")], "cli": [md("# Shell")]})
-    with pytest.raises(SiteError, match="next one: nbs/masks.ipynb, nbs/cli.ipynb"):
-        build.check_titles(
-            {"masks": [md("# Masks\n\n> Which.\n\nMore.")], "cli": [md("# Shell\n\nText.")], "bench": [md("# Bench")]}
-        )
+def test_sections_inside_a_section_are_named_after_both(root):
+    website = {"section": "Reference", "contents": ["index.ipynb", {"section": "data", "contents": ["masks.ipynb"]}]}
+    (root / "_quarto.yml").write_text(json.dumps({"website": {"sidebar": {"contents": [website]}}}))
+    assert build.sections(root) == [("Reference", [("index", None)]), ("Reference · data", [("masks", None)])]
+
+
+@pytest.mark.parametrize(
+    "first", [md("# Masks\n\n> Which.\n\nMore."), md("# Masks\n\nText."), md("Masks"), code("# Masks")]
+)
+def test_a_title_cell_holds_a_title_and_one_sentence_only(first):
+    assert convert.title("masks", [md("# Masks\n\n> Which stay.\n")]) == ("Masks", "Which stay.")
+    assert convert.title("cli", [md("# Shell")]) == ("Shell", "")
+    with pytest.raises(SiteError, match="nbs/masks.ipynb has no title.*next one"):
+        convert.title("masks", [first])
 
 
 @pytest.mark.parametrize(
@@ -393,7 +416,6 @@ def test_text_that_nbdev_would_drop_stops_the_build():
         (code("print(2)", stream("2")), False),
         (code("warn()", {"output_type": "stream", "name": "stderr", "text": ["late"]}), True),
         (code("#| hide\nassert True"), False),
-        (code("#| include: false\nx = 1"), False),
         (md("Only words."), False),
     ],
 )
@@ -445,20 +467,18 @@ def test_readme_shows_prose_code_and_text(root):
         root / "nbs/index.ipynb",
         md("# Lab\n\n> One sentence."),
         md(
-            "[m](masks.ipynb#hold), [w](methods/wanda.html), [l](../LICENSE), [s](https://a.b)\n\n![c](../figures/curve.png)"
+            "[m](masks.ipynb#hold), [w](methods/wanda.html), [l](../LICENSE), [s](https://a.b)\n\n"
+            "![c](../figures/curve.png)"
         ),
         code("#| hide\nsecret = 1"),
         code("#| default_exp lab"),
         code("#| echo: false\nprint(2)", stream("2\n")),
         code("table()", shown(text_markdown=["|a|\n", "|-|"], text_plain="T")),
-        code("#| output: false\nf()", stream("no")),
-        md('::: {.callout-note title="Fair"}\nSame data.\n\nSame seeds.\n:::'),
     )
     assert build.main(["readme"], root) == 0
     assert (root / "README.md").read_text() == (
         "# Lab\n\n> One sentence.\n\n[m](nbs/masks.ipynb), [w](nbs/methods/wanda.ipynb), [l](LICENSE), [s](https://a.b)\n\n"
-        "![c](figures/curve.png)\n\n```text\n2\n```\n\n```python\ntable()\n```\n\n|a|\n|-|\n\n```python\nf()\n```\n\n"
-        "> [!NOTE]\n> **Fair**\n>\n> Same data.\n>\n> Same seeds.\n"
+        "![c](figures/curve.png)\n\n```text\n2\n```\n\n```python\ntable()\n```\n\n|a|\n|-|\n"
     )
 
 
@@ -490,14 +510,16 @@ def test_the_site_covers_every_notebook_in_the_order_of_the_sidebar():
     listed = [page for _, entries in navigation for page, _ in entries]
     build.check_navigation(listed, build.notebooks(REPOSITORY))
     sources = {page: convert.read_cells(REPOSITORY / "nbs" / f"{page}.ipynb") for page in listed}
-    build.check_titles(sources)
+    assert all(convert.title(page, cells) for page, cells in sources.items())
     build.check_outputs(sources)
     trees = build.toctrees(navigation)["source"]
     shown = [
         line.rsplit("<", 1)[-1].rstrip(">") for line in trees.splitlines() if line and not line.startswith(("`", ":"))
     ]
     assert shown == ["self" if page == "index" else page for page in listed]
-    assert [caption for caption, _ in navigation] == ["Start", "Methods", "Experiments", "Guides", "Reference"]
+    captions = [caption for caption, _ in navigation]
+    assert captions[:5] == ["Start", "Methods", "Experiments", "Guides", "Reference"]
+    assert captions[5:] == [f"Reference · {folder}" for folder in FOLDERS if folder != "methods"]
     assert (REPOSITORY / "nbs/_quarto.yml").read_bytes() == (
         REPOSITORY / "_quarto.yml"
     ).read_bytes()  # nbdev looks in nbs/

@@ -1,4 +1,4 @@
-"Statistics: against a loop over real tokens and one backward pass per example, and against everything that must not matter."
+"Statistics: against a loop over real tokens and one backward pass per example, and what must not matter."
 
 import copy
 
@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruneresearch.basics.errors import RunError, UsageError
-from pruneresearch.pruning.statistics import as_batches, calibrate, calibration_hash
+from pruneresearch.pruning.calibration import as_batches, calibration_hash
+from pruneresearch.pruning.statistics import calibrate
 
 NAMES = list(ARCHITECTURES)
 FIELDS = ("norm", "mean", "gradient", "squared_gradient")  # the grouped gradient has its own oracle in test_hebbian.py
@@ -56,7 +57,7 @@ def oracle(model, data):
     "name → (norm, mean, gradient of the mean loss, sum of squared example gradients), each example alone."
     linears, model = linears_of(model), model.eval()
     squares = {name: torch.zeros(module.in_features, dtype=torch.float64) for name, module in linears.items()}
-    heard = {name: [] for name in linears}
+    inputs_of = {name: [] for name in linears}
     first = {name: torch.zeros(module.weight.shape, dtype=torch.float64) for name, module in linears.items()}
     second = {name: total.clone() for name, total in first.items()}
 
@@ -64,7 +65,7 @@ def oracle(model, data):
         def add(module, inputs):
             for token in inputs[0].detach().reshape(-1, module.in_features):
                 squares[name] += token.double() ** 2
-                heard[name].append(token.double())
+                inputs_of[name].append(token.double())
 
         return add
 
@@ -78,20 +79,20 @@ def oracle(model, data):
             else F.cross_entropy(logits, example["labels"])
         )
         weights = [module.weight for module in linears.values()]
-        for name, gradient in zip(linears, torch.autograd.grad(loss, weights)):
+        for name, gradient in zip(linears, torch.autograd.grad(loss, weights), strict=True):
             first[name] += gradient.double()
             second[name] += gradient.double() ** 2
         count += 1
     for hook in hooks:
         hook.remove()
     return {
-        name: (squares[name].sqrt(), torch.stack(heard[name]).mean(0), first[name] / count, second[name])
+        name: (squares[name].sqrt(), torch.stack(inputs_of[name]).mean(0), first[name] / count, second[name])
         for name in linears
     }
 
 
 def far(a, b, floor=1e-6):
-    "Relative distance of two tensors. A key's bias moves no softmax, so what ought to be zero is compared with `floor` instead of its own norm."
+    "Relative distance of two tensors, but of one that ought to be zero (a key's bias moves no softmax) to `floor`."
     return ((a.double() - b.double()).norm() / b.double().norm().clamp(min=floor)).item()
 
 
@@ -109,7 +110,7 @@ def test_statistics_are_those_of_examples_alone(name):
     assert (data["attention_mask"] == 0).any()
     found = calibrate(model, [data], linears_of(model))
     for linear, expected in oracle(model, data).items():
-        for field, value in zip(FIELDS, expected):
+        for field, value in zip(FIELDS, expected, strict=True):
             got = getattr(found[linear], field)
             assert got.shape == value.shape and got.dtype == torch.float32
             assert far(got, value) < 1e-4, f"{field} of {linear}: {far(got, value):.1e}"
@@ -119,7 +120,7 @@ def test_statistics_are_those_of_examples_alone(name):
 def test_batches_padding_and_order_do_not_matter(name):
     model, data = ARCHITECTURES[name](), batch(name, n=6, padded=True, seed=1)
     linears = linears_of(model)
-    seen = calibrate(model, [data], linears)
+    found = calibrate(model, [data], linears)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
     filler = 1 if name in ("roberta", "opt") else 0
     for batches in (
@@ -131,7 +132,7 @@ def test_batches_padding_and_order_do_not_matter(name):
         [rows(data, order)],
         iter([data]),
     ):  # order; any iterable
-        assert_same(calibrate(model, batches, linears), seen)
+        assert_same(calibrate(model, batches, linears), found)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -149,11 +150,11 @@ def test_shapes_that_could_be_taken_for_another(name, n, length):
         data["input_ids"][0, -1] = 1 if name in ("roberta", "opt") else 0
     found, expected = calibrate(model, [data], linears_of(model)), oracle(model, data)
     for i, field in enumerate(FIELDS):
-        loudest = max(
+        largest = max(
             values[i].norm().item() for values in expected.values()
         )  # with one key a softmax is flat: rounding of what passes by is all there is
         for linear, values in expected.items():
-            assert far(getattr(found[linear], field), values[i], loudest / 100) < 1e-4, f"{field} of {linear}"
+            assert far(getattr(found[linear], field), values[i], largest / 100) < 1e-4, f"{field} of {linear}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -161,8 +162,8 @@ def test_half_precision_weights_give_single_precision_statistics(name):
     model, data = ARCHITECTURES[name](), batch(name, padded=True)
     exact = calibrate(model, [data], linears_of(model))
     half = model.to(torch.bfloat16)
-    seen = calibrate(half, [data], linears_of(half))
-    for linear, statistics in seen.items():
+    found = calibrate(half, [data], linears_of(half))
+    for linear, statistics in found.items():
         assert all(getattr(statistics, field).dtype == torch.float32 for field in FIELDS)
         assert far(statistics.norm, exact[linear].norm) < 0.05, linear
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
@@ -211,7 +212,7 @@ def test_the_model_is_left_as_it_was(name, fails):
     if fails:
         broken = wider(data, 200)  # longer than the context or with an unknown token: no architecture here runs it
         broken["input_ids"][0, 0] = 10_000
-        with pytest.raises(Exception):
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
             calibrate(model, [data, broken], linears_of(model))
     else:
         calibrate(model, [data], linears_of(model))
@@ -222,22 +223,23 @@ def test_the_model_is_left_as_it_was(name, fails):
 @pytest.mark.parametrize("name", NAMES)
 def test_dropout_is_off_and_frozen_weights_have_statistics(name):
     model, data = ARCHITECTURES[name](), batch(name, padded=True)
-    seen = calibrate(model, [data], linears_of(model))
+    found = calibrate(model, [data], linears_of(model))
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.5
     model.train().requires_grad_(False)
-    assert_same(calibrate(model, [data], linears_of(model)), seen, 1e-6)
+    assert_same(calibrate(model, [data], linears_of(model)), found, 1e-6)
     with torch.no_grad():
-        assert_same(calibrate(model, [data], linears_of(model)), seen, 1e-6)
+        assert_same(calibrate(model, [data], linears_of(model)), found, 1e-6)
 
 
-def test_only_what_is_needed_is_gathered():
+def test_only_what_is_needed_is_computed():
     model, data = ARCHITECTURES["bert"](), batch("bert")
     linears = linears_of(model)
     every = calibrate(model, [data], linears)
     for field in FIELDS:
-        for statistics, whole in zip(calibrate(model, [data], linears, needs={field}).values(), every.values()):
+        one = calibrate(model, [data], linears, needs={field})
+        for statistics, whole in zip(one.values(), every.values(), strict=True):
             assert torch.allclose(getattr(statistics, field), getattr(whole, field), rtol=1e-4, atol=1e-7)
             assert all(getattr(statistics, other) is None for other in FIELDS if other != field)
     unlabelled = {key: value for key, value in data.items() if key != "labels"}
@@ -260,13 +262,14 @@ def test_a_layer_that_the_loss_does_not_reach_has_gradient_zero():
             return self.used(inputs)
 
     model = Two()
-    seen = calibrate(
+    found = calibrate(
         model,
         [{"inputs": torch.randn(4, 3), "labels": torch.tensor([0, 1, 0, 1])}],
         {"used": model.used, "unused": model.unused},
     )
-    assert not seen["unused"].gradient.any() and not seen["unused"].squared_gradient.any() and seen["unused"].norm.all()
-    assert seen["used"].gradient.any() and seen["used"].squared_gradient.any()
+    used, unused = found["used"], found["unused"]
+    assert not unused.gradient.any() and not unused.squared_gradient.any() and unused.norm.all()
+    assert used.gradient.any() and used.squared_gradient.any()
 
 
 def test_bad_calibration_sets():
@@ -289,7 +292,7 @@ def test_batches_from_token_ids():
     assert_same(calibrate(model, batches, linears_of(model)), calibrate(model, [by_hand], linears_of(model)))
     given = [batch("bert"), batch("bert", seed=1)]
     kept = as_batches(iter(given))
-    assert len(kept) == 2 and all(torch.equal(a[key], b[key]) for a, b in zip(kept, given) for key in b)
+    assert len(kept) == 2 and all(torch.equal(a[key], b[key]) for a, b in zip(kept, given, strict=True) for key in b)
     for wrong in (torch.zeros(3), torch.zeros(2, 3, 4, dtype=torch.long)):
         with pytest.raises(UsageError):
             as_batches(wrong)

@@ -180,7 +180,10 @@ def test_the_folder_is_an_ordinary_checkpoint(name, folders, tmp_path):
     index, structure = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text()), anatomy(model)
     assert index["weight_map"].keys() == load_file(tmp_path / "memory" / "model.safetensors").keys()
     assert index["metadata"]["total_size"] == sum(parameter.nbytes for parameter in model.parameters())
-    owner = lambda key: next((block.index for block in structure.blocks if key.startswith(f"{block.name}.")), None)
+
+    def owner(key):
+        return next((block.index for block in structure.blocks if key.startswith(f"{block.name}.")), None)
+
     files = {}
     for key, file in index["weight_map"].items():
         files.setdefault(owner(key), set()).add(file)
@@ -258,11 +261,14 @@ def test_only_one_block_is_there(ask, tmp_path, monkeypatch):
 
     monkeypatch.setattr(room, "assign", counted)
     prune_stream(folder, tmp_path / "out", calibration=data("llama"), **ask)
-    block = lambda i: {
-        name
-        for name, _ in ARCHITECTURES["llama"](num_hidden_layers=6).named_parameters()
-        if name.startswith(f"model.layers.{i}.")
-    }
+
+    def block(i):
+        return {
+            name
+            for name, _ in ARCHITECTURES["llama"](num_hidden_layers=6).named_parameters()
+            if name.startswith(f"model.layers.{i}.")
+        }
+
     before = {"model.embed_tokens.weight", "model.norm.weight"}
     allowed = [set(), before, before | block(0), *(block(i) for i in range(6))]
     assert all(names in allowed for names in held) and all(block(i) in held for i in range(6)) and not held[-1]
@@ -308,7 +314,8 @@ print(peak() - before)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs the counters of Linux")
 def test_peak_memory_in_a_process_of_its_own(folders, tmp_path):
-    "24 blocks, 170 MB: a stream adds at most 35 % of the model and the activations, mapped files included; a run in memory adds all of it."
+    """24 blocks, 170 MB: a stream adds at most 35 % of the model and the activations, mapped files included; a run in
+    memory adds all of it."""
     wide = dict(
         hidden_size=384, intermediate_size=1024, num_attention_heads=6, num_key_value_heads=6, num_hidden_layers=24
     )
@@ -345,7 +352,7 @@ def dying(tensors, path, metadata=None):
     if "model-00003" in str(path): os.kill(os.getpid(), signal.SIGKILL)
     real(tensors, path, metadata=metadata)
 files.save_file = dying
-prune_stream({folder!r}, {out!r}, calibration=data("llama"), walk=dict(resume={kept!r}), **{ask!r})
+prune_stream({folder!r}, {out!r}, calibration=data("llama"), resume={kept!r}, **{ask!r})
 """
 
 
@@ -374,9 +381,7 @@ def test_a_killed_stream_goes_on_to_the_same_bits(ask, folders, tmp_path, monkey
     monkeypatch.setattr(room, "store_block", noted)
     whole, expected = in_memory(folder, calibration=data("llama"), **ask)
     for out in ("out", "again"):  # the second run finds everything
-        result = prune_stream(
-            folder, tmp_path / out, calibration=data("llama"), walk=dict(resume=tmp_path / "kept"), **ask
-        )
+        result = prune_stream(folder, tmp_path / out, calibration=data("llama"), resume=tmp_path / "kept", **ask)
         assert stored == [2] and same_bits(open_model(tmp_path / out).state_dict(), whole.state_dict())
         assert (result.achieved, result.sparsity_all) == (expected.achieved, expected.sparsity_all) and all(
             torch.equal(result.masks.keep[key], keep) for key, keep in expected.masks.keep.items()
@@ -385,7 +390,7 @@ def test_a_killed_stream_goes_on_to_the_same_bits(ask, folders, tmp_path, monkey
 
 def test_blocks_of_another_request_or_model_are_refused(folders, tmp_path):
     ask, kept = dict(calibration=data("llama"), method="wanda", sparsity=0.5), dict(resume=tmp_path / "kept")
-    prune_stream(folders["llama", True], tmp_path / "out", walk=kept, **ask)
+    prune_stream(folders["llama", True], tmp_path / "out", **kept, **ask)
     other = saved(tmp_path / "other", "llama", sharded=True, seed=1)
     for folder, change in (
         (folders["llama", True], dict(sparsity=0.6)),
@@ -393,14 +398,14 @@ def test_blocks_of_another_request_or_model_are_refused(folders, tmp_path):
         (other, {}),
     ):
         with pytest.raises(UsageError, match="belongs to another request or another model"):
-            prune_stream(folder, tmp_path / "no", walk=kept, **ask | change)
+            prune_stream(folder, tmp_path / "no", **kept, **ask | change)
         assert not (tmp_path / "no").exists()
 
 
 def test_where_activations_wait_does_not_matter(folders, tmp_path):
     ask = dict(calibration=data("opt"), method="sparsegpt", sparsity=0.5)
-    for place, walk in (("a", None), ("b", dict(offload=tmp_path / "activations", device="cpu"))):
-        prune_stream(folders["opt", False], tmp_path / place, walk=walk, **ask)
+    for place, walk in (("a", {}), ("b", dict(offload=tmp_path / "activations", device="cpu"))):
+        prune_stream(folders["opt", False], tmp_path / place, **walk, **ask)
     assert same_bits(open_model(tmp_path / "a").state_dict(), open_model(tmp_path / "b").state_dict()) and not list(
         (tmp_path / "activations").iterdir()
     )
@@ -527,7 +532,7 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk, capsys):
 @pytest.mark.parametrize(
     "ask, message",
     [
-        (dict(method="taylor"), "needs gradients or outputs of the whole model, and a stream holds one block"),
+        (dict(method="taylor"), "needs gradients or outputs of the whole model, A stream holds one block"),
         (dict(method="gradprobe"), "needs gradients"),
         (dict(method="gumbel", pattern="heads"), "needs gradients or outputs"),
         (dict(allocation="global"), "compares all blocks"),
@@ -536,10 +541,9 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk, capsys):
         (dict(method="wanda", sequential=False), "whole dense model"),
         (dict(method="wanda", sparsity=50), "for 50 % say 0.5"),
         (dict(method="wanda", calibration=None), "needs data"),
-        (dict(method="sparsegpt", options={"damp": 1}), "options take damping"),
-        (dict(walk=dict(device="cpu")), "needs no data"),
-        (dict(walk=dict(resume=__file__)), "is a file"),
-        (dict(method="wanda", walk=dict(folder="x")), "unknown setting of the walk"),
+        (dict(method="sparsegpt", options={"damp": 1}), "options are damping"),
+        (dict(device="cpu"), "needs no data"),
+        (dict(resume=__file__), "is a file"),
         (dict(dtype="int4"), "unknown dtype"),
     ],
 )
@@ -592,7 +596,8 @@ def test_from_the_shell(tmp_path, capsys):
         and all(
             torch.equal(*pair)
             for pair in zip(
-                *(Masks.load(tmp_path / place / "masks.safetensors").keep.values() for place in ("out", "memory"))
+                *(Masks.load(tmp_path / place / "masks.safetensors").keep.values() for place in ("out", "memory")),
+                strict=True,
             )
         )
     )

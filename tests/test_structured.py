@@ -1,4 +1,5 @@
-"Scores of units, repair, and whole blocks: against loops written from the formulas, and against the models that are left."
+"""Scores of units, repair, and whole blocks: against loops written from the formulas, and against the models that are
+left."""
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.methods.structured import activation_norm, block_influence, rounded_shares, weight_range
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.pruning.blocks import hands_on
+from pruneresearch.pruning.blocks import is_residual
 from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.pruning.repair import least_squares
@@ -45,7 +46,8 @@ def test_range_of_weights(name):
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_what_a_unit_sends_on(name):
     model, data = ARCHITECTURES[name](), batch(name, n=6, padded=True)
-    seen = calibrate(model, [data], anatomy(model).linears, {"norm"})
+    statistics = calibrate(model, [data], anatomy(model).linears, {"norm"})
+    norm = {name: layer.norm for name, layer in statistics.items()}
     for group in anatomy(model).groups:
         consumer = group.linears[group.consumer]
         if name in DECODERS:
@@ -53,9 +55,9 @@ def test_what_a_unit_sends_on(name):
         else:
             heard = []
             handle = consumer.register_forward_pre_hook(
-                lambda module, inputs: heard.append(inputs[0].detach()[0].double().numpy())
+                lambda module, inputs, heard=heard: heard.append(inputs[0].detach()[0].double().numpy())
             )
-            for ids, mask in zip(data["input_ids"], data["attention_mask"]):
+            for ids, mask in zip(data["input_ids"], data["attention_mask"], strict=True):
                 model(input_ids=ids[None, mask.bool()])
             handle.remove()
             tokens = np.concatenate(heard)
@@ -65,7 +67,7 @@ def test_what_a_unit_sends_on(name):
         ):  # the energy of what each of a unit's columns adds to the output, token by token
             columns = range(unit * group.columns, (unit + 1) * group.columns)
             expected.append(sum((np.outer(tokens[:, j], weight[:, j]) ** 2).sum() for j in columns) ** 0.5)
-        assert activation_norm(group, seen).tolist() == pytest.approx(expected, rel=1e-4)
+        assert activation_norm(group, norm).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["weight-range", "activation-norm"])
@@ -245,10 +247,10 @@ def test_influence(name):
     model, data = ARCHITECTURES[name](), batch(name, n=5, padded=True)
     structure, expected = anatomy(model), np.zeros(len(anatomy(model).blocks))
     with torch.no_grad():
-        for ids, mask in zip(data["input_ids"], data["attention_mask"]):
+        for ids, mask in zip(data["input_ids"], data["attention_mask"], strict=True):
             states = model(input_ids=ids[None, mask.bool()], output_hidden_states=True).hidden_states
             for i in range(len(expected) - 1):  # the last state of decoders has passed the final norm
-                for a, b in zip(states[i][0].double().numpy(), states[i + 1][0].double().numpy()):
+                for a, b in zip(states[i][0].double().numpy(), states[i + 1][0].double().numpy(), strict=True):
                     expected[i] += 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     expected /= int(data["attention_mask"].sum())
     assert block_influence(model, structure, [data])[:-1].tolist() == pytest.approx(expected[:-1].tolist(), abs=1e-5)
@@ -327,7 +329,7 @@ def test_blocks_and_units_together():
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 def test_who_hands_on(name):
-    assert hands_on(ARCHITECTURES[name]()) == (name in DECODERS)
+    assert is_residual(ARCHITECTURES[name]()) == (name in DECODERS)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -339,7 +341,7 @@ def test_blocks_that_normalise_what_they_added_cannot_go(name):
 
 
 def test_opt_that_normalises_after_the_addition():
-    assert not hands_on(ARCHITECTURES["opt"](do_layer_norm_before=False))
+    assert not is_residual(ARCHITECTURES["opt"](do_layer_norm_before=False))
 
 
 @pytest.mark.parametrize(

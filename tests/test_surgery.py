@@ -1,4 +1,4 @@
-"Surgery: a cut model computes what the masked one computes, for every architecture, and says truthfully how it reloads."
+"Surgery: a cut model computes what the masked one computes, for every architecture, and reloads as it says."
 
 import copy
 import subprocess
@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 from architectures import ARCHITECTURES, DECODERS, batch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from pruneresearch.basics.errors import UsageError
-from pruneresearch.model.anatomy import anatomy, layout_of
+from pruneresearch.model.anatomy import anatomy
+from pruneresearch.model.families import layout_of
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping.surgery import reload_plan, remove, widths_after, widths_for, widths_of
 
@@ -81,8 +83,9 @@ def test_generation_with_a_cache(name, cut):
         pad_token_id=0,
         eos_token_id=None,
     )
-    told = [m.generate(**how, use_cache=cache) for m, cache in ((model, True), (smaller, True), (smaller, False))]
-    assert told[0].shape == (3, 18) and torch.equal(told[0], told[1]) and torch.equal(told[1], told[2])
+    generated = [m.generate(**how, use_cache=cache) for m, cache in ((model, True), (smaller, True), (smaller, False))]
+    assert generated[0].shape == (3, 18)
+    assert torch.equal(generated[0], generated[1]) and torch.equal(generated[1], generated[2])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,7 +136,7 @@ def test_cutting_twice_is_cutting_once(name):
     twice = model
     for kind in ("neurons", "heads"):
         twice = remove(twice, Masks.from_units(twice, {key: keep for key, keep in units.items() if key[1] == kind}))
-    assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -150,6 +153,14 @@ def test_tied_embeddings_stay_tied():
     model = ARCHITECTURES["mistral"]()
     smaller = remove(model, Masks.from_units(model, cuts(model, "uneven")))
     assert smaller.lm_head.weight is smaller.get_input_embeddings().weight
+
+
+def reloads_plainly(cls, folder, data, expected):
+    "Whether from_pretrained opens a folder without an error and with the right outputs."
+    try:
+        return torch.equal(logits(cls.from_pretrained(folder), data), expected)
+    except (ValueError, RuntimeError, OSError, StrictDataclassError):
+        return False
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -173,10 +184,10 @@ def test_the_plan_is_what_happens(name, tmp_path):
             data = batch(name, padded=True)
             assert torch.equal(logits(cls.from_pretrained(folder), data), logits(smaller, data))
         else:
-            with pytest.raises(Exception):
-                assert torch.equal(logits(cls.from_pretrained(folder), batch(name)), logits(smaller, batch(name)))
+            assert not reloads_plainly(cls, folder, batch(name), logits(smaller, batch(name)))
 
 
+@pytest.mark.slow
 def test_a_fresh_process_without_this_library_loads_what_is_plain(tmp_path):
     "All architectures in one process that only knows transformers."
     expected = {}
@@ -193,7 +204,9 @@ import sys, torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 for name in {NAMES!r}:
     auto = AutoModelForCausalLM if name in {DECODERS!r} else AutoModelForSequenceClassification
-    with torch.inference_mode(): torch.save(auto.from_pretrained(f"{tmp_path}/{{name}}").eval()(**torch.load(f"{tmp_path}/{{name}}.in")).logits, f"{tmp_path}/{{name}}.out")
+    model, data = auto.from_pretrained(f"{tmp_path}/{{name}}").eval(), torch.load(f"{tmp_path}/{{name}}.in")
+    with torch.inference_mode():
+        torch.save(model(**data).logits, f"{tmp_path}/{{name}}.out")
 assert "pruneresearch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
@@ -211,7 +224,7 @@ def test_widths_can_be_known_before_scores():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_folding_is_the_best_constant(name):
-    "One group cut: the consumer's output keeps its mean over the calibration tokens, computed here from hooks of its own."
+    "One group cut: the consumer's output keeps its mean over the calibration tokens, computed here by own hooks."
     model, data = ARCHITECTURES[name](), [batch(name, padded=True, seed=s) for s in range(3)]
     block = anatomy(model).blocks[1]
     units = {(1, "neurons"): kept(64, 20)}
@@ -220,15 +233,18 @@ def test_folding_is_the_best_constant(name):
     role = "down" if "down" in block.linears else "fc2"
     means = []
     for m in (model, folded):
-        heard, linear = [], anatomy(m).blocks[1].linears[role]
-        hook = linear.register_forward_hook(
-            lambda module, inputs, output: heard.append(output.detach().reshape(-1, output.shape[-1]))
+        outputs, real_tokens = [], [one["attention_mask"].bool() for one in data]
+        hook = (
+            anatomy(m)
+            .blocks[1]
+            .linears[role]
+            .register_forward_hook(lambda module, inputs, output, outputs=outputs: outputs.append(output.detach()))
         )
         for one in data:
             logits(m, one)
-            heard[-1] = heard[-1][one["attention_mask"].reshape(-1).bool()]
         hook.remove()
-        means.append(torch.cat(heard).double().mean(0))
+        tokens = [output.reshape(*real.shape, -1)[real] for output, real in zip(outputs, real_tokens, strict=True)]
+        means.append(torch.cat(tokens).double().mean(0))
     assert torch.allclose(means[0], means[1], atol=1e-5)
     plain = anatomy(remove(model, masks)).blocks[1].linears[role].bias
     assert plain is None or not torch.allclose(plain, anatomy(folded).blocks[1].linears[role].bias)

@@ -1,6 +1,7 @@
 "Tasks: every layout from tiny files, exact windows, disjoint and seeded calibration, damaged files, no network."
 
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -18,20 +19,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from pruneresearch.basics.errors import RunError, UsageError
-from pruneresearch.data import tasks
+from pruneresearch.data import glue
+from pruneresearch.data import hub as data_hub
+from pruneresearch.data.encoding import calibration_rows, pad_rows, tokenizer_hash
 from pruneresearch.data.evaluate_metrics import load_metric
-from pruneresearch.data.tasks import (
-    GLUE,
-    Task,
-    answers,
-    best_span,
-    carve,
-    list_tasks,
-    load_task,
-    pad_rows,
-    references,
-    tokenizer_hash,
-)
+from pruneresearch.data.glue import GLUE
+from pruneresearch.data.questions import answers, best_span, references
+from pruneresearch.data.splits import carve, sentence_splits
+from pruneresearch.data.tasks import Task, list_tasks, load_task
 
 REAL = os.environ.get("PRUNERESEARCH_DATA")
 real = pytest.mark.skipif(not REAL, reason="PRUNERESEARCH_DATA names no folder with real data")
@@ -67,7 +62,10 @@ def lines(*rows):
     return "".join("\t".join(map(str, row)) + "\n" for row in rows)
 
 
-MNLI_TRAIN = "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse sentence1 sentence2 label1 gold_label".split()
+MNLI_TRAIN = (
+    "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
+    "sentence1 sentence2 label1 gold_label"
+).split()
 MNLI_DEV = MNLI_TRAIN[:-1] + "label2 label3 label4 label5 gold_label".split()
 STSB = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()
 NLI = ("entailment", "neutral", "contradiction")
@@ -256,7 +254,8 @@ DAMAGE = [  # task, file, content, what the message must contain
     (
         "squad",
         "squad/dev-v1.1.json",
-        '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": "7", "question": "q", "answers": [{"text": "c", "answer_start": 5}]}]}]}]}',
+        '{"data": [{"paragraphs": [{"context": "c", "qas": [{"id": "7", "question": "q", '
+        '"answers": [{"text": "c", "answer_start": 5}]}]}]}]}',
         ["'7'", "outside its context"],
     ),
     ("wikitext2", "wikitext-2/test.txt", "", ["test.txt", "empty"]),
@@ -594,7 +593,7 @@ def sentiment():
 @pytest.mark.parametrize("name, columns", [("sentiment", ("sentence",)), ("paraphrase", ("sentence1", "sentence2"))])
 def test_sentence_tasks_have_exact_disjoint_splits(name, columns):
     task = load_task(name)
-    parts = {split: set(zip(*[rows[c] for c in columns])) for split, rows in task.splits.items()}
+    parts = {split: set(zip(*[rows[c] for c in columns], strict=True)) for split, rows in task.splits.items()}
     assert (
         {split: len(rows) for split, rows in task.splits.items()}
         == {split: len(part) for split, part in parts.items()}
@@ -604,10 +603,10 @@ def test_sentence_tasks_have_exact_disjoint_splits(name, columns):
 
 
 def test_overlaps_are_dropped_and_sizes_still_met():
-    make = lambda n, seed: [
-        {"sentence": f"s{i}", "label": i % 2} for i in range(n)
-    ]  # every call begins with the same sentences
-    splits = tasks.sentence_splits(make)
+    def make(n, seed):  # every call begins with the same sentences
+        return [{"sentence": f"s{i}", "label": i % 2} for i in range(n)]
+
+    splits = sentence_splits(make)
     assert [len(splits[s]["sentence"]) for s in ("train", "selection", "test")] == [8000, 1000, 2000]
     assert len({t for columns in splits.values() for t in columns["sentence"]}) == 11_000
 
@@ -637,13 +636,17 @@ def test_pydocs_splits_are_disjoint():
     assert task.kind == "language-modelling" and task.join == "\n\n"
 
 
+def unpadded(batches):
+    "The token ids of every row, without padding."
+    pairs = [pair for b in batches for pair in zip(b["input_ids"], b["attention_mask"], strict=True)]
+    return [tuple(ids[mask.bool()].tolist()) for ids, mask in pairs]
+
+
 def test_batches_are_in_order_padded_and_limited(sentiment):
     task, tokenizer = sentiment
     batches = task.batches("test", tokenizer, batch_size=7, limit=20)
     assert [len(b["labels"]) for b in batches] == [7, 7, 6]
-    texts = [
-        tokenizer.decode(ids[mask.bool()]) for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"])
-    ]
+    texts = [tokenizer.decode(ids) for ids in unpadded(batches)]
     direct = [tokenizer.decode(tokenizer(s)["input_ids"]) for s in task.splits["test"]["sentence"][:20]]
     assert texts == direct and torch.cat([b["labels"] for b in batches]).tolist() == task.splits["test"]["label"][:20]
     assert all(b["input_ids"].shape[1] == b["attention_mask"].sum(1).max() for b in batches)
@@ -653,29 +656,22 @@ def test_batches_are_in_order_padded_and_limited(sentiment):
 
 def test_calibration_is_seeded_from_train_and_disjoint_from_the_rest(sentiment):
     task, tokenizer = sentiment
-    rows = lambda batches: [
-        tuple(i[m.bool()].tolist()) for b in batches for i, m in zip(b["input_ids"], b["attention_mask"])
-    ]
     parts = {split: set(map(tuple, task.encode(split, tokenizer)["input_ids"])) for split in task.splits}
-    drawn = rows(task.calibration(tokenizer, n=300, seed=5))
-    assert (
-        len(set(drawn)) == 300
-        and set(drawn) <= parts["train"]
-        and not set(drawn) & (parts["test"] | parts["selection"])
-    )
-    assert drawn == rows(task.calibration(tokenizer, n=300, seed=5, batch_size=64)) and drawn != rows(
-        task.calibration(tokenizer, n=300, seed=6)
-    )
+    drawn = unpadded(task.calibration(tokenizer, n=300, seed=5))
+    assert len(set(drawn)) == 300 and set(drawn) <= parts["train"]
+    assert not set(drawn) & (parts["test"] | parts["selection"])
+    assert drawn == unpadded(task.calibration(tokenizer, n=300, seed=5, batch_size=64))
+    assert drawn != unpadded(task.calibration(tokenizer, n=300, seed=6))
 
 
 def test_question_calibration_shows_the_answers(rivers):
     task, tokenizer = rivers
-    rows = tasks.calibration_rows(task, tokenizer, n=30, length=36, seed=0)
+    rows = calibration_rows(task, tokenizer, n=30, length=36, seed=0)
     chosen = {row["id"]: row for row in task.splits["train"]}
     assert len(rows) == len(set(rows["example"])) == 30
     assert all(
         bool(start) == bool(chosen[key]["answers"]["text"])
-        for key, start in zip(rows["example"], rows["start_positions"])
+        for key, start in zip(rows["example"], rows["start_positions"], strict=True)
     )
 
 
@@ -821,14 +817,11 @@ def test_hub_and_folder_give_the_same_task(tmp_path, monkeypatch):
 
     write_glue(tmp_path, "mnli")
     local = load_task("glue/mnli", data_dir=tmp_path)
-    table = lambda n: Dataset.from_dict(
-        {
-            "premise": [f"premise {i}" for i in range(n)],
-            "hypothesis": [f"hypothesis {i}" for i in range(n)],
-            "label": [i % 3 for i in range(n)],
-            "idx": list(range(n)),
-        }
-    )
+
+    def table(n):
+        columns = {name: [f"{name} {i}" for i in range(n)] for name in ("premise", "hypothesis")}
+        return Dataset.from_dict({**columns, "label": [i % 3 for i in range(n)], "idx": list(range(n))})
+
     asked = []
 
     def fake(*arguments, **named):
@@ -836,7 +829,7 @@ def test_hub_and_folder_give_the_same_task(tmp_path, monkeypatch):
         return DatasetDict({"train": table(40), "validation_matched": table(6), "validation_mismatched": table(3)})
 
     monkeypatch.setattr(datasets, "load_dataset", fake)
-    monkeypatch.setattr(tasks, "hub_answers", lambda: True)
+    monkeypatch.setattr(data_hub, "hub_answers", lambda: True)
     assert load_task("glue/mnli").fingerprint() == local.fingerprint()
     assert len(load_task("glue/mnli_mismatched").splits["test"]) == 3
     assert [a for a, _ in asked] == [("nyu-mll/glue", "mnli")] * 2
@@ -847,7 +840,7 @@ def test_without_network_the_message_helps_and_comes_at_once(name, monkeypatch, 
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(tasks, "hub_answers", lambda: False)
+    monkeypatch.setattr(data_hub, "hub_answers", lambda: False)
     begin = time.perf_counter()
     with pytest.raises(RunError) as caught:
         load_task(name)
@@ -862,7 +855,7 @@ def test_unreachable_hub_is_noticed_within_seconds(monkeypatch):
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens at the discard port
     begin = time.perf_counter()
-    assert tasks.hub_answers() is False and time.perf_counter() - begin < 6
+    assert data_hub.hub_answers() is False and time.perf_counter() - begin < 6
 
 
 def test_reachable_hub_is_noticed(monkeypatch):
@@ -883,7 +876,7 @@ def test_reachable_hub_is_noticed(monkeypatch):
     Thread(target=server.handle_request, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    assert tasks.hub_answers() is not constants.HF_HUB_OFFLINE
+    assert data_hub.hub_answers() is not constants.HF_HUB_OFFLINE
     server.server_close()
 
 
@@ -897,7 +890,7 @@ def test_cached_data_still_load_without_network(monkeypatch, tmp_path):
         for split, n in (("train", 30), ("validation", 5))
     }
     cache_data(tmp_path / "cache", "nyu-mll/glue", splits, "sst2")
-    monkeypatch.setattr(tasks, "hub_answers", lambda: False)
+    monkeypatch.setattr(data_hub, "hub_answers", lambda: False)
     task = load_task("glue/sst2")
     assert {split: len(rows) for split, rows in task.splits.items()} == {"train": 27, "selection": 3, "test": 5}
     assert not datasets.config.HF_HUB_OFFLINE  # put back
@@ -905,19 +898,38 @@ def test_cached_data_still_load_without_network(monkeypatch, tmp_path):
 
 def test_local_folder_without_the_task_falls_back_to_the_hub(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNERESEARCH_DATA", str(tmp_path))
-    monkeypatch.setattr(tasks, "from_hub", lambda *a, **k: (_ for _ in ()).throw(RunError("hub asked")))
+    monkeypatch.setattr(glue, "from_hub", lambda *a, **k: (_ for _ in ()).throw(RunError("hub asked")))
     with pytest.raises(RunError, match="hub asked"):
         load_task("glue/rte")
     with pytest.raises(UsageError, match="glue/RTE/train.tsv"):
         load_task("glue/rte", data_dir=tmp_path)
 
 
-def test_import_is_light():
-    program = "import sys, pruneresearch.tasks; print([m for m in ('datasets', 'evaluate', 'sklearn', 'pandas', 'scipy') if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
-        == "[]"
-    )
+def test_import_is_light_and_an_embedded_task_needs_little_more():
+    "Modules are counted in one fresh process, after the import and after loading and batching an embedded task."
+    program = """if True:
+        import sys
+        heavy = {"datasets", "evaluate", "transformers", "sklearn", "pandas", "scipy", "matplotlib", "huggingface_hub"}
+        import pruneresearch.data.tasks as tasks
+        print(*sorted(heavy & set(sys.modules)))
+        tasks.load_task("sentiment")
+        print(*sorted((heavy - {"datasets", "pandas", "huggingface_hub"}) & set(sys.modules)))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("sentiment", ("65674be3d50c641f", "1c4f0bf33b576c95", "a38833fc21d8b31b")),
+        ("paraphrase", ("35ee37dcbdbc72ae", "b5dc5c439868102e", "46ead67e1cf83f2e")),
+    ],
+)
+def test_embedded_sentences_are_the_same_as_ever(name, expected):
+    splits = load_task(name).splits
+    rows = [json.dumps([splits[s][c][:] for c in splits[s].column_names]) for s in ("train", "selection", "test")]
+    assert tuple(hashlib.sha256(text.encode()).hexdigest()[:16] for text in rows) == expected
 
 
 # ---------------------------------------------------------------- real data
@@ -945,5 +957,5 @@ def test_real_squad_splits_share_no_article():
     titles = [set(rows["title"]) for rows in task.splits.values()]
     assert sum(map(len, titles)) == len(set.union(*titles)) and sum(len(rows) for rows in task.splits.values()) == 1190
     for row in task.splits["test"]:
-        for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"]):
+        for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
             assert row["context"][start : start + len(text)] == text

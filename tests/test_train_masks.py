@@ -1,4 +1,4 @@
-"The command that trains masks: every kind of task, the three files, Weights & Biases without a network, calls that cannot work."
+"The command that trains masks: every kind of task, the three files, a tracker offline, bad calls."
 
 import json
 import os
@@ -11,7 +11,7 @@ import torch
 
 from pruneresearch.basics.files import read_json
 from pruneresearch.cli.main import main
-from pruneresearch.methods.gumbel import FILES
+from pruneresearch.recipes.train_masks import FILES
 
 STSB = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()
 WORDS = "red green blue black white".split()

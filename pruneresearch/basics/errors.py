@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UsageError', 'RunError', 'require', 'lookup', 'short_error']
 
-# %% ../../nbs/basics/errors.ipynb #c005
+# %% ../../nbs/basics/errors.ipynb #c004
 class UsageError(ValueError):
     "The request cannot be met as made; the message says what would work. Exit code 2."
 

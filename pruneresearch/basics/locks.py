@@ -14,27 +14,29 @@ from pathlib import Path
 from .errors import RunError
 
 # %% ../../nbs/basics/locks.ipynb #c004
+def _no_locks(path, error: OSError) -> RunError | None:
+    "The error for a file system without locks; None for any other error."
+    if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        return RunError(f"the file system of {str(path)!r} knows no locks: put the results on one that does.")
+
+# %% ../../nbs/basics/locks.ipynb #c006
 @contextmanager
 def locked(
     path,  # what only one process shall make; the lock is the file PATH.lock
     wait: bool = True,  # for another process that holds it
-) -> Iterator[bool]:  # whether it is ours; always so when we waited
-    "One process at a time. Raises `RunError` where the file system knows no locks."
+) -> Iterator[bool]:  # whether the lock is ours; always so when we waited
+    "One process at a time. Raises `RunError` where the file system has no locks."
     from filelock import FileLock, Timeout
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(
-        f"{path}.lock", fallback_to_soft=False
-    )  # a file that says "taken" would outlive a machine that dies
+    lock = FileLock(f"{path}.lock", fallback_to_soft=False)  # a soft lock would outlive a machine that dies
     try:
         lock.acquire(blocking=wait)
     except Timeout:
         yield False
         return
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-        raise RunError(f"the file system of {str(path)!r} knows no locks: put the results on one that does.") from None
+        raise (_no_locks(path, error) or error) from None
     try:
         yield True
     finally:

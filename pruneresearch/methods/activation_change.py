@@ -21,20 +21,17 @@ from transformers import TrainerCallback
 from ..basics.errors import UsageError, lookup
 from ..basics.files import read_record
 from ..data.tasks import first_examples, load_task
-from pruneresearch.measure.quality import (
-    evaluate_model,
-    evaluating,
-    inference_bytes,
-    latency,
-    macro_metrics,
-    measured,
-    parameter_counts,
-)
+from ..measure.cost import inference_bytes, latency, measured, parameter_counts
+from ..measure.quality import evaluate_model, macro_metrics
+from ..model.calls import evaluating
 from ..model.anatomy import Group, anatomy
-from ..model.loading import forward, load_model, to_device, tokenizer_of
+from ..model.calls import forward, to_device, tokenizer_of
+from ..model.loading import load_model
 from ..pruning.registry import unit_score
-from ..pruning.masks import Masks, count_pruned, keep_highest, share_of
-from ..pruning.statistics import absolute_change, by_example
+from ..pruning.masks import Masks
+from ..pruning.patterns import count_pruned, share_of
+from ..pruning.selection import keep_highest
+from ..pruning.collectors import absolute_change, by_example
 from ..shipping.surgery import remove
 from ..training.recovery import recover
 
@@ -346,7 +343,7 @@ def compute_metrics(
     labels: Tensor,  # (n,)
 ) -> dict:  # accuracy, f1, precision; the last two as means over the classes
     "Classification metrics. A micro average would make precision another word for accuracy."
-    from pruneresearch.data.metrics import load_metric
+    from pruneresearch.data.evaluate_metrics import load_metric
 
     predictions, references = torch.as_tensor(logits).argmax(-1).tolist(), torch.as_tensor(labels).tolist()
     return load_metric("accuracy").compute(predictions=predictions, references=references) | macro_metrics(

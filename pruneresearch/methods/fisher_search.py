@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..basics.errors import UsageError
-from ..model.loading import example_losses, forward, length_for, to_device, tokenizer_of
+from ..model.calls import example_losses, forward, length_for, to_device, tokenizer_of
 from ..pruning.budget import cost_terms, kept_share, search, shares_of
 from ..pruning.registry import mask_search
 from ..pruning.masks import Masks
-from ..pruning.statistics import by_example, frozen_except, real_tokens
+from ..pruning.collectors import by_example, real_tokens
+from ..pruning.statistics import frozen_except
 from ..training.gates import sites
 
 # %% ../../nbs/methods/fisher_search.ipynb #c005

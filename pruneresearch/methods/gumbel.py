@@ -17,22 +17,24 @@ from torch import Tensor, nn
 
 from ..basics.errors import UsageError, lookup
 from ..basics.files import atomic_file, read_record, require_empty, write_json
-from ..measure.quality import evaluate_model, parameter_counts
-from ..model.loading import length_for, save_model
+from ..measure.cost import parameter_counts
+from ..measure.quality import evaluate_model
+from ..model.calls import length_for
+from ..model.loading import save_model
 from ..pruning.budget import UNIT_KINDS, kept_share, shares_of
 from ..pruning.registry import mask_search
 from ..pruning.masks import Masks
 from ..shipping.checkpoints import save_pruned
+from ..shipping.surgery import without_gates
 from pruneresearch.training.gates import (
     Distribution,
     Gates,
     attached,
     meet_budget,
-    pull_for,
+    make_regularizer,
     sites,
     train_gates,
     trained_masks,
-    without_gates,
 )
 from ..training.recovery import recover
 
@@ -150,7 +152,7 @@ def _pull(model, task, kinds, target_sparsity, target_macs, length, settings: di
         sparsity_loss="price",
         quantization_loss="quantization",
     )
-    return pull_for(
+    return make_regularizer(
         model,
         kinds,
         target_sparsity,

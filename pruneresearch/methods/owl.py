@@ -6,11 +6,10 @@
 __all__ = ['outlier_share', 'sparsities_by_outliers', 'owl']
 
 # %% ../../nbs/methods/owl.ipynb #c003
-from ..pruning.registry import allocation_rule
-
 from ..basics.errors import require
 from .wanda import wanda
 from ..model.anatomy import Anatomy, Block
+from ..pruning.registry import allocation_rule
 
 # %% ../../nbs/methods/owl.ipynb #c004
 def outlier_share(

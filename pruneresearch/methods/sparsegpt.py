@@ -9,11 +9,12 @@ __all__ = ['DAMPING', 'BLOCK', 'factor_of_inverse', 'sweep', 'sparsegpt']
 import math
 
 import torch
-from ..pruning.registry import layer_solver
 from torch import Tensor, nn
 
 from ..basics.errors import RunError, require
-from ..pruning.masks import Pattern, keep_highest, keep_highest_n_m
+from ..pruning.patterns import Pattern
+from ..pruning.registry import layer_solver
+from ..pruning.selection import keep_highest, keep_highest_n_m
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c005
 DAMPING = 0.01  # share of the mean diagonal that is added to the diagonal

@@ -10,13 +10,14 @@ import math
 from contextlib import ExitStack
 
 import torch
-from ..pruning.registry import block_score, unit_score
 from torch import Tensor, nn
 
 from ..basics.errors import require
 from ..model.anatomy import Anatomy, Group, anatomy
-from ..model.loading import forward, to_device
-from ..pruning.masks import Pattern, by_kind, count_pruned, parse_pattern, share_of, sparsity_by_block
+from ..model.calls import forward, to_device
+from ..pruning.patterns import Pattern, count_pruned, parse_pattern, share_of
+from ..pruning.registry import block_score, unit_score
+from ..pruning.selection import by_kind, sparsity_by_block
 from ..pruning.statistics import frozen_except
 
 # %% ../../nbs/methods/structured.ipynb #c005

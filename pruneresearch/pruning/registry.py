@@ -18,6 +18,7 @@ from types import CodeType, FunctionType
 
 from ..basics.errors import UsageError, lookup, require
 from ..basics.fingerprints import fingerprint
+from .allocations import ALLOCATIONS
 from .statistics import INPUT_STATISTICS, STATISTICS
 
 # %% ../../nbs/pruning/registry.ipynb #c005
@@ -45,13 +46,13 @@ class Method:
         "A fingerprint of what the function does; empty for methods of this package, which have a version."
         return "" if self.module.startswith("pruneresearch.") else definition_of(self.function)
 
-# %% ../../nbs/pruning/registry.ipynb #c007
+# %% ../../nbs/pruning/registry.ipynb #c008
 def _code_parts(code: CodeType) -> list:
     "What a code object does, without where it stands."
     constants = [_code_parts(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
     return [code.co_code.hex(), constants, code.co_names, code.co_varnames]
 
-# %% ../../nbs/pruning/registry.ipynb #c008
+# %% ../../nbs/pruning/registry.ipynb #c010
 def _function_parts(function: FunctionType, known: tuple = ()) -> list:
     "What a function does, with its defaults, and the plain values and functions of its own module that it uses."
     if function in known:
@@ -66,7 +67,7 @@ def _function_parts(function: FunctionType, known: tuple = ()) -> list:
             parts.append([name, repr(value)])
     return parts
 
-# %% ../../nbs/pruning/registry.ipynb #c009
+# %% ../../nbs/pruning/registry.ipynb #c012
 def definition_of(
     function: Callable,  # a plain function, or something that calls one
 ) -> str:  # 16 hexadecimal digits
@@ -78,7 +79,7 @@ def definition_of(
         return fingerprint(_function_parts(plain))
     return fingerprint(f"{type(function).__module__}.{type(function).__qualname__}")
 
-# %% ../../nbs/pruning/registry.ipynb #c012
+# %% ../../nbs/pruning/registry.ipynb #c015
 GIVEN = {  # kind → parameters that the engine fills in, beside statistics
     "weight_score": ("weight", "generator"),
     "unit_score": ("group",),
@@ -91,14 +92,14 @@ GIVEN = {  # kind → parameters that the engine fills in, beside statistics
 }
 READS_STATISTICS = ("weight_score", "unit_score", "layer_solver", "allocation_rule")
 
-# %% ../../nbs/pruning/registry.ipynb #c013
+# %% ../../nbs/pruning/registry.ipynb #c016
 def _known_to(kind: str) -> tuple:
     "Statistics that functions of a kind can read."
     if kind == "allocation_rule":
         return INPUT_STATISTICS
     return STATISTICS if kind in READS_STATISTICS else ()
 
-# %% ../../nbs/pruning/registry.ipynb #c014
+# %% ../../nbs/pruning/registry.ipynb #c018
 def reads_of(
     function: Callable,  # of a method or an allocation rule
     kind: str,  # of `GIVEN`
@@ -114,7 +115,7 @@ def reads_of(
     )
     return tuple(name for name in names if name not in GIVEN[kind])
 
-# %% ../../nbs/pruning/registry.ipynb #c016
+# %% ../../nbs/pruning/registry.ipynb #c020
 def options_of(
     function: Callable,  # of a method or an allocation rule
     kind: str,  # of `GIVEN`
@@ -123,16 +124,19 @@ def options_of(
     parameters = signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN[kind]}
 
-# %% ../../nbs/pruning/registry.ipynb #c019
+# %% ../../nbs/pruning/registry.ipynb #c023
 METHODS: dict = {}  # name → `Method`
 ALLOCATION_RULES: dict = {}  # name → `Method` of kind allocation_rule
 
-# %% ../../nbs/pruning/registry.ipynb #c020
+# %% ../../nbs/pruning/registry.ipynb #c024
 def register(
     method: Method,  # kind allocation_rule goes into the table of rules, all others into that of methods
 ) -> Method:  # what counts under this name from now on
     "Make a method known by its name. Raises `UsageError` where the name belongs to another module."
-    table = ALLOCATION_RULES if method.kind == "allocation_rule" else METHODS
+    rule = method.kind == "allocation_rule"
+    built_in = rule and any(method.name in names for names in ALLOCATIONS.values())
+    require(not built_in, f"allocation {method.name!r} is built in. Choose another name.")
+    table = ALLOCATION_RULES if rule else METHODS
     known = table.get(method.name)
     if known and known.module == "__main__" and method.module.startswith("pruneresearch."):
         return known  # the notebook's definition came later in the reader's mind
@@ -143,12 +147,12 @@ def register(
     table[method.name] = method
     return method
 
-# %% ../../nbs/pruning/registry.ipynb #c022
+# %% ../../nbs/pruning/registry.ipynb #c026
 def _first_line(function: Callable) -> str:
     "Of a docstring; empty without one."
     return (function.__doc__ or "").strip().split("\n")[0]
 
-# %% ../../nbs/pruning/registry.ipynb #c023
+# %% ../../nbs/pruning/registry.ipynb #c028
 def _decorator(kind: str, name: str, formula: str = None, **known) -> Callable:
     "Registers a function as it is."
 
@@ -160,7 +164,7 @@ def _decorator(kind: str, name: str, formula: str = None, **known) -> Callable:
 
     return decorate
 
-# %% ../../nbs/pruning/registry.ipynb #c025
+# %% ../../nbs/pruning/registry.ipynb #c030
 def weight_score(
     name: str = None,  # None: the function's, with hyphens
     per: str = "layer",  # "row" or "layer": where weights are compared unless asked otherwise
@@ -171,7 +175,7 @@ def weight_score(
     "A function `(weight, …statistics) → (out, in)` scores single weights, larger = more important."
     return _decorator("weight_score", name, allocation=per, sequential=sequential, loss=loss, source=source)
 
-# %% ../../nbs/pruning/registry.ipynb #c029
+# %% ../../nbs/pruning/registry.ipynb #c034
 def unit_score(
     name: str = None,  # None: the function's, with hyphens
     sequential: bool = False,  # calibrate block by block
@@ -181,7 +185,7 @@ def unit_score(
     "A function `(group, …statistics) → (units,)` scores whole heads or neurons; a statistic is {linear name: tensor}."
     return _decorator("unit_score", name, sequential=sequential, loss=loss, source=source)
 
-# %% ../../nbs/pruning/registry.ipynb #c031
+# %% ../../nbs/pruning/registry.ipynb #c036
 def block_score(
     name: str = None,  # None: the function's, with hyphens
     source: str = "",  # the paper
@@ -189,7 +193,7 @@ def block_score(
     "A function `(model, anatomy, batches) → (blocks,)` scores whole blocks."
     return _decorator("block_score", name, source=source)
 
-# %% ../../nbs/pruning/registry.ipynb #c032
+# %% ../../nbs/pruning/registry.ipynb #c037
 def layer_solver(
     name: str = None,  # None: the function's, with hyphens
     sequential: bool = True,  # calibrate block by block
@@ -199,7 +203,7 @@ def layer_solver(
     that stay. `share` is a fraction or an N:M `Pattern`; `gone` holds what earlier rounds have pruned, {name: bool}."""
     return _decorator("layer_solver", name, sequential=sequential, source=source)
 
-# %% ../../nbs/pruning/registry.ipynb #c033
+# %% ../../nbs/pruning/registry.ipynb #c039
 def candidate_rule(
     name: str = None,  # None: the function's, with hyphens
     ranks: bool = False,  # candidates are ranked; otherwise those worth 0 or less go
@@ -208,7 +212,7 @@ def candidate_rule(
     "A function of `before`, `after` or `change` says what each candidate is worth."
     return _decorator("candidate_rule", name, ranks=ranks, source=source)
 
-# %% ../../nbs/pruning/registry.ipynb #c034
+# %% ../../nbs/pruning/registry.ipynb #c041
 def mask_search(
     name: str = None,  # None: the function's, with hyphens
     trains: bool = False,  # it trains, for as many epochs as its option num_epochs says
@@ -218,7 +222,7 @@ def mask_search(
     "A function `(model, task, keep, kinds, *, length, seed, progress, …) → Masks` searches or trains masks of units."
     return _decorator("mask_search", name, trains=trains, allocation="macs", source=source, formula=formula)
 
-# %% ../../nbs/pruning/registry.ipynb #c035
+# %% ../../nbs/pruning/registry.ipynb #c043
 def allocation_rule(
     name: str = None,  # None: the function's, with hyphens
     source: str = "",  # the paper
@@ -226,7 +230,7 @@ def allocation_rule(
     "A function `(anatomy, sparsity, …statistics) → list` gives each block its sparsity, with the mean that is asked."
     return _decorator("allocation_rule", name, source=source)
 
-# %% ../../nbs/pruning/registry.ipynb #c038
+# %% ../../nbs/pruning/registry.ipynb #c046
 def load_methods() -> dict:  # name → `Method`
     "Import every module of `pruneresearch.methods`, in alphabetical order, and return all methods."
     package = import_module("pruneresearch.methods")
@@ -239,7 +243,7 @@ def _registry():
     "The module that holds the tables, also where these cells run in their notebook."
     return import_module("pruneresearch.pruning.registry")
 
-# %% ../../nbs/pruning/registry.ipynb #c039
+# %% ../../nbs/pruning/registry.ipynb #c047
 def find_method(
     name: str,
 ) -> Method:  # raises `UsageError` that lists what there is
@@ -247,13 +251,13 @@ def find_method(
     methods = _registry().METHODS
     return methods[name] if name in methods else lookup(load_methods(), name, "method")
 
-# %% ../../nbs/pruning/registry.ipynb #c040
+# %% ../../nbs/pruning/registry.ipynb #c049
 def allocation_rules() -> dict:  # name → `Method` of kind allocation_rule
     "The rules that spread a sparsity over the blocks."
     load_methods()
     return _registry().ALLOCATION_RULES
 
-# %% ../../nbs/pruning/registry.ipynb #c042
+# %% ../../nbs/pruning/registry.ipynb #c051
 DECIDES = {  # kind → what it decides about
     "weight_score": "weights",
     "unit_score": "units",
@@ -265,7 +269,7 @@ DECIDES = {  # kind → what it decides about
 }
 READS = {"block_score": "outputs of blocks", "candidate_rule": "gradient", "mask_search": "training data"}
 
-# %% ../../nbs/pruning/registry.ipynb #c043
+# %% ../../nbs/pruning/registry.ipynb #c052
 def list_methods() -> list:  # of dicts name, formula, scores, needs, allocation, source, module
     "The methods known by name."
     return [

@@ -9,7 +9,7 @@ __all__ = ['least_squares', 'repair']
 import torch
 from torch import Tensor
 
-from ..basics.errors import RunError
+from ..basics.errors import RunError, require
 from ..model.anatomy import Group
 
 # %% ../../nbs/pruning/repair.ipynb #c004
@@ -18,28 +18,31 @@ def least_squares(
     gram: Tensor,  # (in, in) float32, Σ aᵀa of the layer's inputs, times any number
     keep: Tensor,  # bool (in,), which columns stay
     damping: float = 0.01,  # share of the mean diagonal that is added to it
-) -> Tensor:  # (out, in) float32: the columns that stay, changed; the others zero. Raises `RunError` where the system cannot be solved
-    "The weights that come closest to the layer's output without some of its inputs."
+) -> Tensor:  # (out, in) float32: the columns that stay, changed; the others zero
+    "The weights that come closest to the layer's output without some of its inputs. Raises `RunError` where none do."
     keep, weight = keep.to(weight.device), weight.detach().float()
     inner = gram[keep][:, keep]
     inner.diagonal().add_(damping * inner.diagonal().mean())
     change, failed = torch.linalg.solve_ex(inner, gram[keep][:, ~keep] @ weight[:, ~keep].T)
-    if failed or not torch.isfinite(change).all():
-        raise RunError(
-            "the inputs of a layer cannot be told apart on this calibration set: calibrate on more or other examples, or prune without repair."
-        )
+    require(
+        not failed and torch.isfinite(change).all(),
+        "the inputs of a layer cannot be told apart on this calibration set: "
+        "calibrate on more or other examples, or prune without repair.",
+        RunError,
+    )
     repaired = torch.zeros_like(weight)
     repaired[:, keep] = weight[:, keep] + change.T
     return repaired
 
-
+# %% ../../nbs/pruning/repair.ipynb #c007
 @torch.no_grad()
 def repair(
     group: Group,  # heads or neurons of one block, before anything is zero
     keep: Tensor,  # bool (count,), which units stay
-    seen: dict,  # name → `Seen` with `gram`
+    statistics: dict,  # name → `LayerStatistics` with `gram`
 ) -> None:
-    "Let the weights behind a group make up for units that go; changes the consumer in place."
+    "Let the weights that read a group make up for units that go; changes the consumer in place."
     consumer = group.linears[group.consumer]
     if not keep.all():
-        consumer.weight.copy_(least_squares(consumer.weight, seen[group.consumer].gram, group.cols(keep.cpu())))
+        gram = statistics[group.consumer].gram
+        consumer.weight.copy_(least_squares(consumer.weight, gram, group.cols(keep.cpu())))

@@ -17,8 +17,8 @@ from torch import nn
 from ..basics.errors import RunError, UsageError, require, short_error
 from ..basics.files import atomic_file
 from ..basics.fingerprints import fingerprint
+from .calibration import calibration_hash
 from .request import CheckedRequest
-from .statistics import calibration_hash
 
 # %% ../../nbs/pruning/resume.ipynb #c005
 def tensors_hash(
@@ -38,7 +38,7 @@ def weights_hash(
     "A name for the numbers in a model."
     return tensors_hash(model.named_parameters())
 
-# %% ../../nbs/pruning/resume.ipynb #c008
+# %% ../../nbs/pruning/resume.ipynb #c009
 def request_name(
     request: CheckedRequest,
     target,  # the sparsity of this round
@@ -52,7 +52,7 @@ def request_name(
     data = dict(seed=request.seed, calibration=calibration_hash(batches), model=weights)
     return fingerprint({**asked, **data, "version": version("pruneresearch")})
 
-# %% ../../nbs/pruning/resume.ipynb #c010
+# %% ../../nbs/pruning/resume.ipynb #c011
 def require_writable(
     folder,  # of finished blocks; is made where it does not exist
 ) -> None:  # raises `RunError`
@@ -65,12 +65,12 @@ def require_writable(
             f"blocks cannot be kept in {str(folder)!r} ({error.strerror}). Name another folder for resume."
         ) from None
 
-# %% ../../nbs/pruning/resume.ipynb #c012
+# %% ../../nbs/pruning/resume.ipynb #c013
 def _block_file(folder, index: int) -> Path:
     "Where a finished block is kept."
     return Path(folder) / f"block-{index:04d}.safetensors"
 
-# %% ../../nbs/pruning/resume.ipynb #c013
+# %% ../../nbs/pruning/resume.ipynb #c015
 def store_block(
     folder,  # that exists
     name: str,  # of the request, see `request_name`
@@ -96,7 +96,7 @@ def store_block(
             "with the same folder; the blocks before it are found there."
         ) from None
 
-# %% ../../nbs/pruning/resume.ipynb #c015
+# %% ../../nbs/pruning/resume.ipynb #c017
 def _fits(file, parameters: dict) -> bool:
     "Whether an opened file holds weights and masks in the shapes of parameters, and nothing else."
     stored = {key: file.get_slice(key) for key in file.keys() if key != "generator"}
@@ -107,7 +107,7 @@ def _fits(file, parameters: dict) -> bool:
     }
     return "generator" in file.keys() and found == wanted
 
-# %% ../../nbs/pruning/resume.ipynb #c016
+# %% ../../nbs/pruning/resume.ipynb #c018
 def _require_own(path: Path, name: str, parameters: dict) -> None:
     "Raise where a file is damaged, or belongs to another request."
     from safetensors import SafetensorError, safe_open
@@ -126,7 +126,7 @@ def _require_own(path: Path, name: str, parameters: dict) -> None:
     )
     require(fits, f"{str(path)!r} is damaged. Delete it to prune its block again.", RunError)
 
-# %% ../../nbs/pruning/resume.ipynb #c017
+# %% ../../nbs/pruning/resume.ipynb #c019
 def finished_blocks(
     folder,  # of a run that was killed; need not exist
     name: str,  # of the request; must be the same
@@ -143,7 +143,7 @@ def finished_blocks(
         files.append(path)
     return files
 
-# %% ../../nbs/pruning/resume.ipynb #c019
+# %% ../../nbs/pruning/resume.ipynb #c021
 @torch.no_grad()
 def restore_block(
     path,  # one of `finished_blocks`

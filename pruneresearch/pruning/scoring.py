@@ -17,7 +17,7 @@ from ..basics.errors import require
 from ..model.anatomy import Group
 from .masks import Masks
 from .request import CheckedRequest
-from .scores import unit_score as mean_of_weights
+from .selection import mean_unit_score as mean_of_weights
 from .statistics import LayerStatistics
 
 # %% ../../nbs/pruning/scoring.ipynb #c005
@@ -31,7 +31,7 @@ class Round:
     units: dict = field(default_factory=dict)  # (block, kind) → bool (units,) that are left
     generator: torch.Generator = None  # of random scores
 
-# %% ../../nbs/pruning/scoring.ipynb #c006
+# %% ../../nbs/pruning/scoring.ipynb #c007
 @dataclass
 class Calibration:
     "What a method looks at."
@@ -41,7 +41,7 @@ class Calibration:
     length: int = None  # tokens per example or sequence; None: the task's default
     terms: list = None  # what the model's units cost, for allocation macs
 
-# %% ../../nbs/pruning/scoring.ipynb #c008
+# %% ../../nbs/pruning/scoring.ipynb #c010
 def call(
     request: CheckedRequest,
     **given,  # everything that a function of this kind may be given
@@ -52,7 +52,7 @@ def call(
         **{name: value for name, value in given.items() if name in names}, **request.method_options
     )
 
-# %% ../../nbs/pruning/scoring.ipynb #c011
+# %% ../../nbs/pruning/scoring.ipynb #c013
 def _score_of_layer(round: Round, name: str, linear: nn.Linear, statistics: LayerStatistics) -> Tensor:
     "(out, in) scores of one linear layer, as the method gives them."
     method, weight = round.request.method, linear.weight.detach().float()
@@ -65,7 +65,7 @@ def _score_of_layer(round: Round, name: str, linear: nn.Linear, statistics: Laye
     )
     return score
 
-# %% ../../nbs/pruning/scoring.ipynb #c012
+# %% ../../nbs/pruning/scoring.ipynb #c015
 def weight_scores(
     round: Round,
     linears: dict,  # name → nn.Linear
@@ -78,7 +78,7 @@ def weight_scores(
         scores[key] = score.masked_fill(~gone[key].to(score.device), -torch.inf) if key in gone else score
     return scores
 
-# %% ../../nbs/pruning/scoring.ipynb #c015
+# %% ../../nbs/pruning/scoring.ipynb #c018
 def _own_or_mean(round: Round, group: Group, statistics: dict) -> Tensor:
     "(units,) scores: the method's own, or means over the weights of each unit."
     if round.request.method.kind != "unit_score":
@@ -89,7 +89,7 @@ def _own_or_mean(round: Round, group: Group, statistics: dict) -> Tensor:
     }
     return call(round.request, group=group, **read)
 
-# %% ../../nbs/pruning/scoring.ipynb #c016
+# %% ../../nbs/pruning/scoring.ipynb #c019
 def unit_scores(
     round: Round,
     group: Group,  # heads or neurons of one block
@@ -105,7 +105,7 @@ def unit_scores(
     left = round.units.get((group.block, group.kind))
     return scores if left is None else scores.masked_fill(~left.to(scores.device), -torch.inf)
 
-# %% ../../nbs/pruning/scoring.ipynb #c018
+# %% ../../nbs/pruning/scoring.ipynb #c021
 def unit_sums(
     request: CheckedRequest,
     scores: dict,  # parameter name → (out, in)
@@ -117,13 +117,13 @@ def unit_sums(
 
     return {(g.block, g.kind): mean_of_weights(g, scores) * owned(g) for g in request.groups}
 
-# %% ../../nbs/pruning/scoring.ipynb #c020
+# %% ../../nbs/pruning/scoring.ipynb #c023
 def _mean_of_block(block, scores: dict) -> Tensor:
     "The mean score of all weights of a block, in float64."
     own = [scores[f"{name}.weight"] for name in block.names.values()]
     return sum(part.double().sum() for part in own) / sum(part.numel() for part in own)
 
-# %% ../../nbs/pruning/scoring.ipynb #c021
+# %% ../../nbs/pruning/scoring.ipynb #c025
 def block_scores(
     round: Round,
     model: nn.Module,

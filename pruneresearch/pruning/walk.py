@@ -12,8 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from ..basics.errors import RunError, UsageError, require
+from ..model.anatomy import Anatomy
+from .blocks import block_by_block
 from .decisions import block_shares, keep_linears, keep_units, linears_outside, share_outside
+from .masks import Masks
+from .packing import PackedMasks
 from .registry import Method
+from .request import Request
 from pruneresearch.pruning.resume import (
     finished_blocks,
     request_name,
@@ -23,13 +31,6 @@ from pruneresearch.pruning.resume import (
     weights_hash,
 )
 from .scoring import Calibration, Round
-from torch import nn
-
-from ..basics.errors import RunError, UsageError, require
-from ..model.anatomy import Anatomy
-from .blocks import block_by_block
-from .masks import Masks, PackedMasks
-from .request import Request
 from .statistics import INPUT_STATISTICS, calibrate
 
 # %% ../../nbs/pruning/walk.ipynb #c005
@@ -58,7 +59,7 @@ def _no_walk(request: Request, method: Method, anatomy: Anatomy, allocation: str
     )
     return needs_all(method, anatomy, allocation) or needless
 
-# %% ../../nbs/pruning/walk.ipynb #c008
+# %% ../../nbs/pruning/walk.ipynb #c009
 def is_sequential(
     request: Request,  # as asked
     method: Method,
@@ -79,7 +80,7 @@ def is_sequential(
     require_place(request)
     return chosen
 
-# %% ../../nbs/pruning/walk.ipynb #c009
+# %% ../../nbs/pruning/walk.ipynb #c010
 def require_place(request: Request) -> None:
     "Raise `UsageError` where the walk cannot happen there."
     require(
@@ -93,7 +94,7 @@ def require_place(request: Request) -> None:
     found = kind != "cuda" or torch.cuda.is_available()
     require(found, f"PyTorch finds no GPU to compute on {str(request.device)!r}. Leave device out.")
 
-# %% ../../nbs/pruning/walk.ipynb #c012
+# %% ../../nbs/pruning/walk.ipynb #c013
 def require_finite(
     linears: dict,  # name → nn.Linear
 ) -> None:  # raises `RunError` naming the layer
@@ -105,7 +106,7 @@ def require_finite(
             RunError,
         )
 
-# %% ../../nbs/pruning/walk.ipynb #c014
+# %% ../../nbs/pruning/walk.ipynb #c015
 @contextmanager
 def _in_block(index: int):
     "Errors say in which block they happened."
@@ -114,7 +115,7 @@ def _in_block(index: int):
     except RunError as error:
         raise RunError(f"block {index}: {error}") from None
 
-# %% ../../nbs/pruning/walk.ipynb #c016
+# %% ../../nbs/pruning/walk.ipynb #c017
 def pruned_blocks(
     round: Round,
     model: nn.Module,  # its blocks are pruned as they are visited
@@ -135,7 +136,7 @@ def pruned_blocks(
         keep.update(masks)
         del masks, statistics
 
-# %% ../../nbs/pruning/walk.ipynb #c017
+# %% ../../nbs/pruning/walk.ipynb #c019
 def _outside(round: Round, model: nn.Module, calibration: Calibration) -> dict:
     "Parameter name → keep, of the layers in scope that belong to no block, once the blocks are pruned."
     request, linears = round.request, linears_outside(round.request.anatomy)
@@ -145,7 +146,7 @@ def _outside(round: Round, model: nn.Module, calibration: Calibration) -> dict:
     statistics = calibrate(model, calibration.batches, linears, request.reads, request.progress)
     return keep_linears(round, linears, statistics, share)
 
-# %% ../../nbs/pruning/walk.ipynb #c018
+# %% ../../nbs/pruning/walk.ipynb #c020
 def masks_block_by_block(round: Round, model: nn.Module, calibration: Calibration) -> Masks:
     "Calibrate, decide and prune one block after the other. Raises `RunError` before any weight changes."
     request, keep, blocks = round.request, PackedMasks(), round.request.anatomy.blocks
@@ -166,7 +167,7 @@ def masks_block_by_block(round: Round, model: nn.Module, calibration: Calibratio
     keep.update(_outside(round, model, calibration))
     return Masks(keep)
 
-# %% ../../nbs/pruning/walk.ipynb #c019
+# %% ../../nbs/pruning/walk.ipynb #c021
 def _found(round: Round, model: nn.Module, calibration: Calibration) -> tuple:
     "(name of the request, files of blocks that an earlier run has finished)."
     request = round.request

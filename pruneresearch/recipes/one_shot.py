@@ -19,14 +19,17 @@ from importlib.util import find_spec
 from torch import nn
 
 from ..basics.errors import RunError, UsageError, lookup
-from ..data.metrics import load_metric
+from ..data.evaluate_metrics import load_metric
 from ..data.tasks import load_task
-from ..measure.quality import evaluating, latency, macs, parameter_counts, windows_at_once
+from ..measure.cost import latency, macs, parameter_counts
+from ..measure.quality import windows_at_once
+from ..model.calls import evaluating
 from ..measure.text import PROMPTS, agreement_on, text_quality, writing_speed
-from ..model.loading import context_of, example_losses, load_model, to_device, tokenizer_of
+from ..model.calls import context_of, example_losses, to_device, tokenizer_of
+from ..model.loading import load_model
 from ..pruning.engine import Pruned, prune
 from ..pruning.registry import load_methods
-from ..pruning.masks import check_sparsity
+from ..pruning.patterns import check_sparsity
 from ..shipping.surgery import remove
 
 # %% ../../nbs/recipes/one_shot.ipynb #c005

@@ -86,7 +86,7 @@ def _require_shape(name: str, shape, place: tuple) -> None:
     wrong = f"{name} is {tuple(stored)} in {str(place[0])!r} and {tuple(shape)} by config.json"
     require(tuple(stored) == tuple(shape), f"{wrong}. Copy the whole checkpoint again.", RunError)
 
-# %% ../../nbs/shipping/shards.ipynb #c014
+# %% ../../nbs/shipping/shards.ipynb #c015
 def _one_of(stored: list) -> tuple:
     "The first place of a tensor that is stored several times; raises `UsageError` where these differ."
     (_, first), *others = stored
@@ -96,7 +96,7 @@ def _one_of(stored: list) -> tuple:
         require(same, f"{differ}. Set tie_word_embeddings to false there.")
     return stored[0]
 
-# %% ../../nbs/shipping/shards.ipynb #c016
+# %% ../../nbs/shipping/shards.ipynb #c017
 def read_tensor(
     place: tuple,  # (file, name in the file)
     dtype: torch.dtype = None,  # None: as stored
@@ -113,7 +113,7 @@ def read_tensor(
             table[row] = part[row]
         return table
 
-# %% ../../nbs/shipping/shards.ipynb #c019
+# %% ../../nbs/shipping/shards.ipynb #c020
 def bundles(
     sizes: dict,  # name → bytes
     most: int,  # bytes of a bundle
@@ -127,7 +127,7 @@ def bundles(
         held += size
     return made
 
-# %% ../../nbs/shipping/shards.ipynb #c022
+# %% ../../nbs/shipping/shards.ipynb #c023
 @dataclass
 class Shards:
     "The files of a checkpoint in the making."
@@ -163,12 +163,12 @@ def _save(tensors: dict, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path.name} could not be written ({error}). Make room and run again.") from None
 
-# %% ../../nbs/shipping/shards.ipynb #c024
+# %% ../../nbs/shipping/shards.ipynb #c025
 def nearest_folder(folder: Path) -> Path:
     "The folder, or the one that it will be made in."
     return next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.is_dir())
 
-# %% ../../nbs/shipping/shards.ipynb #c025
+# %% ../../nbs/shipping/shards.ipynb #c027
 def require_room(
     folder: Path,  # to write into; it may be made later
     size: int,  # bytes
