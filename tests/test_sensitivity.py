@@ -402,7 +402,7 @@ LLAMA = dict(calibration=batch("llama", n=4, seed=1)["input_ids"], data=batch("l
         (dict(pattern="2:4", sparsity=0.25), "pattern 2:4 has sparsity 0.5"),
         (dict(pattern="3:5"), "divisible by 5"),
         (dict(pattern="blocks"), "'blocks' removes whole blocks"),
-        (dict(pattern="heads", sparsity=0.25), "takes none of the heads"),
+        (dict(pattern="heads", sparsity=0.25), "removes none of the heads"),
         (dict(pattern="tiles"), "unknown pattern"),
         (dict(data=None), "the loss needs data: give a task"),
         (dict(calibration=None), "'wanda' needs data"),
