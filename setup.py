@@ -14,9 +14,8 @@ setup(
     description=cfg["description"],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    package_dir={
-        "": "."
-    },  # an editable install puts the checkout on the path: a folder named like the package, seen from beside it, does not hide the package then
+    # An editable install puts the checkout on the path: a folder named like the package does not hide it then.
+    package_dir={"": "."},
     package_data={cfg["lib_name"]: cfg["package_data"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

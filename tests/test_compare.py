@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from pruneresearch.basics.errors import UsageError
-from pruneresearch.lab import compare
+from pruneresearch.lab import compare, tables
+from pruneresearch.lab.rows import Row, frame
 
 
 def row(method="magnitude", seed=0, value=0.9, outcomes=None, weights=None, metric="accuracy", **changes):
@@ -22,14 +24,14 @@ def row(method="magnitude", seed=0, value=0.9, outcomes=None, weights=None, metr
         recovery="none",
         seed=seed,
         sparsity=0.5,
-        achieved=0.5,
+        achieved_weights=0.5,
         metric=metric,
         value=value,
         dense_value=0.95,
         outcomes=outcomes,
         outcome_weights=weights,
     )
-    return base | changes
+    return Row(**base | changes)
 
 
 def three(method, values, **changes):
@@ -40,7 +42,7 @@ def from_outcomes(method, matrix, metric="accuracy", weights=None):
     means = [np.average(line, weights=weights) for line in matrix]
     return [
         row(method, seed, math.exp(mean) if metric == "perplexity" else mean, list(line), weights, metric)
-        for seed, (line, mean) in enumerate(zip(matrix, means))
+        for seed, (line, mean) in enumerate(zip(matrix, means, strict=True))
     ]
 
 
@@ -90,7 +92,7 @@ def test_bootstrap_has_the_distribution_that_enumeration_gives():
         np.round(compare.two_way_bootstrap(differences, weights, 40_000, seed=1), 9), return_counts=True
     )
     assert set(drawn) == set(exact)
-    for value, count in zip(drawn, counts):
+    for value, count in zip(drawn, counts, strict=True):
         assert count / 40_000 == pytest.approx(exact[value], abs=0.01)
 
 
@@ -136,7 +138,10 @@ def test_paired_difference_knows_the_direction_of_the_metric():
         compare.paired_difference(high, low).verdict == "better"
         and compare.paired_difference(low, high).verdict == "worse"
     )
-    as_perplexity = lambda rows: [r | {"metric": "perplexity", "value": 100 * r["value"]} for r in rows]
+
+    def as_perplexity(rows):
+        return [replace(r, metric="perplexity", value=100 * r.value) for r in rows]
+
     d = compare.paired_difference(as_perplexity(high), as_perplexity(low))
     assert d.verdict == "worse" and d.unit == "relative"
     expected = np.exp(np.mean(np.log([90, 91, 90.5]) - np.log([80, 81, 80]))) - 1
@@ -153,7 +158,7 @@ def test_paired_difference_is_antisymmetric_and_pairs_by_seed_not_by_order():
     )
     assert compare.paired_difference(a[::-1], b, 500) == forward
     assert forward.n_seeds == 3 and forward.n_items == 200
-    assert forward.difference == pytest.approx(np.mean([x["value"] - y["value"] for x, y in zip(a, b)]))
+    assert forward.difference == pytest.approx(np.mean([x["value"] - y["value"] for x, y in zip(a, b, strict=True)]))
 
 
 def test_pairing_over_items_is_what_makes_small_differences_visible():
@@ -238,33 +243,63 @@ def test_controls_must_be_there():
         compare.require_controls(CONTEST + [row("wanda", sparsity=0.7)])
 
 
-@pytest.mark.parametrize(
-    "achieved, ranked", [(0.5, True), (0.501, True), (0.499, True), (0.5011, False), (0.4989, False)]
-)
-def test_matched_budget_is_a_tenth_of_a_percent(achieved, ranked):
-    marked = compare.matched(CONTEST + [row("gradprobe", achieved=achieved)])
+@pytest.mark.parametrize("found, ranked", [(0.5, True), (0.501, True), (0.499, True), (0.5011, False), (0.4989, False)])
+def test_matched_budget_is_a_tenth_of_a_percent(found, ranked):
+    marked = compare.matched(CONTEST + [row("gradprobe", achieved_weights=found)])
     assert all(r["ranked"] and not r["reason"] for r in marked if r["method"] != "gradprobe")
     last = marked[-1]
     assert last["ranked"] is ranked and bool(last["reason"]) is not ranked
-    assert "ranked" not in CONTEST[0]  # copies, the caller's rows are untouched
+    assert not hasattr(CONTEST[0], "ranked")  # copies, the caller's rows are untouched
 
 
 def test_budget_of_whole_units_is_what_magnitude_achieved():
-    coarse = [row(m, achieved=0.475) for m in ("random", "magnitude", "taylor")] + [row("exact", achieved=0.5)]
+    coarse = [row(m, achieved_weights=0.475) for m in ("random", "magnitude", "taylor")] + [
+        row("exact", achieved_weights=0.5)
+    ]
     assert [r["ranked"] for r in compare.matched(coarse)] == [True, True, True, False]
-    assert not compare.matched([row("taylor", achieved=0.475)])[0]["ranked"]  # without magnitude the request counts
+    assert not compare.matched([row("taylor", achieved_weights=0.475)])[0][
+        "ranked"
+    ]  # without magnitude the request counts
 
 
 def test_values_that_are_not_finite_are_not_ranked():
     assert "not finite" in compare.matched([row(value=float("inf"), metric="perplexity")])[0]["reason"]
 
 
+def test_budgets_of_different_kinds_are_different_contests():
+    weights, units = CONTEST, [replace(r, budget="units", pattern="heads+neurons", achieved_units=0.5) for r in CONTEST]
+    by_macs = [replace(r, budget="macs", achieved_macs=0.5, achieved_units=0.3, achieved_weights=0.4) for r in units]
+    board = tables.leaderboard([*weights, *units, *by_macs], n_resamples=50)
+    assert board.groupby("budget").size().to_dict() == {"macs": 3, "units": 3, "weights": 3} and board["ranked"].all()
+    assert board["achieved"].tolist() == [0.5] * 9
+    assert sorted(board["achieved_weights"]) == pytest.approx([0.4] * 3 + [0.5] * 6)
+    shown = tables.as_markdown(board)
+    assert shown.count("heads+neurons by MACs, no recovery") == 1 and shown.count("heads+neurons, no recovery") == 1
+
+
+def test_contests_by_block_have_no_sparsity_and_are_kept():
+    rows = [replace(r, sparsity=None, achieved_weights=0.3) for r in CONTEST]
+    marked = compare.matched([*rows, row("gradprobe", sparsity=None, achieved_weights=0.31)])
+    assert [r.ranked for r in marked] == [True] * 9 + [False]
+    assert not compare.matched([row("taylor", sparsity=None)])[0].ranked  # nothing says what the budget is
+
+
+def test_looking_after_each_seed_promises_too_much_and_a_fixed_number_does_not():
+    rng, trials, fixed, peeking = np.random.default_rng(7), 400, 0, 0
+    for _ in range(trials):
+        values = rng.normal(size=10)
+        looks = [compare.mean_interval(values[:n]) for n in range(3, 11)]
+        apart = [look.low > 0 or look.high < 0 for look in looks]
+        fixed, peeking = fixed + apart[len(compare.SEEDS) - 3], peeking + any(apart)
+    assert fixed / trials < 0.08 and peeking / trials > 0.12
+
+
 # ---------------------------------------------------------------- tables
 
 
 def test_leaderboard_ranks_and_judges():
-    board = compare.leaderboard(
-        CONTEST + three("gradprobe", [0.94, 0.95, 0.94], achieved=0.2), n_resamples=500
+    board = tables.leaderboard(
+        CONTEST + three("gradprobe", [0.94, 0.95, 0.94], achieved_weights=0.2), n_resamples=500
     ).set_index("method")
     assert board["rank"].dropna().to_dict() == {"wanda": 1, "magnitude": 2, "random": 3}
     assert board["rank"].isna()["gradprobe"] and "20.00 %" in board["reason"]["gradprobe"]
@@ -280,41 +315,42 @@ def test_leaderboard_ranks_and_judges():
 
 
 def test_leaderboard_ranks_low_perplexity_first():
-    rows = [r | {"metric": "perplexity", "value": 100 * r["value"]} for r in CONTEST]
-    assert compare.leaderboard(rows, n_resamples=100)["method"].tolist() == ["random", "magnitude", "wanda"]
+    rows = [replace(r, metric="perplexity", value=100 * r.value) for r in CONTEST]
+    assert tables.leaderboard(rows, n_resamples=100)["method"].tolist() == ["random", "magnitude", "wanda"]
 
 
 def test_leaderboard_does_not_depend_on_the_order_of_rows():
-    rows = [r | {"sparsity": s, "achieved": s} for s in (0.3, 0.5) for r in CONTEST]
+    rows = [replace(r, sparsity=s, achieved_weights=s) for s in (0.3, 0.5) for r in CONTEST]
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
-    assert compare.leaderboard(rows, n_resamples=100).equals(compare.leaderboard(shuffled, n_resamples=100))
+    assert tables.leaderboard(rows, n_resamples=100).equals(tables.leaderboard(shuffled, n_resamples=100))
 
 
 def test_leaderboard_does_not_rank_a_method_that_lacks_a_seed():
-    board = compare.leaderboard([r for r in CONTEST if r["id"] != "wanda-1"], n_resamples=100).set_index("method")
+    board = tables.leaderboard([r for r in CONTEST if r["id"] != "wanda-1"], n_resamples=100).set_index("method")
     assert not board["ranked"]["wanda"] and "seeds [1]" in board["reason"]["wanda"] and board["rank"]["magnitude"] == 1
 
 
 def test_leaderboard_averages_costs_in_its_units():
-    rows = [r | {"prune_seconds": 1.0 + r["seed"], "prune_peak_bytes": 3e6, "latency_median_s": None} for r in CONTEST]
-    line = compare.leaderboard(rows, n_resamples=100).iloc[0]
+    rows = [replace(r, prune_seconds=1.0 + r.seed, prune_peak_bytes=3e6, latency_median_s=None) for r in CONTEST]
+    line = tables.leaderboard(rows, n_resamples=100).iloc[0]
     assert line["prune_seconds"] == 2.0 and line["prune_peak_mb"] == 3.0 and np.isnan(line["latency_median_ms"])
 
 
 def test_latency_is_compared_with_the_dense_model_beside_it():
     dense = {"macs": 100, "latency_median_s": 0.2}
-    assert compare.latency_ratio({"macs": 50, "latency_median_s": 0.15, "dense_costs": dense}) == pytest.approx(0.75)
+    assert tables.latency_ratio(row(macs=50, latency_median_s=0.15, dense_costs=dense)) == pytest.approx(0.75)
     assert (
-        compare.latency_ratio({"macs": 100, "latency_median_s": 0.5, "dense_costs": dense}) == 1.0
+        tables.latency_ratio(row(macs=100, latency_median_s=0.5, dense_costs=dense)) == 1.0
     )  # the same work: the rest is noise
     for missing in ({"latency_median_s": None}, {"dense_costs": None}, {"dense_costs": {}}):
-        assert compare.latency_ratio({"macs": 50, "latency_median_s": 0.15, "dense_costs": dense} | missing) is None
+        timed = dict(macs=50, latency_median_s=0.15, dense_costs=dense)
+        assert tables.latency_ratio(row(**timed | missing)) is None
     slow_and_quick = [
-        r | {"macs": 50, "latency_median_s": t, "dense_costs": {"macs": 100, "latency_median_s": 2 * t}}
-        for r, t in zip(CONTEST, (1, 9, 4) * len(CONTEST))
+        replace(r, macs=50, latency_median_s=t, dense_costs={"macs": 100, "latency_median_s": 2 * t})
+        for r, t in zip(CONTEST, (1, 9, 4) * 3, strict=True)
     ]
     assert (
-        compare.leaderboard(slow_and_quick, n_resamples=100)["latency_ratio"] == 0.5
+        tables.leaderboard(slow_and_quick, n_resamples=100)["latency_ratio"] == 0.5
     ).all()  # the hour's load is in both
 
 
@@ -326,25 +362,25 @@ def test_latency_is_compared_with_the_dense_model_beside_it():
         (lambda rows: rows + [row("wanda", 5, protocol="q")], "2 protocols"),
         (lambda rows: rows + [row("taylor", 0, dense_value=0.5)], "another dense"),
         (lambda rows: [], "no rows"),
-        (lambda rows: [r | {"metric": "taste"} for r in rows], "unknown metric"),
+        (lambda rows: [replace(r, metric="taste") for r in rows], "unknown metric"),
     ],
 )
 def test_leaderboard_refuses_what_the_rules_forbid(spoil, words):
     with pytest.raises(UsageError, match=words):
-        compare.leaderboard(spoil(CONTEST), n_resamples=50)
+        tables.leaderboard(spoil(CONTEST), n_resamples=50)
 
 
 def test_one_board_may_hold_several_tasks_with_their_own_protocols():
-    both = CONTEST + [r | {"task": "u", "protocol": "q"} for r in CONTEST]
-    assert len(compare.leaderboard(both, n_resamples=50)) == 6
+    both = CONTEST + [replace(r, task="u", protocol="q") for r in CONTEST]
+    assert len(tables.leaderboard(both, n_resamples=50)) == 6
 
 
 def test_markdown_shows_verdicts_budgets_and_the_best():
-    rows = CONTEST + three("taylor", [0.81, 0.80, 0.80]) + three("gradprobe", [0.94, 0.95, 0.94], achieved=0.2)
-    rows += [r | {"sparsity": 0.7, "achieved": 0.7} for r in CONTEST]
+    rows = CONTEST + three("taylor", [0.81, 0.80, 0.80]) + three("gradprobe", [0.94, 0.95, 0.94], achieved_weights=0.2)
+    rows += [replace(r, sparsity=0.7, achieved_weights=0.7) for r in CONTEST]
     lines = {
         line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
-        for line in compare.as_markdown(compare.leaderboard(rows, n_resamples=200)).splitlines()
+        for line in tables.as_markdown(tables.leaderboard(rows, n_resamples=200)).splitlines()
         if line.startswith("| ")
     }
     assert lines["method"] == ["50 %", "70 %"]
@@ -355,7 +391,7 @@ def test_markdown_shows_verdicts_budgets_and_the_best():
 
 
 def test_frame_leaves_out_the_outcomes_and_opens_dictionaries():
-    table = compare.frame([row(outcomes=[1], versions={"torch": "x"}, metrics={"f1": 0.5})])
+    table = frame([row(outcomes=[1], versions={"torch": "x"}, metrics={"f1": 0.5})])
     assert "outcomes" not in table and table["versions.torch"][0] == "x" and table["metrics.f1"][0] == 0.5
 
 
@@ -363,8 +399,8 @@ def test_frame_leaves_out_the_outcomes_and_opens_dictionaries():
 
 
 def test_every_pair_is_compared_once_with_the_better_mean_first():
-    pairs = compare.pairwise(CONTEST + three("gradprobe", [0.94, 0.95, 0.94], achieved=0.2), n_resamples=200)
-    assert list(zip(pairs["method"], pairs["against"])) == [
+    pairs = tables.pairwise(CONTEST + three("gradprobe", [0.94, 0.95, 0.94], achieved_weights=0.2), n_resamples=200)
+    assert list(zip(pairs["method"], pairs["against"], strict=True)) == [
         ("wanda", "magnitude"),
         ("wanda", "random"),
         ("magnitude", "random"),
@@ -380,18 +416,21 @@ def test_every_pair_is_compared_once_with_the_better_mean_first():
 
 
 def test_pairs_of_perplexities_put_the_lower_one_first():
-    rows = [r | {"metric": "perplexity", "value": 100 * r["value"]} for r in CONTEST]
-    assert compare.pairwise(rows, n_resamples=100)["method"].tolist() == ["random", "random", "magnitude"]
+    rows = [replace(r, metric="perplexity", value=100 * r.value) for r in CONTEST]
+    assert tables.pairwise(rows, n_resamples=100)["method"].tolist() == ["random", "random", "magnitude"]
 
 
 def test_a_method_with_a_wide_interval_is_not_as_good_as_the_best():
-    timed = lambda rows, seconds: [r | {"prune_seconds": seconds, "recovery_seconds": 1.0} for r in rows]
+
+    def timed(rows, seconds):
+        return [replace(r, prune_seconds=seconds, recovery_seconds=1.0) for r in rows]
+
     noisy = timed(three("lucky", [0.60, 0.98, 0.97]), 0.1)  # not separable from wanda, and could lose much
     close = timed(three("close", [0.895, 0.907, 0.884]), 0.5)  # half a point below wanda with every seed
     slow = timed(three("slow", [0.896, 0.908, 0.885]), 9.0)
     rows = timed(CONTEST, 3.0) + noisy + close + slow
     assert compare.paired_difference(timed(CONTEST[6:], 3.0), noisy).verdict == "not separable"
-    line = compare.shortlist(rows, margin=0.01).iloc[0]
+    line = tables.shortlist(rows, margin=0.01).iloc[0]
     assert (
         line["best"] == "wanda"
         and line["as good"] == "slow, close"
@@ -403,7 +442,7 @@ def test_a_method_with_a_wide_interval_is_not_as_good_as_the_best():
         and line["best ids"] == "wanda-0 wanda-1 wanda-2"
         and line["dense"] == pytest.approx(0.95)
     )
-    assert compare.shortlist(rows, margin=0.001).iloc[0]["as good"] == ""
+    assert tables.shortlist(rows, margin=0.001).iloc[0]["as good"] == ""
 
 
 @pytest.mark.parametrize(
@@ -411,12 +450,12 @@ def test_a_method_with_a_wide_interval_is_not_as_good_as_the_best():
 )
 def test_could_lose_is_the_far_end_of_the_interval(metric, worse, best, loss):
     a, b = (three(name, [value] * 3, metric=metric) for name, value in (("a", worse), ("b", best)))
-    assert compare.could_lose(a, b) == pytest.approx(loss) and compare.could_lose(b, a) == 0
+    assert tables.could_lose(a, b) == pytest.approx(loss) and tables.could_lose(b, a) == 0
     spread = three("a", [worse * 0.9, worse, worse * 1.1], metric=metric)
     found = compare.paired_difference(spread, b)
     assert (
-        compare.could_lose(spread, b) == pytest.approx(-found.low if metric == "accuracy" else found.high)
-        and compare.could_lose(spread, b) > loss
+        tables.could_lose(spread, b) == pytest.approx(-found.low if metric == "accuracy" else found.high)
+        and tables.could_lose(spread, b) > loss
     )
 
 
@@ -452,18 +491,18 @@ def test_the_front_is_what_a_slow_loop_finds(metric):
         for _, a in board.iterrows()
         if a["ranked"] and np.isfinite(a["mmacs"]) and not beaten(a)
     }
-    front = compare.pareto(board, "mmacs")
+    front = tables.pareto(board, "mmacs")
     assert {(a["task"], a["mmacs"], a["value"]) for _, a in front.iterrows()} == wanted and len(front) == len(wanted)
 
 
 def test_numbers_lead_to_their_rows():
-    board = compare.leaderboard(CONTEST, n_resamples=50)
+    board = tables.leaderboard(CONTEST, n_resamples=50)
     assert board.set_index("method")["ids"]["wanda"] == "wanda-0 wanda-1 wanda-2"
-    page = compare.as_markdown(board, page="rows.ipynb")
+    page = tables.as_markdown(board, page="rows.ipynb")
     assert (
         "](rows.ipynb#row-wanda-0)" in page
         and "](rows.ipynb#row-magnitude-0)" in page
-        and "](" not in compare.as_markdown(board)
+        and "](" not in tables.as_markdown(board)
     )
 
 
@@ -471,9 +510,9 @@ def test_seconds_that_hardly_differ_do_not_choose():
     close = three("close", [0.899, 0.911, 0.888])
 
     def choice(seconds):
-        return compare.shortlist(
+        return tables.shortlist(
             [
-                r | {"prune_seconds": 10.0 if r["method"] == "wanda" else seconds, "recovery_seconds": 0.0}
+                replace(r, prune_seconds=10.0 if r.method == "wanda" else seconds, recovery_seconds=0.0)
                 for r in CONTEST + close
             ],
             n_resamples=100,
@@ -486,14 +525,16 @@ def test_methods_that_are_good_everywhere_come_before_those_that_win_once():
     import pandas as pd
 
     short = pd.DataFrame({"best": ["a", "b", "b"], "as good": ["c", "c, a", ""]})
-    assert compare.most_often_good(short) == ["b", "a", "c"]
-    assert compare.most_often_good(pd.DataFrame({"best": ["a", "b"], "as good": ["c", "c"]}))[0] == "c"
+    assert tables.most_often_good(short) == ["b", "a", "c"]
+    assert tables.most_often_good(pd.DataFrame({"best": ["a", "b"], "as good": ["c", "c"]}))[0] == "c"
 
 
 def test_a_tie_is_told_as_one():
     import pandas as pd
 
-    leaders = lambda best, good: compare.leaders(pd.DataFrame({"best": best, "as good": good}))
+    def leaders(best, good):
+        return tables.leaders(pd.DataFrame({"best": best, "as good": good}))
+
     assert leaders(["a", "b"], ["", ""]) == ["a", "b"]  # one each
     assert leaders(["a", "b"], ["b", ""]) == ["b"]  # b is good twice
     assert leaders(["a", "b", "b"], ["", "a", ""]) == ["b"]  # both are good twice, b is best twice
@@ -502,12 +543,12 @@ def test_a_tie_is_told_as_one():
 
 def test_a_shortlist_says_how_its_winner_stands_against_magnitude():
     def line(rows):
-        return compare.shortlist([r | {"prune_seconds": 1.0, "recovery_seconds": 0.0} for r in rows], n_resamples=100)
+        return tables.shortlist([replace(r, prune_seconds=1.0, recovery_seconds=0.0) for r in rows], n_resamples=100)
 
     lucky = three("lucky", [0.60, 0.99, 0.98])
     assert line(CONTEST)["verdict"].item() == "better" and line(CONTEST[:6])["verdict"].item() == "reference"
     assert line(CONTEST[:6] + lucky)[["best", "verdict"]].iloc[0].tolist() == ["lucky", "not separable"]
     assert line(CONTEST[:3] + lucky)["verdict"].item() == ""  # nothing to compare with
-    assert "lucky, accuracy 0.857\u00a0≈" in compare.shortlist_markdown(
+    assert "lucky, accuracy 0.857\u00a0≈" in tables.shortlist_markdown(
         line(CONTEST[:6] + lucky)
-    ) and "accuracy 0.900\u00a0▲" in compare.shortlist_markdown(line(CONTEST))
+    ) and "accuracy 0.900\u00a0▲" in tables.shortlist_markdown(line(CONTEST))

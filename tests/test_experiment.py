@@ -4,17 +4,22 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from pruneresearch.basics.errors import RunError, UsageError
+from pruneresearch.basics.fingerprints import fingerprint
 from pruneresearch.cli.main import main
 from pruneresearch.lab.bench import bench, rows_of
-from pruneresearch.lab.runs import list_benchmarks, parameters_of, plan
-from pruneresearch.lab.compare import leaderboard
-from pruneresearch.lab.experiment import Config, dense_start, load_rows, row_id, run, run_all, save_rows, saved_rows
-from pruneresearch.lab.runs import profiles_of
+from pruneresearch.lab.experiment import Config, config_of, dense_start, row_id, run, run_all
+from pruneresearch.lab.rows import budget_of, load_rows, row_from, save_rows, saved_rows, units_gone
+from pruneresearch.lab.runs import list_benchmarks, parameters_of, plan, profiles_of
+from pruneresearch.lab.tables import leaderboard
+from pruneresearch.pruning.registry import METHODS, weight_score
+from pruneresearch.pruning.request import Request, asked
 
 DIGITS = dict(model="mlp", task="digits", sparsity=0.75)
 
@@ -53,7 +58,7 @@ def test_a_perceptron_trains_from_random_weights_for_as_long_as_asked(tmp_path):
         accuracy[6, 0] != dense_start(Config(method="magnitude", **DIGITS), tmp_path).metrics["accuracy"]
     )  # the embedded one, as it is
     again = dense_start(Config(method="wanda", **DIGITS, dense_epochs=6), tmp_path)
-    assert all((a == b).all() for a, b in zip(again.model.parameters(), dense[6, 0].model.parameters()))
+    assert all((a == b).all() for a, b in zip(again.model.parameters(), dense[6, 0].model.parameters(), strict=True))
 
 
 def test_a_language_model_trains_on_for_as_long_as_asked(tmp_path):
@@ -75,6 +80,104 @@ def test_a_language_model_trains_on_for_as_long_as_asked(tmp_path):
     assert perplexity[0] == perplexity[None] > 1.5 * perplexity[1]
     again = run(Config(**text, dense_epochs=1), tmp_path)
     assert again["dense_value"] == pytest.approx(perplexity[1], rel=1e-6) and again["dense_seconds"] > 0
+
+
+FIGURES = Path(__file__).parent.parent / "figures"
+FIRST = (  # what the names of the oldest rows were made of, None included
+    *("model", "task", "method", "sparsity", "pattern", "allocation", "scope", "schedule", "rounds", "recovery"),
+    *("recovery_epochs", "alpha", "temperature", "dense_epochs", "student_epochs", "optimizer", "learning_rate"),
+    *("precision", "n_calibration", "length", "train_examples", "shares", "seed"),
+)
+
+
+@pytest.mark.parametrize("path", sorted(FIGURES.rglob("*.json.gz")), ids=lambda p: p.relative_to(FIGURES).as_posix())
+def test_committed_rows_keep_their_identity(path):
+    "Every row is found again under the name of its configuration."
+    rows = saved_rows(path)
+    assert rows
+    for row in rows:
+        config, version = config_of(row), row.versions["pruneresearch"]
+        if row.widths is None:  # from before names left out what was not given: nobody asks for it any more
+            asked = {**{name: getattr(config, name) for name in FIRST}, "version": version}
+            assert row.id == fingerprint(asked)
+        else:
+            assert row.id == row_id(config, version)
+
+
+@pytest.mark.parametrize("path", sorted(FIGURES.rglob("*.json.gz")), ids=lambda p: p.relative_to(FIGURES).as_posix())
+def test_committed_rows_say_what_was_achieved_of_their_budget(path):
+    for row in saved_rows(path):
+        assert row.budget == budget_of(row.pattern, row.allocation) and "MACs" not in row.pattern
+        known = {"weights": row.achieved_weights, "units": row.achieved_units, "macs": row.achieved_macs}
+        assert row.achieved == known[row.budget] and all(value is None or 0 <= value < 1 for value in known.values())
+        assert (known["units"] is None) == (row.pattern == "unstructured" or ":" in row.pattern)
+        assert (known["macs"] is not None) == (row.budget == "macs")
+        if known["units"] is not None and row.widths:
+            assert known["units"] == units_gone(row.pattern, row.dense_costs["widths"], row.widths)
+
+
+def test_a_row_of_another_shape_is_refused_in_one_sentence(tmp_path):
+    row = asdict(saved_rows(FIGURES / "tiny" / "rows.json.gz")[0])
+    old = {name: value for name, value in row.items() if not name.startswith("achieved_")} | {"sparsity_weights": 0.5}
+    for wrong, says in (
+        (old, "sparsity_weights"),
+        ({name: value for name, value in row.items() if name != "metric"}, "no field 'metric'"),
+        (row | {"budget": "parameters"}, "budget"),
+        (row | {"budget": "macs"}, "achieved_macs"),
+        (row | {"value": True}, "value"),
+        (row | {"outcomes": ["a"]}, "outcomes"),
+    ):
+        with pytest.raises(RunError, match=says) as error:
+            row_from(wrong, "row 1 of 'rows.json.gz'")
+        assert str(error.value).startswith("row 1 of 'rows.json.gz' is damaged")
+
+
+def test_a_field_of_the_request_is_a_field_of_the_configuration():
+    known = {f.name: f for f in fields(Config)}
+    assert {f.name for f in fields(Request)} <= set(known)
+    assert Config("mlp", "digits", "wanda", 0.5) == Config(model="mlp", task="digits", method="wanda", sparsity=0.5)
+
+
+def test_a_new_field_leaves_old_names_alone():
+    @dataclass
+    class Later(Config):
+        colour: str = asked("red", "a field that decides")
+        speed: int = asked(1, "a field that does not", decides=False)
+
+    names = ("mlp", "digits", "wanda", 0.5)
+    assert row_id(Later(*names)) == row_id(Config(*names)) == row_id(Later(*names, speed=2))
+    assert row_id(Later(*names, colour="blue")) != row_id(Config(*names))
+    assert row_id(Config(*names, repair=False)) == row_id(Config(*names)) != row_id(Config(*names, repair=True))
+
+
+def test_an_edited_method_is_another_experiment():
+    def named(power):
+        @weight_score("test-own")
+        def own(weight):
+            "|W|ᵖ"
+            return weight.abs() ** power
+
+        return row_id(Config("mlp", "digits", "test-own", 0.5))
+
+    try:
+        assert named(1) == named(1) != named(2)
+    finally:
+        METHODS.pop("test-own")
+
+
+def test_a_configuration_can_be_made_again_from_its_row(tmp_path):
+    for config in (
+        Config("mlp", "digits", "wanda", 0.75),
+        Config("mlp", "digits", "wanda", 0.75, allocation="layer", sequential=False, seed=1),
+    ):
+        row = run(config, tmp_path)
+        assert config_of(row) == config and row.method == "wanda" + " + one pass" * (config.sequential is False)
+        assert row.allocation in ("row", "layer") and row.budget == "weights" and row.achieved_units is None
+
+
+def test_a_function_between_rounds_is_no_part_of_an_experiment():
+    with pytest.raises(UsageError, match="between"):
+        Config("mlp", "digits", "wanda", 0.5, between=print)
 
 
 def test_ids_follow_the_request():
@@ -163,6 +266,7 @@ experiment.run(experiment.Config("mlp", "digits", "wanda", 0.75), {str(tmp_path)
 TINY = dict(model="tiny-bert", task="sentiment", dense_epochs=0.05, recovery_epochs=0.05, n_calibration=8)
 
 
+@pytest.mark.slow
 def test_units_are_taken_out_before_the_recovery(tmp_path):
     shares = {"heads": [0, 0, 0.5, 0.75], "neurons": [0, 0.5, 0.5, 0.25]}
     rows = run_all(
@@ -180,12 +284,13 @@ def test_units_are_taken_out_before_the_recovery(tmp_path):
         assert row["achieved"] == rows[0]["achieved"] and row["sparsity"] is None and row["shares"] == shares
     board = leaderboard(rows)
     assert board["ranked"].all() and sorted(board["rank"]) == [1, 2, 3]
-    from pruneresearch.lab.compare import as_markdown, versus
+    from pruneresearch.lab.tables import as_markdown, versus
 
     assert "by block" in as_markdown(board) and "nan" not in as_markdown(board).lower()
     assert set(versus(rows, "activation-change")["against"]) == {"random", "magnitude"}
 
 
+@pytest.mark.slow
 def test_every_method_of_a_contest_trains_for_the_same_number_of_steps(tmp_path, monkeypatch):
     "Weights that train with their masks have had that much of their recovery; weights that are frozen have had none."
     from pruneresearch.lab import experiment
@@ -224,7 +329,7 @@ def test_every_method_of_a_contest_trains_for_the_same_number_of_steps(tmp_path,
         and taken["gumbel", "fine-tune"] == [15, 5]
         and taken["gumbel", "none"] == [10]
     )
-    assert all(abs(row["achieved"] - 0.5) < 0.002 and row["pattern"].endswith("by MACs") for row in rows.values())
+    assert all(abs(row["achieved"] - 0.5) < 0.002 and row["budget"] == "macs" for row in rows.values())
     assert len({row["protocol"] for row in rows.values()}) == 1
     assert {len(row["widths"]) for row in rows.values()} == {4} and rows["gumbel", "none"]["options"] == {
         "num_epochs": 0.5,
@@ -232,6 +337,7 @@ def test_every_method_of_a_contest_trains_for_the_same_number_of_steps(tmp_path,
     }
 
 
+@pytest.mark.slow
 def test_the_student_is_pruned_and_the_dense_model_teaches(tmp_path):
     own, student, none = (
         run(Config(method="magnitude", sparsity=0.5, student_epochs=epochs, recovery="distil", **TINY), tmp_path)
@@ -245,10 +351,9 @@ def test_the_student_is_pruned_and_the_dense_model_teaches(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_alpha_temperature_and_training_examples_matter(tmp_path):
     base = Config(method="magnitude", sparsity=0.5, recovery="distil", **TINY | {"recovery_epochs": 0.5})
-    from dataclasses import replace
-
     rows = run_all(
         [
             replace(base, **change)
@@ -262,6 +367,7 @@ def test_alpha_temperature_and_training_examples_matter(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_dense_model_trained_in_half_precision_passes_its_gate(tmp_path):
     config = Config(method="magnitude", sparsity=0.5, precision="bfloat16", **TINY | {"dense_epochs": 0.3})
     first, again = dense_start(config, tmp_path), dense_start(config, tmp_path)
@@ -272,7 +378,7 @@ def test_rows_that_are_kept(tmp_path):
     rows = [run(Config(method="wanda", **DIGITS), tmp_path)]
     save_rows(rows, tmp_path / "a.json.gz")
     save_rows(rows, tmp_path / "b.json.gz")
-    save_rows([rows[0] | {"seed": 99}], tmp_path / "later.json.gz")
+    save_rows([replace(rows[0], seed=99)], tmp_path / "later.json.gz")
     assert saved_rows(tmp_path / "a.json.gz", tmp_path / "later.json.gz") == rows  # the first file counts
     assert (
         saved_rows(tmp_path / "a.json.gz") == rows
@@ -290,7 +396,8 @@ CELLS = [
     ("x = 1; name = 'a'; results = output = done = None", "parameters"),
     ("profiles = {'smoke': [{'x': 1}, {'x': 0}, {'x': 2}]}", "profiles"),
     (
-        "import os, signal\nif x == 2 and not os.path.exists(os.path.join(results, 'lives')): os.kill(os.getpid(), signal.SIGKILL)",
+        "import os, signal\n"
+        "if x == 2 and not os.path.exists(os.path.join(results, 'lives')): os.kill(os.getpid(), signal.SIGKILL)",
         "",
     ),
     ("from pruneresearch.basics.files import write_json\nwrite_json(done, {'value': 1/x, 'rows': []}", ""),
@@ -390,8 +497,10 @@ def test_figures_of_a_benchmark_see_all_seeds(checkout):
         ("seeds = [9]\nresults = output = figures = done = None", "parameters"),
         ("profiles = {'smoke': [{'seeds': [0]}, {'seeds': [1]}]}", "profiles"),
         (
-            "from pathlib import Path\nfrom pruneresearch.basics.files import write_json\nwrite_json(Path(results)/'rows'/f'{seeds[0]}.json', {})\n"
-            "if figures: write_json(Path(figures)/'seeds.json', seeds)\nwrite_json(done, {'rows': [str(s) for s in seeds]})",
+            "from pathlib import Path\nfrom pruneresearch.basics.files import write_json\n"
+            "write_json(Path(results)/'rows'/f'{seeds[0]}.json', {})\n"
+            "if figures: write_json(Path(figures)/'seeds.json', seeds)\n"
+            "write_json(done, {'rows': [str(s) for s in seeds]})",
             "",
         ),
     ]

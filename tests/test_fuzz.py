@@ -29,8 +29,9 @@ from transformers import AutoTokenizer
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json, write_json
 from pruneresearch.data.tasks import load_task
-from pruneresearch.lab.compare import leaderboard
-from pruneresearch.lab.experiment import Config, check, load_rows, row_id, save_rows, saved_rows
+from pruneresearch.lab.experiment import Config, check, row_id
+from pruneresearch.lab.rows import load_rows, save_rows, saved_rows
+from pruneresearch.lab.tables import leaderboard
 from pruneresearch.model.folders import file_hash, locate_model, quiet
 from pruneresearch.model.loading import save_model
 from pruneresearch.model.mlp import SimpleMLP

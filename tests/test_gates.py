@@ -16,13 +16,14 @@ from pruneresearch.basics.files import read_json
 from pruneresearch.data.tasks import first_examples, load_task
 from pruneresearch.measure.cost import macs
 from pruneresearch.measure.quality import evaluate_model
-from pruneresearch.methods.gumbel import FILES, GUMBEL, LEARN, gumbel_sigmoid, save_masks, train_masks
-from pruneresearch.methods.hard_concrete import chance_alive, hard_concrete
+from pruneresearch.methods.gumbel import GUMBEL, gumbel_sigmoid
+from pruneresearch.methods.hard_concrete import chance_alive, hard_concrete_gate
 from pruneresearch.model.anatomy import anatomy
 from pruneresearch.model.calls import forward, tensor_outputs
 from pruneresearch.model.loading import load_model
 from pruneresearch.pruning.budget import UNIT_KINDS, cost_terms, kept_share, one_sequence, shares_of
 from pruneresearch.pruning.masks import Masks
+from pruneresearch.recipes.train_masks import FILES, LEARN, save_masks, train_masks
 from pruneresearch.shipping import checkpoints
 from pruneresearch.shipping.surgery import remove, without_gates
 from pruneresearch.training.gates import (
@@ -200,7 +201,7 @@ def test_hard_concrete_against_its_formula():
         s = 1 / (1 + math.exp(-(math.log(u) - math.log(1 - u) + logit) / (2 / 3)))
         expected = min(1.0, max(0.0, s * 1.2 - 0.1))
         noise = torch.tensor([math.log(u) - math.log(1 - u)])
-        assert hard_concrete(torch.tensor([logit]), noise).item() == pytest.approx(expected, abs=1e-6)
+        assert hard_concrete_gate(torch.tensor([logit]), noise).item() == pytest.approx(expected, abs=1e-6)
         assert chance_alive(torch.tensor(logit)).item() == pytest.approx(
             1 / (1 + math.exp(-(logit - 2 / 3 * math.log(0.1 / 1.1)))), rel=1e-5
         )
@@ -402,7 +403,7 @@ def test_exported_masks_reproduce_the_evaluation(learn, task, tmp_path, reloaded
 KILLED = """
 import os, signal, sys
 from pruneresearch.training.gates import GateTraining
-from pruneresearch.methods.gumbel import train_masks
+from pruneresearch.recipes.train_masks import train_masks
 from pruneresearch.model.loading import load_model
 from pruneresearch.data.tasks import first_examples, load_task
 task = first_examples(load_task("sentiment"), 320)

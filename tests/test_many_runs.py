@@ -1,4 +1,4 @@
-"Rough weather, with real processes: what dies, fills up, is cut short or jumps costs no finished row, doubles none, and the rest is made on resumption."
+"Faults, with real processes: they cost no finished row, double none, and the rest is made on resumption."
 
 import errno
 import json
@@ -19,7 +19,8 @@ import pytest
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.locks import locked
 from pruneresearch.lab.bench import bench
-from pruneresearch.lab.runs import execute, plan
+from pruneresearch.lab.execution import execute
+from pruneresearch.lab.runs import plan
 
 CLI = [sys.executable, "-c", "import sys; from pruneresearch.cli.main import main; sys.exit(main())"]
 BODY = """
@@ -67,7 +68,8 @@ def environment(**more):
 
 
 def driver(checkout, *words, **settings):
-    "`pruneresearch bench` in a process of its own, which hears Ctrl-C also where these tests do not: a shell lets what it starts in the background ignore it."
+    """`pruneresearch bench` in a process of its own. It obeys Ctrl-C also where these tests do not:
+    a shell lets what it starts in the background ignore it."""
     return subprocess.Popen(
         [*CLI, "bench", "--profile", "smoke", *words],
         cwd=checkout,
@@ -77,6 +79,28 @@ def driver(checkout, *words, **settings):
         env=environment(**settings),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+LIGHT = """
+import json, os
+def execute_notebook(notebook, target, parameters, cwd, **how):
+    book, space = json.load(open(notebook)), {}
+    for cell in book["cells"]:
+        cell["metadata"]["papermill"] = {"start_time": "now"}
+    json.dump(book, open(target, "w"))
+    os.chdir(cwd)
+    for cell in book["cells"]:
+        exec("".join(cell["source"]), space)
+        space.update(parameters if "parameters" in cell["metadata"].get("tags", []) else {})
+"""
+
+
+@pytest.fixture
+def without_kernels(tmp_path_factory, monkeypatch):
+    "Where a test is about drivers and workers: a run's process executes the cells itself, in place of a kernel."
+    folder = tmp_path_factory.mktemp("light")
+    (folder / "papermill.py").write_text(LIGHT)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
 
 
 def finish(process, seconds=240):
@@ -108,7 +132,7 @@ def working_on(folder):
     return [
         p
         for p in psutil.process_iter(["cmdline"])
-        if str(folder) in " ".join(p.info["cmdline"] or ()) and "_papermill" in " ".join(p.info["cmdline"])
+        if str(folder) in " ".join(p.info["cmdline"] or ()) and "run_in_child" in " ".join(p.info["cmdline"])
     ]
 
 
@@ -161,7 +185,7 @@ def test_ctrl_c_ends_the_runs_says_so_and_is_resumed(tmp_path):
     complete(checkout, 3)
 
 
-def test_two_drivers_share_a_folder(tmp_path):
+def test_two_drivers_share_a_folder(tmp_path, without_kernels):
     checkout = make_checkout(tmp_path, [dict(x=x, pause=1.5) for x in range(6)])
     both = [driver(checkout) for _ in range(2)]
     told = [finish(process) for process in both]
@@ -172,7 +196,7 @@ def test_two_drivers_share_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["result", "row"])
-def test_a_file_cut_short_is_made_again(tmp_path, what):
+def test_a_file_cut_short_is_made_again(tmp_path, without_kernels, what):
     checkout = make_checkout(tmp_path, [dict(x=0), dict(x=1)])
     first = bench(profile="smoke", root=checkout, say=lambda line: None)
     path = Path(first[0]["folder"]) / "result.json" if what == "result" else checkout / "runs" / "rows" / "0.json"
@@ -187,6 +211,7 @@ def test_a_file_cut_short_is_made_again(tmp_path, what):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_fails_a_run_and_nothing_else(tmp_path, small_disk):
     checkout = make_checkout(tmp_path, [dict(x=0), dict(x=1, filler=11 * 10**5), dict(x=2)])
     (checkout / "runs").symlink_to(small_disk)
@@ -219,19 +244,23 @@ def jumping():
 time.time = jumping
 """
 OFFLINE = """import errno, socket
+HERE = ('127.0.0.1', 'localhost', '::1')
 class Socket(socket.socket):
     def connect(self, address):
-        if isinstance(address, tuple) and address[0] not in ('127.0.0.1', 'localhost', '::1'): raise OSError(errno.ENETUNREACH, 'Network is unreachable')
+        if isinstance(address, tuple) and address[0] not in HERE:
+            raise OSError(errno.ENETUNREACH, 'Network is unreachable')
         return super().connect(address)
 socket.socket = Socket
 def unknown(name, *rest, _real=socket.getaddrinfo, **more):
-    if name not in ('127.0.0.1', 'localhost', '::1', None, ''): raise socket.gaierror(socket.EAI_AGAIN, 'Temporary failure in name resolution')
+    if name not in (*HERE, None, ''):
+        raise socket.gaierror(socket.EAI_AGAIN, 'Temporary failure in name resolution')
     return _real(name, *rest, **more)
 socket.getaddrinfo = unknown
 """
 REAL = "from pruneresearch import load_model, load_task\nassert load_model('mlp', load_task('digits')) is not None\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "weather, body",
     [(CLOCK, BODY), (OFFLINE, REAL + BODY)],
@@ -314,6 +343,7 @@ def worker_of(run_process, workers):
     return next(worker for worker in workers if worker.pid in parents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "nanny, whole", [("--no-nanny", False), ("--nanny", True)], ids=["the worker alone", "the whole machine"]
 )
@@ -338,7 +368,7 @@ def test_a_worker_dies_and_another_one_takes_its_run(tmp_path, nanny, whole):
     assert sorted(rows(checkout)) == list("0123") and sorted(attempts(checkout).values()) == [1, 1, 1, 2]
 
 
-def test_a_killed_driver_of_a_cluster(tmp_path):
+def test_a_killed_driver_of_a_cluster(tmp_path, without_kernels):
     "What is under way goes on, and the next driver finds it."
     checkout = make_checkout(tmp_path, [dict(x=x, pause=4) for x in range(4)])
     with cluster_of(checkout) as (address, *_):
@@ -350,6 +380,7 @@ def test_a_killed_driver_of_a_cluster(tmp_path):
     assert attempts(checkout) == {str(x): 1 for x in range(4)}
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_runs_of_a_cluster(tmp_path):
     checkout = make_checkout(tmp_path, [dict(x=x, pause=60) for x in range(3)])
     with cluster_of(checkout) as (address, *_):
@@ -362,7 +393,8 @@ def test_ctrl_c_ends_the_runs_of_a_cluster(tmp_path):
         assert sum(attempts(checkout).values()) == 2  # the third never began
 
 
-def test_the_scheduler_goes(tmp_path):
+@pytest.mark.slow
+def test_the_scheduler_goes(tmp_path, without_kernels):
     checkout = make_checkout(tmp_path, [dict(x=x, pause=3) for x in range(4)])
     with cluster_of(checkout, 1) as (address, _, scheduler):
         process = driver(checkout, "--cluster", address)
@@ -374,7 +406,8 @@ def test_the_scheduler_goes(tmp_path):
     complete(checkout, 4)
 
 
-def test_the_last_worker_goes_and_a_new_one_comes(tmp_path):
+@pytest.mark.slow
+def test_the_last_worker_goes_and_a_new_one_comes(tmp_path, without_kernels):
     checkout = make_checkout(tmp_path, [dict(x=x, pause=2) for x in range(2)])
     with cluster_of(checkout, 1, "--no-nanny") as (address, workers, _):
         process = driver(checkout, "--cluster", address)
@@ -392,7 +425,7 @@ def test_the_last_worker_goes_and_a_new_one_comes(tmp_path):
         assert code == 0 and "no worker answers" in out and len(rows(checkout)) == 2, (out, err)
 
 
-def test_a_gpu_is_taken_by_one_run(tmp_path):
+def test_a_gpu_is_taken_by_one_run(tmp_path, without_kernels):
     "Two threads, one GPU: one run at a time; and a worker without one gets none."
     body = BODY.replace("time.sleep(pause)", "begun = time.time(); time.sleep(pause)").replace(
         "'filler': '.' * filler", "'begun': begun, 'ended': time.time()"
@@ -412,19 +445,19 @@ def test_a_gpu_is_taken_by_one_run(tmp_path):
         (row["begun"], row["ended"])
         for row in (json.loads(path.read_text()) for path in (checkout / "runs" / "rows").iterdir())
     )
-    assert all(ended <= begun for (_, ended), (begun, _) in zip(spans, spans[1:]))
+    assert all(ended <= begun for (_, ended), (begun, _) in zip(spans, spans[1:], strict=False))
 
 
 def test_addresses_that_lead_nowhere(tmp_path):
     checkout = make_checkout(tmp_path, [dict(x=0)])
     with pytest.raises(RunError, match="no scheduler answers"):
         bench(profile="smoke", root=checkout, address="tcp://127.0.0.1:9")
-    with pytest.raises(UsageError, match="no address of a scheduler"):
+    with pytest.raises(UsageError, match="not the address of a scheduler"):
         bench(profile="smoke", root=checkout, address="here")
 
 
 def test_a_worker_that_does_not_fit():
-    from pruneresearch.lab.bench import _misfit
+    from pruneresearch.lab.pools import _misfit
 
     wanted = dict(torch="2.13.0", python="3.11.2")
     assert _misfit("w", dict(wanted, folder=True), wanted) == ""
@@ -438,7 +471,8 @@ importlib.metadata.version = lambda name: '0.1' if name == 'datasets' else real(
 """
 
 
-def test_a_worker_that_comes_later_and_does_not_fit_is_sent_away(tmp_path):
+@pytest.mark.slow
+def test_a_worker_that_comes_later_and_does_not_fit_is_sent_away(tmp_path, without_kernels):
     checkout = make_checkout(tmp_path / "checkout", [dict(x=x, pause=2) for x in range(6)])
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(OTHER)
@@ -471,9 +505,9 @@ def test_a_worker_that_comes_later_and_does_not_fit_is_sent_away(tmp_path):
 
 
 @pytest.mark.parametrize("asked", [None, "3"])
-def test_runs_of_a_worker_share_the_cores_of_its_machine(tmp_path, asked):
+def test_runs_of_a_worker_share_the_cores_of_its_machine(tmp_path, without_kernels, asked):
     "Whatever the worker has in its environment, where Dask writes a 1."
-    from pruneresearch.lab.runs import THREADS, share_of_cores
+    from pruneresearch.lab.execution import THREADS, share_of_cores
 
     checkout = make_checkout(
         tmp_path,
@@ -517,14 +551,19 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, number):
 # ---- many
 
 
-def test_two_hundred_runs_and_three_kills(tmp_path):
-    "Two workers; at three random moments something that works on a run is killed: a run's process, a worker, the driver."
+def until_rows(checkout, count, process):
+    until(lambda: len(rows(checkout)) >= count or process.poll() is not None, 900)
+
+
+@pytest.mark.slow
+def test_two_hundred_runs_and_three_kills(tmp_path, without_kernels):
+    "Two workers; at three random moments something is killed: a run's process, a worker, the driver."
     checkout, chance = make_checkout(tmp_path, [dict(x=x) for x in range(200)]), random.Random(0)
     moments = sorted(chance.sample(range(10, 190), 3))
     with cluster_of(checkout) as (address, workers, _):
         process = driver(checkout, "--cluster", address)
-        for moment, what in zip(moments, chance.sample(["run", "worker", "driver"], 3)):
-            until(lambda: len(rows(checkout)) >= moment or process.poll() is not None, 900)
+        for moment, what in zip(moments, chance.sample(["run", "worker", "driver"], 3), strict=True):
+            until_rows(checkout, moment, process)
             assert process.poll() is None, finish(process)
             if what == "run":
                 until(lambda: working_on(checkout))[0].kill()

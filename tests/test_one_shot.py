@@ -1,4 +1,5 @@
-"Wanda, its variant, SparseGPT and OWL: against oracles written from the papers' formulas, weight by weight, with the blocks in order."
+"""Wanda, its variant, SparseGPT and OWL: against oracles written from the papers' formulas, weight by weight, with
+the blocks in order."""
 
 import math
 
@@ -30,7 +31,7 @@ def heard_tokens(model, layer, data):
         lambda module, inputs: heard.append(inputs[0].detach().double().reshape(-1, inputs[0].shape[-1]).numpy())
     )
     with torch.no_grad():
-        for ids, mask in zip(data["input_ids"], data["attention_mask"]):
+        for ids, mask in zip(data["input_ids"], data["attention_mask"], strict=True):
             model(input_ids=ids[None, mask.bool()], use_cache=False)
     handle.remove()
     return heard
@@ -57,7 +58,10 @@ def sparsegpt_oracle(weight, heard, sparsity, n=0, m=0, columns=128, damping=0.0
     h[dead, dead] = 1
     w[:, dead] = 0
     h += damping * np.diag(h).mean() * np.eye(len(h))
-    inverse_at = lambda j: np.linalg.inv(h[j:, j:])  # its corner is U_jj², its first row U_jj · U_j,j:
+
+    def inverse_at(j):
+        return np.linalg.inv(h[j:, j:])  # its corner is U_jj², its first row U_jj · U_j,j:
+
     corner = np.array([inverse_at(j)[0, 0] for j in range(len(h))])
     for j in range(w.shape[1]):
         if m and j % m == 0:
@@ -118,7 +122,7 @@ def test_masks_and_weights_are_the_oracles(name, method, ask, size):
         assert torch.equal(result.masks.keep[key], keep), (
             f"{key}: {(result.masks.keep[key] != keep).sum()} entries differ"
         )
-    for (key, a), (_, b) in zip(mine.named_parameters(), theirs.named_parameters()):
+    for (key, a), (_, b) in zip(mine.named_parameters(), theirs.named_parameters(), strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm(), key
 
 
@@ -129,10 +133,13 @@ def test_one_pass_is_another_thing_and_can_be_had():
         for way in (None, False)
     )
     first, last = anatomy(ARCHITECTURES["llama"]()).blocks[0], anatomy(ARCHITECTURES["llama"]()).blocks[-1]
-    same = lambda block: all(
-        torch.equal(walk.masks.keep[f"{name}.weight"], once.masks.keep[f"{name}.weight"])
-        for name in block.names.values()
-    )
+
+    def same(block):
+        return all(
+            torch.equal(walk.masks.keep[f"{name}.weight"], once.masks.keep[f"{name}.weight"])
+            for name in block.names.values()
+        )
+
     assert same(first) and not same(last) and walk.sequential and not once.sequential
 
 
@@ -223,7 +230,10 @@ def test_the_update_brings_every_layer_nearer_to_its_dense_output():
     for role, layer in anatomy(dense).blocks[0].linears.items():
         x = np.concatenate(heard_tokens(dense, layer, data))
         weight, name = layer.weight.detach().double().numpy(), f"{anatomy(dense).blocks[0].names[role]}.weight"
-        error = lambda w: np.linalg.norm(x @ (w - weight).T)
+
+        def error(w, x=x, weight=weight):
+            return np.linalg.norm(x @ (w - weight).T)
+
         assert error(dict(model.named_parameters())[name].detach().double().numpy()) < 0.99 * error(
             weight * masks.keep[name].numpy()
         ), role
@@ -295,7 +305,7 @@ def test_owl(method, per):
     result = prune(model, calibration=[data], method=method, sparsity=0.7, allocation="owl")
     assert result.sparsity == pytest.approx(expected) and max(expected) - min(expected) == pytest.approx(0.16)
     assert sum(expected) / 3 == pytest.approx(0.7) and abs(result.achieved - 0.7) < 1e-3 and result.allocation == "owl"
-    for block, share in zip(anatomy(model).blocks, result.sparsity):
+    for block, share in zip(anatomy(model).blocks, result.sparsity, strict=True):
         keep = result.masks.keep[f"{block.names['gate']}.weight"]
         assert int((~keep).sum()) == math.floor(share * keep.numel())
         if per:
@@ -330,7 +340,7 @@ def test_damping_is_the_oracles():
     result = prune(mine, calibration=[data], method="sparsegpt", sparsity=0.6, options={"damping": 0.5})
     for key, keep in prune_by_hand(theirs, data, sparsegpt_oracle, sparsity=0.6, damping=0.5).items():
         assert torch.equal(result.masks.keep[key], keep), key
-    assert all((a - b).norm() <= 1e-4 * b.norm() for a, b in zip(mine.parameters(), theirs.parameters()))
+    assert all((a - b).norm() <= 1e-4 * b.norm() for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
     usual = prune(ARCHITECTURES["llama"](), calibration=[data], method="sparsegpt", sparsity=0.6)
     assert any(not torch.equal(keep, result.masks.keep[key]) for key, keep in usual.masks.keep.items())
 
@@ -376,7 +386,7 @@ def test_settings_that_make_no_sense(ask, message):
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(UsageError, match=message):
         prune(model, calibration=[batch("llama")], sparsity=0.5, **ask)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 # --- a run that is killed ------------------------------------------------------------------------------------------
@@ -420,7 +430,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(method, tmp_path, monkeypatch)
     result = prune(model, **ask, resume=tmp_path)
     assert calibrated == [2]
     assert all(torch.equal(keep, result.masks.keep[key]) for key, keep in expected.masks.keep.items())
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
 
 
 def test_random_scores_go_on_where_the_killed_run_was(tmp_path):
@@ -435,7 +445,7 @@ def test_random_scores_go_on_where_the_killed_run_was(tmp_path):
         (tmp_path / f"block-000{late}.safetensors").unlink()
     result = prune(model, **ask, resume=tmp_path)
     assert all(torch.equal(keep, result.masks.keep[key]) for key, keep in expected.masks.keep.items()) and all(
-        torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters())
+        torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True)
     )
 
 
@@ -446,7 +456,7 @@ def test_finished_blocks_of_something_else_are_refused(tmp_path):
         before = [p.clone() for p in model.parameters()]
         with pytest.raises(UsageError, match="belongs to another request"):
             prune(model, sparsity=sparsity, **ask, resume=tmp_path)
-        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     path = tmp_path / "block-0001.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(RunError, match="Delete it to prune its block again"):
@@ -465,7 +475,7 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_any_work(tmp_path):
             sparsity=0.5,
             resume=tmp_path / "file" / "below",
         )
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_a_disk_that_fills_up_says_how_to_go_on(tmp_path, monkeypatch):
@@ -486,7 +496,7 @@ def test_a_disk_that_fills_up_says_how_to_go_on(tmp_path, monkeypatch):
     whole, model = ARCHITECTURES["llama"](), ARCHITECTURES["llama"]()
     prune(whole, **ask)
     prune(model, **ask, resume=tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
 
 
 def test_inputs_that_are_not_finite_name_their_block():
@@ -575,7 +585,7 @@ def test_any_local_decoder_folder_is_pruned_and_reloads(name, tmp_path, capsys):
             assert int((weight == 0).sum()) * 2 == weight.numel(), key
     assert run(*asked, "--output", tmp_path / "again", "--resume", tmp_path / "kept") == 0  # everything is found there
     twin = type(model).from_pretrained(tmp_path / "again")
-    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), twin.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), twin.parameters(), strict=True))
 
 
 def test_whole_blocks_and_rounded_repaired_neurons_from_the_shell(tmp_path, capsys):

@@ -50,6 +50,7 @@ def test_every_benchmark_of_the_paper_profile_is_rehearsed(tmp_path):
     assert {run.name for run in plan([], "paper", tmp_path)} == set(SHORT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHORT)
 def test_a_benchmark_of_the_paper_profile_runs_through(name, hub, tmp_path):
     changes = [f"--set={key}={json.dumps(value)}" for key, value in SHORT[name].items()]

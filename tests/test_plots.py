@@ -1,14 +1,20 @@
 "What the figures draw is compared with the numbers behind it; what they must not draw is refused."
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from pruneresearch.basics.errors import UsageError
 from pruneresearch.lab import plots
-from pruneresearch.lab.compare import leaderboard, mean_interval, pairwise, pareto
+from pruneresearch.lab.compare import mean_interval
+from pruneresearch.lab.rows import Row, saved_rows
+from pruneresearch.lab.tables import leaderboard, pairwise, pareto
 
 SKILL = {"random": -3.0, "magnitude": 0.0, "wanda": 0.3, "taylor": 0.001}
 
@@ -24,26 +30,24 @@ def rows_of(metric="accuracy", task="t", **changes):
                     if metric == "accuracy"
                     else float(30 * np.exp(sparsity * (1 - skill) + jitter))
                 )
-                out.append(
-                    dict(
-                        id=f"{method}-{sparsity}-{seed}",
-                        protocol=f"p-{task}",
-                        model="m",
-                        task=task,
-                        method=method,
-                        pattern="unstructured",
-                        recovery="none",
-                        seed=seed,
-                        sparsity=sparsity,
-                        achieved=sparsity,
-                        metric=metric,
-                        value=value,
-                        outcomes=None,
-                        dense_value=0.95 if metric == "accuracy" else 28.0,
-                        prune_seconds=1.0 + sparsity,
-                    )
-                    | changes
+                row = Row(
+                    id=f"{method}-{sparsity}-{seed}",
+                    protocol=f"p-{task}",
+                    model="m",
+                    task=task,
+                    method=method,
+                    pattern="unstructured",
+                    allocation="layer",
+                    recovery="none",
+                    seed=seed,
+                    sparsity=sparsity,
+                    achieved_weights=sparsity,
+                    metric=metric,
+                    value=value,
+                    dense_value=0.95 if metric == "accuracy" else 28.0,
+                    prune_seconds=1.0 + sparsity,
                 )
+                out.append(replace(row, **changes))
     return out
 
 
@@ -81,18 +85,11 @@ def test_looks_are_distinct_stable_and_visible_on_white():
 
 
 def test_every_method_of_the_library_and_of_the_figures_has_a_fixed_look():
-    import re
-    from pathlib import Path
-
-    from pruneresearch.lab.experiment import saved_rows
+    from pruneresearch.pruning.registry import load_methods
 
     root = Path(__file__).parent.parent
-    ours = {
-        name
-        for path in (root / "pruneresearch").rglob("*.py")
-        for name in re.findall(r'register_method\(Method\(\s*"([^"]+)"', path.read_text(encoding="utf-8"))
-    }
-    drawn = {row["method"] for path in (root / "figures").rglob("*.json.gz") for row in saved_rows(path)}
+    ours = {name for name, method in load_methods().items() if method.module.startswith("pruneresearch.")}
+    drawn = {row.method for path in (root / "figures").rglob("*.json.gz") for row in saved_rows(path)}
     assert len(ours) > 5 and not (ours | drawn) - {*plots.METHOD_ORDER, "random"}
 
 
@@ -130,7 +127,7 @@ def test_methods_stand_beside_each_other():
 
 
 def test_dense_band_is_the_interval_of_its_seeds():
-    rows = [r | {"dense_value": 0.95 + 0.01 * r["seed"]} for r in ROWS]
+    rows = [replace(row, dense_value=0.95 + 0.01 * row.seed) for row in ROWS]
     axis = plots.quality_against_sparsity(rows).axes[0]
     interval = mean_interval([0.95, 0.96, 0.97])
     band = axis.patches[0].get_extents().transformed(axis.transData.inverted())
@@ -139,16 +136,17 @@ def test_dense_band_is_the_interval_of_its_seeds():
 
 
 def test_runs_outside_the_budget_are_hollow_and_stand_where_they_ended():
-    stray = [
-        r | {"method": "gradprobe", "achieved": 0.1} for r in ROWS if r["method"] == "wanda" and r["sparsity"] == 0.5
-    ]
+    wanda = [row for row in ROWS if row.method == "wanda" and row.sparsity == 0.5]
+    stray = [replace(row, method="gradprobe", achieved_weights=0.1) for row in wanda]
     drawn = points(plots.quality_against_sparsity(ROWS + stray).axes[0])
     hollow = drawn[drawn[:, 4] == 0]
     assert len(hollow) == 1 and abs(hollow[0, 0] - 10) < 6
 
 
 def test_random_does_not_decide_the_axis_unless_asked():
-    limits = lambda **options: plots.quality_against_sparsity(ROWS, **options).axes[0].get_ylim()
+    def limits(**options):
+        return plots.quality_against_sparsity(ROWS, **options).axes[0].get_ylim()
+
     worst = min(r["value"] for r in ROWS if r["method"] == "random")
     assert limits()[0] > worst > limits(focus=False)[0]
 
@@ -162,28 +160,24 @@ def test_every_task_has_its_panel_and_axes_have_units():
     ]
     assert all("%" in axis.get_xlabel() for axis in figure.axes)
     assert all(words in " ".join(figure.get_supxlabel().split()) for words in ("95 % t-interval", "3 seeds"))
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "random",
-        "magnitude",
-        "wanda",
-        "taylor",
-        "dense",
-    ]
+    for axis in figure.axes:  # methods are named at their lines
+        assert {text.get_text(): text.get_color() for text in axis.texts} == {
+            name: look["color"] for name, look in plots.method_styles(SKILL).items()
+        }
 
 
 def test_a_single_seed_and_an_infinite_value_can_be_drawn():
     assert np.isnan(points(plots.quality_against_sparsity([r for r in ROWS if r["seed"] == 0]).axes[0])[:, 2]).all()
     diverged = [
-        r | {"value": float("inf")} if r["method"] == "taylor" and r["sparsity"] == 0.7 else r
-        for r in rows_of("perplexity")
+        replace(row, value=float("inf")) if row.method == "taylor" and row.sparsity == 0.7 else row
+        for row in rows_of("perplexity")
     ]
     assert len(points(plots.quality_against_sparsity(diverged).axes[0])) == 11
 
 
 def test_with_one_sparsity_methods_stand_at_their_names():
-    stray = [
-        r | {"method": "gradprobe", "achieved": 0.1} for r in ROWS if r["method"] == "wanda" and r["sparsity"] == 0.5
-    ]
+    wanda = [row for row in ROWS if row.method == "wanda" and row.sparsity == 0.5]
+    stray = [replace(row, method="gradprobe", achieved_weights=0.1) for row in wanda]
     [axis] = plots.quality_against_sparsity([r for r in ROWS if r["sparsity"] == 0.5] + stray, focus=False).axes
     names = [label.get_text() for label in axis.get_xticklabels()]
     assert names == ["random", "magnitude", "wanda", "taylor", "gradprobe (10 %)"] and axis.get_xlabel().endswith(
@@ -196,7 +190,7 @@ def test_with_one_sparsity_methods_stand_at_their_names():
             1,
         )
     assert drawn["gradprobe (10 %)"][1] == 0
-    none_asked = [r | {"sparsity": None} for r in ROWS if r["sparsity"] == 0.5]
+    none_asked = [replace(row, sparsity=None) for row in ROWS if row.sparsity == 0.5]
     assert not plots.one_sparsity({("m",): none_asked}) and not plots.one_sparsity({("m",): ROWS})
 
 
@@ -212,12 +206,12 @@ def test_with_one_sparsity_methods_stand_at_their_names():
 )
 def test_no_interval_is_drawn_where_no_value_can_be(metric, values, expected):
     rows = [
-        dict(ROWS[0], id=str(seed), method="wanda", metric=metric, seed=seed, value=value, dense_value=value)
+        replace(ROWS[0], id=str(seed), method="wanda", metric=metric, seed=seed, value=value, dense_value=value)
         for seed, value in enumerate(values)
     ]
     interval = mean_interval(values, log=metric == "perplexity")
     figure = plots.quality_against_sparsity(rows, focus=False)
-    ends = [whole if end is None else end for whole, end in zip(interval[1:3], expected)]
+    ends = [whole if end is None else end for whole, end in zip(interval[1:3], expected, strict=True)]
     assert points(figure.axes[0])[0, 2:4] == pytest.approx(ends) and plots.possible(interval, metric) == pytest.approx(
         ends
     )
@@ -236,6 +230,70 @@ def test_no_interval_is_drawn_where_no_value_can_be(metric, values, expected):
 def test_what_cannot_be_compared_is_not_drawn(rows, words):
     with pytest.raises(UsageError, match=words):
         plots.quality_against_sparsity(rows)
+
+
+@pytest.mark.parametrize("focus", [True, False])
+def test_names_at_lines_do_not_cover_each_other(focus):
+    figure = plots.quality_against_sparsity(ROWS, focus=focus)
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without the line to the point
+    assert len(boxes) == 4 and not any(a.y0 < b.y1 and b.y0 < a.y1 for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_labels_are_moved_apart_as_little_as_their_order_allows():
+    heights = np.random.default_rng(0).random(9)
+    places = plots._apart(heights, gap=0.08)
+    assert (np.argsort(places) == np.argsort(heights)).all() and places.min() >= 0 and places.max() <= 1
+    assert np.diff(np.sort(places)).min() > 0.08 - 1e-9
+    assert plots._apart([0.2, 0.9], gap=0.1) == pytest.approx([0.2, 0.9])  # who is not crowded stays
+
+
+# ---------------------------------------------------------------- the overview
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
+def test_the_overview_has_a_line_per_method_at_the_highest_sparsity(metric):
+    board = leaderboard(rows_of(metric), n_resamples=50)
+    [axis] = plots.overview(board).axes
+    lines = board[board["sparsity"] == 0.7].set_index("method")
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names == list(lines.sort_values("rank").index) and axis.get_xlabel() == plots.arrow(metric)
+    assert axis.get_xscale() == ("log" if metric == "perplexity" else "linear")
+    drawn = {names[round(c[0].get_ydata()[0])]: c for c in axis.containers}
+    for name, container in drawn.items():
+        assert container[0].get_xdata()[0] == lines.loc[name, "value"]
+        ends = np.sort(container[2][0].get_segments()[0][:, 0])
+        assert ends == pytest.approx(lines.loc[name, ["low", "high"]].to_numpy(dtype=float))
+        assert container[0].get_color() == plots.VERDICT_MARKS[lines.loc[name, "verdict"]]["color"]
+    beyond = set(names) - set(drawn)
+    low, high = axis.get_xlim()
+    assert beyond == {name for name in names if not low <= lines.loc[name, "value"] <= high} == {"random"}
+    numbers = [text.get_text() for text in axis.texts]
+    assert len(numbers) == len(names) and all(number.split()[0] for number in numbers)
+
+
+def test_the_overview_leaves_the_unranked_hollow_and_says_what_they_achieved():
+    wanda = [row for row in ROWS if row.method == "wanda" and row.sparsity == 0.7]
+    board = leaderboard(
+        ROWS + [replace(row, method="gradprobe", achieved_weights=0.1) for row in wanda], n_resamples=50
+    )
+    [axis] = plots.overview(board).axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    hollow = [names[round(c[0].get_ydata()[0])] for c in axis.containers if c[0].get_markerfacecolor() == "white"]
+    assert hollow == ["gradprobe"] and axis.texts[names.index("gradprobe")].get_text().endswith("; 10 % removed")
+
+
+def test_the_overview_has_a_panel_per_question_and_nothing_covers_anything():
+    rows = ROWS + rows_of("perplexity", "u") + rows_of(task="v", pattern="2:4")[:24]
+    figure = plots.overview(leaderboard(rows, n_resamples=50))
+    assert len(figure.axes) == 3
+    for axis in figure.axes:
+        boxes = [text.get_window_extent() for text in [*axis.texts, *axis.get_yticklabels()]]
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    titles = [axis.title.get_window_extent() for axis in figure.axes]
+    spans = [axis.get_tightbbox() for axis in figure.axes]
+    assert not any(a.overlaps(b) for i, a in enumerate(spans) for b in spans[:i]) and len(titles) == 3
+    with pytest.raises(UsageError, match="board is empty"):
+        plots.overview(leaderboard(ROWS, n_resamples=10)[:0])
 
 
 # ---------------------------------------------------------------- masks
@@ -293,7 +351,7 @@ def test_relative_differences_are_ratios_on_a_logarithmic_axis():
 def test_each_difference_stands_at_its_method():
     board = leaderboard(ROWS, n_resamples=50)
     axis = plots.difference_plot(board).axes[0]
-    names = {y: label.get_text() for y, label in zip(axis.get_yticks(), axis.get_yticklabels())}
+    names = {y: label.get_text() for y, label in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)}
     shown = {
         (line["method"], round(line["difference"], 9))
         for _, line in board[board["method"].isin(["wanda", "taylor"])].iterrows()
@@ -319,7 +377,7 @@ def test_cost_plot_draws_cost_and_value():
 
 
 def test_figures_are_saved_with_their_rows_the_same_each_time(tmp_path):
-    rows = [r | {"outcomes": [1, 0]} for r in ROWS]
+    rows = [replace(row, outcomes=[1, 0]) for row in ROWS]
     paths = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path / "deep" / "figure.png", rows)
     assert sorted(p.name for p in (tmp_path / "deep").iterdir()) == ["figure.csv", "figure.png", "figure.svg"]
     again = plots.save_figure(plots.quality_against_sparsity(ROWS), tmp_path / "again", rows)
@@ -355,22 +413,19 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
 def test_no_axis_of_a_score_goes_beyond_one_and_a_budget_of_work_is_named():
     "A t-interval over three seeds may end where no accuracy can be; a share of MACs is not a sparsity of weights."
     wide = [
-        dict(row, value=row["value"] + (0.1 if row["seed"] else -0.2), pattern=pattern)
-        for row in ROWS
-        for pattern in ("heads+neurons", "heads+neurons by MACs")
-    ]
-    assert (
-        max(
-            mean_interval(
-                [
-                    row["value"]
-                    for row in wide
-                    if row["method"] == "wanda" and row["sparsity"] == 0.3 and row["pattern"] == "heads+neurons"
-                ]
-            )
+        replace(
+            row,
+            value=row.value + (0.1 if row.seed else -0.2),
+            pattern="heads+neurons",
+            budget=budget,
+            achieved_units=row.sparsity,
+            achieved_macs=row.sparsity,
         )
-        > 1.2
-    )
+        for row in ROWS
+        for budget in ("units", "macs")
+    ]
+    own = [row.value for row in wide if (row.method, row.sparsity, row.budget) == ("wanda", 0.3, "units")]
+    assert max(mean_interval(own)) > 1.2
     figure = plots.quality_against_sparsity(wide, focus=False)
     assert len(figure.axes) == 2 and all(axis.get_ylim()[1] == 1.02 for axis in figure.axes)
     assert [axis.get_xlabel() for axis in figure.axes] == [
@@ -403,7 +458,7 @@ def test_the_matrix_shows_every_verdict_from_both_sides():
 @pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
 def test_pareto_plot_names_the_front_and_labels_its_axes(metric):
     board = leaderboard(
-        [r | {"macs": 1e6 * (1 - r["sparsity"]) + 1e5 * len(r["method"])} for r in rows_of(metric)], n_resamples=50
+        [replace(row, macs=1e6 * (1 - row.sparsity) + 1e5 * len(row.method)) for row in rows_of(metric)], n_resamples=50
     )
     figure = plots.pareto_plot(board, "mmacs")
     [axis] = figure.axes
@@ -429,18 +484,20 @@ def test_pareto_plot_names_the_front_and_labels_its_axes(metric):
 
 
 def test_a_front_over_work_leaves_out_what_does_the_same_work():
+    dense = {"macs": 7e6, "latency_median_s": 0.01}
     same = [
-        r | {"macs": 7e6, "latency_median_s": 0.01 + 0.001 * i, "dense_costs": {"macs": 7e6, "latency_median_s": 0.01}}
-        for i, r in enumerate(rows_of(task="same"))
+        replace(row, macs=7e6, latency_median_s=0.01 + 0.001 * i, dense_costs=dense)
+        for i, row in enumerate(rows_of(task="same"))
     ]
+    dense = {"macs": 2e6, "latency_median_s": 0.02}
     units = [
-        r
-        | {
-            "macs": 1e6 * (2 - r["sparsity"]),
-            "latency_median_s": 0.01 * (2 - r["sparsity"]) + 1e-5 * i,
-            "dense_costs": {"macs": 2e6, "latency_median_s": 0.02},
-        }
-        for i, r in enumerate(rows_of())
+        replace(
+            row,
+            macs=1e6 * (2 - row.sparsity),
+            latency_median_s=0.01 * (2 - row.sparsity) + 1e-5 * i,
+            dense_costs=dense,
+        )
+        for i, row in enumerate(rows_of())
     ]
     board = leaderboard(same + units, n_resamples=50)
     for cost in plots.WORK:
@@ -459,8 +516,8 @@ def test_a_front_over_work_leaves_out_what_does_the_same_work():
 @pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
 def test_latency_noise_puts_no_second_line_of_equal_work_on_the_front(metric):
     rows = [
-        r | {"macs": 1e6 * (2 - r["sparsity"]), "latency_median_s": 0.01 * (2 - r["sparsity"]) - 1e-4 * i}
-        for i, r in enumerate(rows_of(metric))
+        replace(row, macs=1e6 * (2 - row.sparsity), latency_median_s=0.01 * (2 - row.sparsity) - 1e-4 * i)
+        for i, row in enumerate(rows_of(metric))
     ]
     lines = leaderboard(rows, n_resamples=50)
     best = plots.best_of_same_work(lines)

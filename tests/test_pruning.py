@@ -1,4 +1,5 @@
-"Pruning: every architecture × pattern × allocation × method, counted weight by weight; what is refused; what must not matter."
+"""Pruning: every architecture × pattern × allocation × method, counted weight by weight; what is refused; what must
+not matter."""
 
 import copy
 import functools
@@ -17,11 +18,10 @@ from pruneresearch.data.tasks import load_task
 from pruneresearch.measure.cost import macs
 from pruneresearch.model.loading import load_model
 from pruneresearch.model.mlp import SimpleMLP
+from pruneresearch.pruning.allocations import ALLOCATIONS
 from pruneresearch.pruning.budget import one_sequence
 from pruneresearch.pruning.engine import prune, rounds_of
-from pruneresearch.pruning.registry import METHODS, Method, list_methods, register, weight_score
-from pruneresearch.pruning.registry import unit_score
-from pruneresearch.pruning.allocations import ALLOCATIONS
+from pruneresearch.pruning.registry import METHODS, list_methods, register, unit_score, weight_score
 from pruneresearch.shipping.surgery import remove
 
 NAMES = list(ARCHITECTURES)
@@ -80,7 +80,8 @@ def zeros(weight):
 
 
 def weights_per_unit(name, kind):
-    "From the sizes in tests/architectures.py: width 32, heads of 8, 64 neurons; two query heads per key/value head where grouped."
+    """From the sizes in tests/architectures.py: width 32, heads of 8, 64 neurons; two query heads per key/value head
+    where grouped."""
     if kind == "heads":
         return (16 + 8 + 8 + 16) * 32 if name in GROUPED else 4 * 8 * 32
     return (3 if name in GROUPED else 2) * 32
@@ -100,7 +101,7 @@ def check_counts(name, model, pattern, allocation, sparsity):
     elif kind == "unstructured":
         if allocation == "global":
             return floor_of(sparsity, sum(w.numel() for weights in blocks.values() for w in weights.values()))
-        for share, weights in zip(shares, blocks.values()):
+        for share, weights in zip(shares, blocks.values(), strict=True):
             for w in weights.values():
                 if allocation == "row":
                     assert ((w == 0).sum(1) == floor_of(share, w.shape[1])).all()
@@ -117,7 +118,7 @@ def check_counts(name, model, pattern, allocation, sparsity):
             removed = floor_of(sparsity, units * len(blocks))
         else:
             removed = sum(floor_of(share, units) for share in shares)
-            for share, weights in zip(shares, blocks.values()):
+            for share, weights in zip(shares, blocks.values(), strict=True):
                 assert sum(map(zeros, weights.values())) == floor_of(share, units) * weights_per_unit(name, kind)
         total = removed * weights_per_unit(name, kind)
     return total
@@ -205,7 +206,8 @@ def test_every_combination_is_exact(name, method):
 @pytest.mark.parametrize("method", SCORED)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_budget_of_macs_is_met_and_counted(name, method):
-    "What is left costs at most the budget, by a counter that runs the smaller model, and no cheapest unit more would have fitted."
+    """What is left costs at most the budget, by a counter that runs the smaller model, and no cheapest unit more
+    would have fitted."""
     data, model = calibration(name), model_of(name)
     length, before = data[0]["input_ids"].shape[1], {key: value.clone() for key, value in model.state_dict().items()}
     result = prune(model, calibration=data, method=method, pattern="heads+neurons", allocation="macs", sparsity=0.25)
@@ -242,7 +244,7 @@ def test_what_trains_or_searches_needs_a_task_and_a_budget_of_macs(method):
 def test_a_list_gives_each_block_its_share(method):
     model, share = model_of("llama"), [0.29, 0.5, 0.1]
     prune(model, calibration=calibration("llama"), method=method, sparsity=share)
-    for s, weights in zip(share, weights_of(model).values()):
+    for s, weights in zip(share, weights_of(model).values(), strict=True):
         for w in weights.values():
             by_row, by_layer = w.shape[0] * floor_of(s, w.shape[1]), floor_of(s, w.numel())
             assert zeros(w) in ({by_row, by_layer} if method == "wanda" else {by_layer})
@@ -273,7 +275,7 @@ def test_default_allocations(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pruned_weights_stay_zero_in_training(name):
-    for pattern, method in zip(PATTERNS, itertools.cycle(("magnitude", "wanda", "taylor", "fisher"))):
+    for pattern, method in zip(PATTERNS, itertools.cycle(("magnitude", "wanda", "taylor", "fisher")), strict=True):
         request = {} if PATTERNS[pattern] == "n:m" else dict(sparsity=0.5)
         dense = model_of(name)
         masks = prune(dense, calibration=calibration(name), method=method, pattern=pattern, **request).masks
@@ -656,7 +658,8 @@ def test_random_layers_of_one_shape_differ():
 
 
 def agreement(a, b):
-    "Share of equal mask entries: sums in another order differ in their last bits, and a weight at the cut may change sides."
+    """Share of equal mask entries: sums in another order differ in their last bits, and a weight at the cut may
+    change sides."""
     return sum((a.keep[name] == b.keep[name]).sum().item() for name in a.keep) / sum(
         mask.numel() for mask in a.keep.values()
     )
@@ -725,7 +728,8 @@ def train(model, after_step=lambda: None, lr=0.05):
 
 @pytest.mark.parametrize("method", ["magnitude", "wanda"])
 def test_between_runs_with_the_masks_held(method):
-    "Training between the rounds takes no precautions of its own; no pruned weight may come back and be calibrated with."
+    """Training between the rounds takes no precautions of its own; no pruned weight may come back and be calibrated
+    with."""
     calls = []
 
     def between(model, masks):
@@ -784,12 +788,12 @@ def test_rounds_are_monotone(pattern, method):
     )
     assert len(rounds) == 3  # after each round but the last
     rounds.append(result.masks.keep)
-    for earlier, later in zip(rounds, rounds[1:]):
+    for earlier, later in zip(rounds, rounds[1:], strict=False):
         assert all(not (later[name] & ~earlier[name]).any() for name in earlier)
     assert any((rounds[0][name] != rounds[-1][name]).any() for name in rounds[0])
     result.masks.verify(model)
-    for keep, share in zip(rounds, (0.75 * (1 - (1 - k / 4) ** 3) for k in (1, 2, 3, 4))):
-        for name, mask in keep.items():
+    for keep, share in zip(rounds, (0.75 * (1 - (1 - k / 4) ** 3) for k in (1, 2, 3, 4)), strict=True):
+        for _name, mask in keep.items():
             if pattern == "unstructured" and method != "wanda":
                 assert abs(int((~mask).sum()) - share * mask.numel()) <= 1
             if pattern == "unstructured" and method == "wanda":
@@ -813,7 +817,7 @@ def test_rounds_with_other_allocations(allocation):
     )
     weights = [w for block in weights_of(model).values() for w in block.values()]
     assert sum(map(zeros, weights)) == check_counts("llama", model, "unstructured", allocation, sparsity)
-    for earlier, later in zip(seen, [*seen[1:], result.masks.keep]):
+    for earlier, later in zip(seen, [*seen[1:], result.masks.keep], strict=False):
         assert all(not (later[name] & ~earlier[name]).any() for name in earlier)
 
 
@@ -904,7 +908,7 @@ def example_gradients(model, data):
             if logits.dim() == 2
             else F.cross_entropy(logits[0, :-1], data["input_ids"][row, real][1:])
         )
-        yield dict(zip(weights, torch.autograd.grad(loss, list(weights.values()))))
+        yield dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
 
 
 def summed(tables):
@@ -914,7 +918,8 @@ def summed(tables):
 @pytest.mark.parametrize("name", ["bert", "llama"])
 @pytest.mark.parametrize("method", GRADIENT)
 def test_masks_follow_the_score_and_not_the_magnitude(name, method):
-    "PyTorch's l1_unstructured with the scores is the oracle; without them, the defect, it prunes by magnitude under another name."
+    """PyTorch's l1_unstructured with the scores is the oracle; without them, the defect, it prunes by magnitude under
+    another name."""
     data, dense = batch(name, n=6, padded=True), model_of(name)
     gradients = list(example_gradients(dense, data))
     mean, squares = (
@@ -933,7 +938,7 @@ def test_masks_follow_the_score_and_not_the_magnitude(name, method):
     for key, keep in found.keep.items():
         weight = dense.get_parameter(key).detach()
 
-        def by_torch(**scores):
+        def by_torch(weight=weight, **scores):
             layer = nn.Linear(*weight.shape[::-1])
             layer.weight.data = weight.clone()
             return l1_unstructured(layer, "weight", amount=floor_of(0.4, weight.numel()), **scores).weight_mask.bool()
@@ -1050,7 +1055,8 @@ def test_padding_is_not_mixed_into_the_statistics():
 
 @pytest.mark.parametrize("method", ["random", "magnitude", "wanda", "activation-change"])
 def test_half_of_the_macs_takes_the_same_share_everywhere_where_scores_are_not_losses(method):
-    "Sums of random numbers are nearly the same for every unit: weighed against each other, all heads would go before any neuron. And blocks have scales of their own."
+    """Sums of random numbers are nearly the same for every unit: weighed against each other, all heads would go
+    before any neuron. And blocks have scales of their own."""
     task = load_task("sentiment")
     model = load_model("tiny-bert", task)
     done = prune(model, task, method=method, pattern="heads+neurons", allocation="macs", sparsity=0.5, n_calibration=16)

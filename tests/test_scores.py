@@ -7,11 +7,11 @@ import pytest
 import torch
 from architectures import ARCHITECTURES
 
-from pruneresearch.model.anatomy import anatomy
 from pruneresearch.methods.gradient import fisher, fisher_weighted, gradient, taylor
 from pruneresearch.methods.magnitude import magnitude
 from pruneresearch.methods.random import random as random_score
 from pruneresearch.methods.wanda import wanda
+from pruneresearch.model.anatomy import anatomy
 from pruneresearch.pruning.selection import mean_unit_score
 
 
@@ -46,12 +46,12 @@ def tensors(*arrays):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_score_is_its_formula(numbers, score, arguments, formula):
-    named = dict(zip("wgfx", numbers))
+    named = dict(zip("wgfx", numbers, strict=True))
     given = tensors(*(named[a] for a in arguments))
     before = [t.clone() for t in given]
     found = score(*given)
     np.testing.assert_allclose(found.numpy(), every_entry(formula(*numbers), (7, 11)), rtol=1e-6)
-    assert (found >= 0).all() and all(torch.equal(a, b) for a, b in zip(given, before))  # inputs untouched
+    assert (found >= 0).all() and all(torch.equal(a, b) for a, b in zip(given, before, strict=True))  # inputs untouched
 
 
 def test_scores_disagree(numbers):
@@ -122,7 +122,8 @@ def test_unit_score_by_hand_made_groups(producers, consumer, columns, count):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_unit_score_of_a_model(name):
-    "Sizes from tests/architectures.py: 32 wide, 64 neurons, heads of 8, two query heads a unit where queries are grouped."
+    """Sizes from tests/architectures.py: 32 wide, 64 neurons, heads of 8, two query heads a unit where queries are
+    grouped."""
     structure, random = anatomy(ARCHITECTURES[name]()), torch.Generator().manual_seed(1)
     scores = {
         f"{linear}.weight": torch.rand(module.weight.shape, generator=random)

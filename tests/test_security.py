@@ -19,7 +19,7 @@ from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json, write_json
 from pruneresearch.cli.main import main
 from pruneresearch.data.tasks import load_task
-from pruneresearch.lab.experiment import load_rows
+from pruneresearch.lab.rows import load_rows
 from pruneresearch.model.loading import load_model, save_model
 from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.resume import finished_blocks, restore_block, store_block

@@ -1,4 +1,4 @@
-"Sensitivity: against layers that are zeroed by hand in a copy, against `prune`, and against everything that must not change the model or the numbers."
+"Sensitivity: against layers that are zeroed by hand in a copy, against `prune`, and the model stays as it was."
 
 import copy
 import functools
@@ -50,9 +50,12 @@ def held_out(name):
     return [batch(name, n=5, padded=True, seed=2)]
 
 
+def bytes_of(tensor):
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
 def snapshot(model):
     "All numbers of a model as bytes, and what else a measurement could leave behind."
-    bytes_of = lambda t: t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return (
         {name: bytes_of(value) for name, value in model.state_dict().items()},
         [module.training for module in model.modules()],
@@ -61,7 +64,7 @@ def snapshot(model):
     )
 
 
-# The oracle: the loss is transformers' own on the whole batch, layers are found by their names, tokens are heard by a hook.
+# The oracle: the loss is transformers' own on the whole batch, layers are found by names, inputs by a hook.
 
 
 def loss_of(model, data):
@@ -85,26 +88,26 @@ def layers_of(model):
     return found
 
 
-def heard_norm(model, linear, data):
+def input_norm(model, linear, data):
     "The L2 norm of each input over the real tokens."
-    heard = []
+    inputs_seen = []
     handle = linear.register_forward_pre_hook(
-        lambda module, inputs: heard.append(inputs[0].detach().reshape(*data["input_ids"].shape, -1))
+        lambda module, inputs: inputs_seen.append(inputs[0].detach().reshape(*data["input_ids"].shape, -1))
     )
     with torch.no_grad():
         model(**data)
     handle.remove()
-    return heard[0][data["attention_mask"].bool()].double().norm(dim=0)
+    return inputs_seen[0][data["attention_mask"].bool()].double().norm(dim=0)
 
 
 def wanda_of(model, linear, data):
-    return (linear.weight.detach().double().abs() * heard_norm(model, linear, data)).numpy()
+    return (linear.weight.detach().double().abs() * input_norm(model, linear, data)).numpy()
 
 
 def zero_lowest(linear, scores, sparsity):
     "Set the lowest of each row to zero, by a plain sort."
     with torch.no_grad():
-        for row, values in zip(linear.weight, scores):
+        for row, values in zip(linear.weight, scores, strict=True):
             for i in sorted(range(len(values)), key=lambda i: values[i])[: int(sparsity * len(values))]:
                 row[i] = 0
 
@@ -115,7 +118,7 @@ def test_every_layer_of_every_layout(name):
     before, where = snapshot(model), layers_of(model)
     table = sensitivity(model, calibration=calibration(name), data=[data], sparsity=[0.3])
     assert snapshot(model) == before
-    assert list(zip(table["block"], table["role"])) == [
+    assert list(zip(table["block"], table["role"], strict=True)) == [
         key for key in sorted(where, key=lambda key: (key[0], list(ROLES).index(key[1])))
     ] and set(table["sparsity"]) == {0.3}
     dense = loss_of(model, data)
@@ -135,9 +138,20 @@ def test_every_layer_of_every_layout(name):
     assert set(table["unit"]) == {"nats per token" if name in DECODERS else "nats per example"}
 
 
+def span(unit, size):
+    return slice(unit * size, (unit + 1) * size)
+
+
+def owned_scores(scores, block, rows, consumer, columns, unit):
+    "The scores of all weights of a unit: its rows in the producers, its columns in the consumer."
+    produced = [scores[block, role][span(unit, size)].ravel() for role, size in rows.items()]
+    return np.concatenate([*produced, scores[block, consumer][:, span(unit, columns)].ravel()])
+
+
 @pytest.mark.parametrize("name", ["bert", "distilbert", "llama"])
 def test_heads_and_neurons(name):
-    "Units by the sizes in tests/architectures.py: heads of 8 rows, two query heads to a key head where grouped; the mean Wanda score of what a unit owns; biases go too."
+    """Units by the sizes in tests/architectures.py: heads of 8 rows, two query heads to a key head where grouped.
+    A unit's score is the mean Wanda score of what it owns; biases go too."""
     model, data = made(name), held_out(name)[0]
     before = snapshot(model)
     table = sensitivity(model, calibration=calibration(name), data=[data], pattern="heads+neurons", sparsity=0.5)
@@ -155,22 +169,25 @@ def test_heads_and_neurons(name):
         )
         consumer, columns = ("o", wide) if heads else ("down" if name in GROUPED else "fc2", 1)
         count = scores[line.block, consumer].shape[1] // columns
-        span = lambda unit, size: slice(unit * size, (unit + 1) * size)
-        own = lambda unit: (
-            [scores[line.block, role][span(unit, size)].ravel() for role, size in rows.items()]
-            + [scores[line.block, consumer][:, span(unit, columns)].ravel()]
-        )
-        means, layers, gone = [np.concatenate(own(unit)).mean() for unit in range(count)], layers_of(other), 0
+        owned = [owned_scores(scores, line.block, rows, consumer, columns, unit) for unit in range(count)]
+        means, layers, gone = [own.mean() for own in owned], layers_of(other), 0
         with torch.no_grad():
-            for unit in sorted(range(count), key=lambda unit: means[unit])[: count // 2]:
+            for unit in np.argsort(means, kind="stable")[: count // 2]:
                 for role, size in rows.items():
                     layers[line.block, role].weight[span(unit, size)] = 0
                     if layers[line.block, role].bias is not None:
                         layers[line.block, role].bias[span(unit, size)] = 0
                 layers[line.block, consumer].weight[:, span(unit, columns)] = 0
-                gone += sum(len(part) for part in own(unit))
+                gone += len(owned[unit])
         assert line.loss == pytest.approx(loss_of(other, data), abs=1e-5), line
         assert (line.removed, line.weights) == (gone, 2 * gone)
+
+
+def belongs(key, line):
+    "Whether a parameter is one of a line of the table."
+    attention = "attention.self" in key or "attention.output.dense" in key or "self_attn" in key
+    units = line.role in ("heads", "neurons")
+    return key.startswith(line.layer + ".") and (not units or attention == (line.role == "heads"))
 
 
 @pytest.mark.parametrize(
@@ -206,19 +223,11 @@ def test_a_cut_is_what_prune_does_to_that_layer(name, method, pattern, sparsity)
     ).masks
     for line in table.itertuples():
         other, source = copy.deepcopy(model), pruned.state_dict()
-        inside = lambda key: (
-            key.startswith(line.layer + ".")
-            and (
-                line.role not in ("heads", "neurons")
-                or ("attention.self" in key or "attention.output.dense" in key or "self_attn" in key)
-                == (line.role == "heads")
-            )
-        )
-        other.load_state_dict({key: source[key] if inside(key) else value for key, value in model.state_dict().items()})
+        own = {key for key in [*source, *masks.keep] if belongs(key, line)}
+        other.load_state_dict({key: source[key] if key in own else value for key, value in model.state_dict().items()})
         assert line.loss == pytest.approx(loss_of(other, data), abs=1e-5), line
-        assert line.removed == sum(
-            int((~keep).sum()) for key, keep in masks.keep.items() if inside(key) and keep.dim() > 1
-        )
+        removed = [int((~keep).sum()) for key, keep in masks.keep.items() if key in own and keep.dim() > 1]
+        assert line.removed == sum(removed)
 
 
 @pytest.mark.parametrize("method", ["wanda", "random", "sparsegpt"])
@@ -283,7 +292,8 @@ def test_batches_do_not_matter(name):
     model, data = made(name), held_out(name)[0]
     whole = losses(model, [data])
     for cuts in ([1] * 5, [2, 3], [4, 1]):
-        parts = [dict(zip(data, values)) for values in zip(*(value.split(cuts) for value in data.values()))]
+        columns = zip(*(value.split(cuts) for value in data.values()), strict=True)
+        parts = [dict(zip(data, values, strict=True)) for values in columns]
         found = losses(model, parts)
         assert torch.allclose(found[0], whole[0], atol=1e-5) and torch.equal(found[1], whole[1])
     assert weighted_mean(*whole) == pytest.approx(loss_of(model, data), abs=1e-5)
@@ -332,10 +342,14 @@ def test_a_plain_module_with_its_own_loss():
         [1, "linear", "2", 15, 6],
     ]
     first, second = (model[i].weight.detach().clone() for i in (0, 2))
-    forward = lambda a, b: float(
-        (torch.tanh(x @ a.T + model[0].bias) @ b.T + model[2].bias - y).detach().abs().sum(1).mean()
-    )
-    cut = lambda w, k: w.flatten().scatter(0, w.flatten().abs().argsort()[:k], 0.0).view(w.shape)
+
+    def forward(a, b):
+        hidden = torch.tanh(x @ a.T + model[0].bias)
+        return float((hidden @ b.T + model[2].bias - y).detach().abs().sum(1).mean())
+
+    def cut(w, k):
+        return w.flatten().scatter(0, w.flatten().abs().argsort()[:k], 0.0).view(w.shape)
+
     assert table["dense"].iloc[0] == pytest.approx(forward(first, second), rel=1e-5)
     assert table["loss"].tolist() == pytest.approx(
         [forward(cut(first, 12), second), forward(first, cut(second, 6))], rel=1e-5
@@ -346,7 +360,10 @@ def test_a_plain_module_with_its_own_loss():
 def test_a_task_gives_the_selection_split():
     "Calibration from train, the loss from selection, the test split is never read."
     task, model = load_task("digits"), load_model("mlp")
-    place = lambda split: {tuple(vector) for vector in task.splits[split]["vector"]}
+
+    def place(split):
+        return {tuple(vector) for vector in task.splits[split]["vector"]}
+
     held = torch.cat([batch["inputs"] for batch in loss_batches(model, task, n=40, seed=1)])
     assert len(held) == 40 and {tuple(row) for row in held.tolist()} <= place("selection")
     assert not torch.equal(held, torch.cat([batch["inputs"] for batch in loss_batches(model, task, n=40, seed=2)]))
@@ -384,7 +401,7 @@ LLAMA = dict(calibration=batch("llama", n=4, seed=1)["input_ids"], data=batch("l
         (dict(sparsity=[[0.5, 0.5, 0.5]]), "must be a fraction"),
         (dict(pattern="2:4", sparsity=0.25), "pattern 2:4 has sparsity 0.5"),
         (dict(pattern="3:5"), "divisible by 5"),
-        (dict(pattern="blocks"), "'blocks' takes whole blocks"),
+        (dict(pattern="blocks"), "'blocks' removes whole blocks"),
         (dict(pattern="heads", sparsity=0.25), "takes none of the heads"),
         (dict(pattern="tiles"), "unknown pattern"),
         (dict(data=None), "the loss needs data: give a task"),
@@ -472,7 +489,7 @@ def table_of(increases, sparsity=0.5, roles=("q", "k"), error=0.0, **changes):
             )
             | changes
             for b, row in enumerate(increases)
-            for role, value in zip(roles, row)
+            for role, value in zip(roles, row, strict=True)
         ]
     )
 
@@ -529,8 +546,8 @@ def test_kinds_of_units_and_plain_layers_have_their_own_axes():
 def test_maps_that_are_refused():
     table = table_of([[1.0, 2.0]])
     for bad, message in (
-        (table.drop(columns="role"), "no column role"),
-        ([1], "no table of sensitivity"),
+        (table.drop(columns="role"), "no column 'role'"),
+        ([1], "no column 'model'"),
         (table[:0], "table is empty"),
         (pd.concat([table, table]), "two lines for the same layer"),
         (pd.concat([table, table_of([[1.0, 2.0]], task="u", unit="nats per example")]), "cannot share a scale"),
@@ -586,7 +603,7 @@ def test_shares_that_are_refused():
         (lambda: shares_from(table.assign(pattern="2:4"), 0.5), "pattern '2:4'"),
         (lambda: shares_from(pd.concat([table, table.assign(method="magnitude")]), 0.5), "one method"),
         (lambda: shares_from(table.assign(removed=0), 0.5), "nothing was removed"),
-        (lambda: shares_from(None, 0.5), "no table of sensitivity"),
+        (lambda: shares_from(None, 0.5), "no column 'model'"),
     ):
         with pytest.raises(UsageError, match=message):
             call()

@@ -180,7 +180,10 @@ def test_the_folder_is_an_ordinary_checkpoint(name, folders, tmp_path):
     index, structure = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text()), anatomy(model)
     assert index["weight_map"].keys() == load_file(tmp_path / "memory" / "model.safetensors").keys()
     assert index["metadata"]["total_size"] == sum(parameter.nbytes for parameter in model.parameters())
-    owner = lambda key: next((block.index for block in structure.blocks if key.startswith(f"{block.name}.")), None)
+
+    def owner(key):
+        return next((block.index for block in structure.blocks if key.startswith(f"{block.name}.")), None)
+
     files = {}
     for key, file in index["weight_map"].items():
         files.setdefault(owner(key), set()).add(file)
@@ -258,11 +261,14 @@ def test_only_one_block_is_there(ask, tmp_path, monkeypatch):
 
     monkeypatch.setattr(room, "assign", counted)
     prune_stream(folder, tmp_path / "out", calibration=data("llama"), **ask)
-    block = lambda i: {
-        name
-        for name, _ in ARCHITECTURES["llama"](num_hidden_layers=6).named_parameters()
-        if name.startswith(f"model.layers.{i}.")
-    }
+
+    def block(i):
+        return {
+            name
+            for name, _ in ARCHITECTURES["llama"](num_hidden_layers=6).named_parameters()
+            if name.startswith(f"model.layers.{i}.")
+        }
+
     before = {"model.embed_tokens.weight", "model.norm.weight"}
     allowed = [set(), before, before | block(0), *(block(i) for i in range(6))]
     assert all(names in allowed for names in held) and all(block(i) in held for i in range(6)) and not held[-1]
@@ -308,7 +314,8 @@ print(peak() - before)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs the counters of Linux")
 def test_peak_memory_in_a_process_of_its_own(folders, tmp_path):
-    "24 blocks, 170 MB: a stream adds at most 35 % of the model and the activations, mapped files included; a run in memory adds all of it."
+    """24 blocks, 170 MB: a stream adds at most 35 % of the model and the activations, mapped files included; a run in
+    memory adds all of it."""
     wide = dict(
         hidden_size=384, intermediate_size=1024, num_attention_heads=6, num_key_value_heads=6, num_hidden_layers=24
     )
@@ -534,7 +541,7 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk, capsys):
         (dict(method="wanda", sequential=False), "whole dense model"),
         (dict(method="wanda", sparsity=50), "for 50 % say 0.5"),
         (dict(method="wanda", calibration=None), "needs data"),
-        (dict(method="sparsegpt", options={"damp": 1}), "Options are damping"),
+        (dict(method="sparsegpt", options={"damp": 1}), "options are damping"),
         (dict(device="cpu"), "needs no data"),
         (dict(resume=__file__), "is a file"),
         (dict(dtype="int4"), "unknown dtype"),
@@ -589,7 +596,8 @@ def test_from_the_shell(tmp_path, capsys):
         and all(
             torch.equal(*pair)
             for pair in zip(
-                *(Masks.load(tmp_path / place / "masks.safetensors").keep.values() for place in ("out", "memory"))
+                *(Masks.load(tmp_path / place / "masks.safetensors").keep.values() for place in ("out", "memory")),
+                strict=True,
             )
         )
     )

@@ -1,4 +1,5 @@
-"Scores of units, repair, and whole blocks: against loops written from the formulas, and against the models that are left."
+"""Scores of units, repair, and whole blocks: against loops written from the formulas, and against the models that are
+left."""
 
 import numpy as np
 import pytest
@@ -54,9 +55,9 @@ def test_what_a_unit_sends_on(name):
         else:
             heard = []
             handle = consumer.register_forward_pre_hook(
-                lambda module, inputs: heard.append(inputs[0].detach()[0].double().numpy())
+                lambda module, inputs, heard=heard: heard.append(inputs[0].detach()[0].double().numpy())
             )
-            for ids, mask in zip(data["input_ids"], data["attention_mask"]):
+            for ids, mask in zip(data["input_ids"], data["attention_mask"], strict=True):
                 model(input_ids=ids[None, mask.bool()])
             handle.remove()
             tokens = np.concatenate(heard)
@@ -246,10 +247,10 @@ def test_influence(name):
     model, data = ARCHITECTURES[name](), batch(name, n=5, padded=True)
     structure, expected = anatomy(model), np.zeros(len(anatomy(model).blocks))
     with torch.no_grad():
-        for ids, mask in zip(data["input_ids"], data["attention_mask"]):
+        for ids, mask in zip(data["input_ids"], data["attention_mask"], strict=True):
             states = model(input_ids=ids[None, mask.bool()], output_hidden_states=True).hidden_states
             for i in range(len(expected) - 1):  # the last state of decoders has passed the final norm
-                for a, b in zip(states[i][0].double().numpy(), states[i + 1][0].double().numpy()):
+                for a, b in zip(states[i][0].double().numpy(), states[i + 1][0].double().numpy(), strict=True):
                     expected[i] += 1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     expected /= int(data["attention_mask"].sum())
     assert block_influence(model, structure, [data])[:-1].tolist() == pytest.approx(expected[:-1].tolist(), abs=1e-5)

@@ -121,8 +121,8 @@ def _tracking(args) -> dict:
 # %% ../../nbs/cli/masks.ipynb #c021
 def train_masks_command(args) -> str:
     "Train masks, take out what they turn off, write masks, weights and the smaller model."
-    from pruneresearch.methods.gumbel import train_masks
     from pruneresearch.model.loading import load_model
+    from pruneresearch.recipes.train_masks import train_masks
 
     tracking, task = _tracking(args), _task_of(args.task_name, args.data_dir)
     source = _downloaded(args.model_name, args.task_name) or args.model_name

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..basics.errors import RunError, lookup, require
 from ..basics.fingerprints import fingerprint
-from ..data.metrics import answer_f1, answer_match, compute_metric, normalise_answer
 from ..data.encoding import tokenizer_hash
+from ..data.metrics import answer_f1, answer_match, compute_metric, normalise_answer
 from ..data.questions import answers, references
 from pruneresearch.model.calls import (
     context_of,

@@ -6,12 +6,12 @@
 __all__ = ['hebbian', 'importance_masks']
 
 # %% ../../nbs/methods/hebbian.ipynb #c003
-from ..pruning.registry import weight_score
 from torch.nn.utils import prune as torch_prune
 
 from ..basics.errors import require
 from ..pruning.masks import Masks
 from ..pruning.patterns import check_sparsity
+from ..pruning.registry import weight_score
 
 # %% ../../nbs/methods/hebbian.ipynb #c004
 @weight_score(source="gradient magnitude over groups of 8 examples")

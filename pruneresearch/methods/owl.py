@@ -6,11 +6,10 @@
 __all__ = ['outlier_share', 'sparsities_by_outliers', 'owl']
 
 # %% ../../nbs/methods/owl.ipynb #c003
-from ..pruning.registry import allocation_rule
-
 from ..basics.errors import require
 from .wanda import wanda
 from ..model.anatomy import Anatomy, Block
+from ..pruning.registry import allocation_rule
 
 # %% ../../nbs/methods/owl.ipynb #c004
 def outlier_share(
@@ -54,9 +53,6 @@ def owl(
         require(fits, f"allocation 'owl' needs a {name} above 0, got {value!r}.")
     outliers = [outlier_share(_wanda_scores(block, norm), multiple) for block in anatomy.blocks]
     found = sparsities_by_outliers(outliers, sparsity, span)
-    require(
-        min(found) >= 0 and max(found) < 1,
-        f"allocation 'owl' would take {min(found):.2f} to {max(found):.2f} from the blocks, and a share must lie in "
-        "[0, 1). Choose a sparsity further from 0 and 1.",
-    )
+    taken = f"allocation 'owl' would take {min(found):.2f} to {max(found):.2f} from the blocks, which leaves [0, 1)"
+    require(min(found) >= 0 and max(found) < 1, f"{taken}. Choose a sparsity further from 0 and 1.")
     return found

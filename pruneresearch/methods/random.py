@@ -7,6 +7,7 @@ __all__ = ['random']
 
 # %% ../../nbs/methods/random.ipynb #c003
 import torch
+
 from ..pruning.registry import weight_score
 
 # %% ../../nbs/methods/random.ipynb #c004

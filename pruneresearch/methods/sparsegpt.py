@@ -9,11 +9,11 @@ __all__ = ['DAMPING', 'BLOCK', 'factor_of_inverse', 'sweep', 'sparsegpt']
 import math
 
 import torch
-from ..pruning.registry import layer_solver
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..basics.errors import RunError, require
 from ..pruning.patterns import Pattern
+from ..pruning.registry import layer_solver
 from ..pruning.selection import keep_highest, keep_highest_n_m
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c005
@@ -137,6 +137,14 @@ def _solved(linears: dict, gram: Tensor, share, gone: dict, damping: float) -> d
     return {name: k.contiguous() for name, k in zip(linears, keep.T.split(rows), strict=True)}
 
 # %% ../../nbs/methods/sparsegpt.ipynb #c022
+def _sharing(linears: dict, gram: dict) -> list:
+    "Lists of the names of layers that share a Gram matrix; the largest first, because it needs the most memory."
+    together = {}
+    for name in linears:
+        together.setdefault(id(gram[name]), []).append(name)
+    return sorted(together.values(), key=lambda names: -linears[names[0]].in_features)
+
+# %% ../../nbs/methods/sparsegpt.ipynb #c024
 @layer_solver(source="Frantar and Alistarh 2023")
 @torch.no_grad()
 def sparsegpt(
@@ -150,11 +158,9 @@ def sparsegpt(
     "w²/U_jj², U the Cholesky factor of (2XᵀX/n)⁻¹; the rest is updated"
     fits = isinstance(damping, (int, float)) and 0 <= damping < math.inf
     require(fits, f"damping must be a share of the mean diagonal such as {DAMPING}, got {damping!r}.")
-    together, masks = {}, {}
-    for name in linears:
-        together.setdefault(id(gram[name]), []).append(name)
-    for names in sorted(together.values(), key=lambda names: -linears[names[0]].in_features):
-        shared = [gram.pop(name) for name in names][0]  # the largest first: it needs the most memory
+    masks = {}
+    for names in _sharing(linears, gram):
+        shared = [gram.pop(name) for name in names][0]
         masks |= _solved({name: linears[name] for name in names}, shared, share, gone, damping)
         del shared
     return {name: masks[name] for name in linears}

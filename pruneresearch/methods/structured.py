@@ -10,14 +10,13 @@ import math
 from contextlib import ExitStack
 
 import torch
-from ..pruning.registry import block_score
-from ..pruning.registry import unit_score
 from torch import Tensor, nn
 
 from ..basics.errors import require
 from ..model.anatomy import Anatomy, Group, anatomy
 from ..model.calls import forward, to_device
 from ..pruning.patterns import Pattern, count_pruned, parse_pattern, share_of
+from ..pruning.registry import block_score, unit_score
 from ..pruning.selection import by_kind, sparsity_by_block
 from ..pruning.statistics import frozen_except
 
@@ -109,7 +108,7 @@ def rounded_shares(
     )
     return shares | {"neurons": found}
 
-
+# %% ../../nbs/methods/structured.ipynb #c021
 def _require_rounding(shape: Pattern, pattern: str, multiple: int) -> None:
     "Raise `UsageError` where there is nothing to round, or nothing to round to."
     require(

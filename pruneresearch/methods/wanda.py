@@ -6,8 +6,9 @@
 __all__ = ['wanda', 'cumulative_share', 'wanda_alpha']
 
 # %% ../../nbs/methods/wanda.ipynb #c003
-from ..pruning.registry import weight_score
 from torch import Tensor
+
+from ..pruning.registry import weight_score
 
 # %% ../../nbs/methods/wanda.ipynb #c004
 @weight_score(per="row", sequential=True, source="Sun et al. 2024, eq. 1")

@@ -26,7 +26,7 @@ from pruneresearch.pruning.selection import (
     select_units,
     sparsity_by_block,
 )
-from .statistics import LayerStatistics, calibrate
+from .statistics import calibrate
 
 # %% ../../nbs/pruning/decisions.ipynb #c005
 def block_shares(

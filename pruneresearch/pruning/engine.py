@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import nn
 
+# %% ../../nbs/pruning/engine.ipynb #c004
 from ..basics.errors import UsageError, lookup, require
 from ..model.anatomy import Anatomy, anatomy
 from ..model.calls import length_for, tokenizer_of
 from . import candidates
-from .allocations import ALLOCATIONS, check_allocation
+from .allocations import check_allocation
 from .blocks import block_by_block, require_residual
 from .budget import cost_terms, kept_share, require_affordable, shares_of
 from .calibration import as_batches, calibration_hash
@@ -32,7 +33,7 @@ from .selection import by_kind, require_units_gone, require_units_left, sparsity
 from .statistics import PAIRED_STATISTICS, calibrate
 from .walk import is_sequential, masks_block_by_block
 
-# %% ../../nbs/pruning/engine.ipynb #c005
+# %% ../../nbs/pruning/engine.ipynb #c006
 UNITS = tuple(STRUCTURES)  # patterns of whole heads and neurons
 
 
@@ -49,7 +50,7 @@ class Kind:
     options: dict = field(default_factory=dict)  # beside those of the method's function
     check: Callable = None  # (`CheckedRequest`) → None, or raises `UsageError` before any work
 
-# %% ../../nbs/pruning/engine.ipynb #c008
+# %% ../../nbs/pruning/engine.ipynb #c009
 def _by_candidates(round: Round, model: nn.Module, calibration: Calibration) -> Masks:
     "By comparing gradients before and after the candidates of another method shrink."
     request = round.request
@@ -70,7 +71,7 @@ def _by_candidates(round: Round, model: nn.Module, calibration: Calibration) -> 
 
     return candidates.choose(request, model, round.target, calibration.batches, round.before, propose, scores)
 
-# %% ../../nbs/pruning/engine.ipynb #c009
+# %% ../../nbs/pruning/engine.ipynb #c010
 def _by_search(round: Round, model: nn.Module, calibration: Calibration) -> Masks:
     "By a search or a training of its own, towards a share of the model's work."
     request = round.request
@@ -78,12 +79,12 @@ def _by_search(round: Round, model: nn.Module, calibration: Calibration) -> Mask
     keep, kinds = 1 - request.sparsity, request.pattern.kinds
     return request.method.function(model, calibration.task, keep, kinds, **given, **(request.options or {}))
 
-# %% ../../nbs/pruning/engine.ipynb #c010
+# %% ../../nbs/pruning/engine.ipynb #c011
 def _by_strategy(round: Round, model: nn.Module, calibration: Calibration) -> Masks:
     "As a registered strategy likes."
     return round.request.method.function(round.request, model, round.target, calibration.batches, round.before)
 
-# %% ../../nbs/pruning/engine.ipynb #c011
+# %% ../../nbs/pruning/engine.ipynb #c012
 KINDS = {
     "weight_score": Kind("weights, units or blocks", ("unstructured", "n:m", *UNITS, "blocks"), masks_of_weights),
     "unit_score": Kind("whole heads and neurons", UNITS, masks_of_units),
@@ -121,7 +122,7 @@ KINDS = {
     ),
 }
 
-# %% ../../nbs/pruning/engine.ipynb #c014
+# %% ../../nbs/pruning/engine.ipynb #c015
 SCHEDULES = {  # share of the rounds done, in (0, 1] → share of the final sparsity
     "one-shot": lambda t: 1.0,
     "linear": lambda t: t,
@@ -141,7 +142,7 @@ def rounds_of(
     progress = lookup(SCHEDULES, schedule, "schedule")
     return [round(sparsity * progress(i / rounds), 12) for i in range(1, rounds)] + [sparsity]
 
-# %% ../../nbs/pruning/engine.ipynb #c016
+# %% ../../nbs/pruning/engine.ipynb #c017
 def _target(
     sparsity,  # the final one: a fraction, a list, or a dict of them
     share: float,  # of the final sparsity, after this round
@@ -154,7 +155,7 @@ def _target(
         return {kind: _target(values, share, final) for kind, values in sparsity.items()}
     return [round(s * share, 12) for s in sparsity] if isinstance(sparsity, list) else round(sparsity * share, 12)
 
-# %% ../../nbs/pruning/engine.ipynb #c019
+# %% ../../nbs/pruning/engine.ipynb #c020
 def _plain(
     value,  # None, one value, or a list of numbers
     what: str,  # "sparsity" or "allocation"
@@ -168,7 +169,7 @@ def _plain(
     such = "a fraction such as 0.5" if what == "sparsity" else "a name such as layer"
     raise UsageError(f"{what} must be {such}, or a list of fractions, one per block, got {value!r}.")
 
-# %% ../../nbs/pruning/engine.ipynb #c021
+# %% ../../nbs/pruning/engine.ipynb #c022
 def _by_block(sparsity, pattern: Pattern, anatomy: Anatomy):
     "A sparsity as asked; where kinds of units have their own, all of them by block."
     if not isinstance(sparsity, dict):
@@ -176,7 +177,7 @@ def _by_block(sparsity, pattern: Pattern, anatomy: Anatomy):
     kinds = by_kind(sparsity, pattern).items()
     return {kind: sparsity_by_block(_plain(share, "sparsity", (int, float)), anatomy) for kind, share in kinds}
 
-# %% ../../nbs/pruning/engine.ipynb #c023
+# %% ../../nbs/pruning/engine.ipynb #c024
 def _default_allocation(method: Method, pattern: Pattern, sparsity) -> str:
     "How a budget is spread unless asked otherwise."
     if isinstance(sparsity, (list, dict)):
@@ -185,17 +186,7 @@ def _default_allocation(method: Method, pattern: Pattern, sparsity) -> str:
         return "macs"
     return {"unstructured": method.allocation, "n:m": "group", "blocks": "global"}.get(pattern.kind, "layer")
 
-# %% ../../nbs/pruning/engine.ipynb #c025
-def _allocation_name(pattern: Pattern, allocation) -> str:
-    "The name of an allocation; raises `UsageError` where it does not go with the pattern."
-    if allocation in list(allocation_rules()):
-        serves = pattern.kind == "unstructured"
-        others = " or ".join(ALLOCATIONS[pattern.kind])
-        require(serves, f"allocation {allocation!r} spreads single weights. Use {others}.")
-        return allocation
-    return check_allocation(pattern, allocation)
-
-# %% ../../nbs/pruning/engine.ipynb #c027
+# %% ../../nbs/pruning/engine.ipynb #c026
 def _one_list(sparsity, allocation: list) -> list:
     "The list, whose mean must be the sparsity where both are given."
     mean = sum(allocation) / max(1, len(allocation))
@@ -205,7 +196,7 @@ def _one_list(sparsity, allocation: list) -> list:
     )
     return allocation
 
-# %% ../../nbs/pruning/engine.ipynb #c029
+# %% ../../nbs/pruning/engine.ipynb #c028
 def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, anatomy: Anatomy) -> float:
     "N:M has one sparsity, and every layer must be divisible."
     label, only = f"{pattern.n}:{pattern.m}", 1 - pattern.n / pattern.m
@@ -223,19 +214,17 @@ def _n_m_sparsity(sparsity, pattern: Pattern, schedule: str, anatomy: Anatomy) -
         )
     return only
 
-# %% ../../nbs/pruning/engine.ipynb #c031
+# %% ../../nbs/pruning/engine.ipynb #c030
 def _resolved_budget(request: Request, method: Method, pattern: Pattern, anatomy: Anatomy) -> tuple:
     "(sparsity, name of the allocation), or the `UsageError` that says what is wrong with them."
     sparsity = _by_block(request.sparsity, pattern, anatomy)
     allocation = _plain(request.allocation, "allocation", str)
     listed = isinstance(sparsity, (list, dict))
-    require(
-        not (listed and isinstance(allocation, list)),
-        "sparsity and allocation are both lists. Give one of them only.",
-    )
+    both = listed and isinstance(allocation, list)
+    require(not both, "sparsity and allocation are both lists. Give one of them only.")
     if allocation is None:
         allocation = _default_allocation(method, pattern, sparsity)
-    name = _allocation_name(pattern, allocation)
+    name = check_allocation(pattern, allocation, allocation_rules())
     if isinstance(allocation, list):
         sparsity = _one_list(sparsity, allocation)
     require(
@@ -247,7 +236,7 @@ def _resolved_budget(request: Request, method: Method, pattern: Pattern, anatomy
     require(sparsity is not None, "no sparsity is given. sparsity=0.5 removes half of the weights.")
     return sparsity, name
 
-# %% ../../nbs/pruning/engine.ipynb #c034
+# %% ../../nbs/pruning/engine.ipynb #c033
 def _require_pattern(method: Method, pattern: Pattern, anatomy: Anatomy) -> None:
     "Raise `UsageError` where a method does not serve a pattern, or the model has no blocks for it."
     kind = KINDS[method.kind]
@@ -265,7 +254,7 @@ def _require_pattern(method: Method, pattern: Pattern, anatomy: Anatomy) -> None
         "pattern 'blocks' needs transformer blocks, this model has none. Use an unstructured or N:M pattern.",
     )
 
-# %% ../../nbs/pruning/engine.ipynb #c036
+# %% ../../nbs/pruning/engine.ipynb #c035
 def _require_allocation(method: Method, allocation: str, sparsity, anatomy: Anatomy) -> None:
     "Raise `UsageError` where an allocation makes no sense with a method or a model."
     kind = KINDS[method.kind]
@@ -283,7 +272,7 @@ def _require_allocation(method: Method, allocation: str, sparsity, anatomy: Anat
         "Use allocation layer or row.",
     )
 
-# %% ../../nbs/pruning/engine.ipynb #c038
+# %% ../../nbs/pruning/engine.ipynb #c037
 def _require_sparsity(sparsity, pattern: Pattern, allocation: str, anatomy: Anatomy) -> None:
     "Raise `UsageError` for fractions outside [0, 1), and where no unit goes or none stays."
     if not pattern.structured:
@@ -295,7 +284,7 @@ def _require_sparsity(sparsity, pattern: Pattern, allocation: str, anatomy: Anat
     if pattern.kind == "blocks":
         check_sparsity(sparsity)
 
-# %% ../../nbs/pruning/engine.ipynb #c040
+# %% ../../nbs/pruning/engine.ipynb #c039
 def _require_extras(request: Request, model: nn.Module, method: Method, pattern: Pattern) -> None:
     "Raise `UsageError` where blocks cannot be left out, or there is nothing to repair."
     if pattern.kind == "blocks":
@@ -315,7 +304,7 @@ def _require_extras(request: Request, model: nn.Module, method: Method, pattern:
         "repair works with scores and one round. Leave repair out.",
     )
 
-# %% ../../nbs/pruning/engine.ipynb #c043
+# %% ../../nbs/pruning/engine.ipynb #c042
 def _require_options(request: CheckedRequest) -> None:
     "Raise `UsageError` for options that nothing takes, and where the kind of method refuses them."
     method, kind = request.method, KINDS[request.method.kind]
@@ -326,12 +315,12 @@ def _require_options(request: CheckedRequest) -> None:
         require(
             anything or name in known,
             f"{name!r} is no option of method {method.name!r} with allocation {request.allocation!r}. "
-            f"Options are {', '.join(sorted(known)) or 'none here, leave them out'}.",
+            + (f"Its options are {', '.join(sorted(known))}." if known else "It takes no options."),
         )
     if kind.check:
         kind.check(request)
 
-# %% ../../nbs/pruning/engine.ipynb #c046
+# %% ../../nbs/pruning/engine.ipynb #c045
 def checked(
     request: Request,
     model: nn.Module,  # any model
@@ -351,7 +340,7 @@ def checked(
     _require_options(found)
     return found
 
-# %% ../../nbs/pruning/engine.ipynb #c048
+# %% ../../nbs/pruning/engine.ipynb #c047
 def check_request(
     model: nn.Module,  # any model
     request: Request,
@@ -367,7 +356,7 @@ def _unit_counts(request: CheckedRequest) -> dict:
     "(block, kind) → how many units there are."
     return {(group.block, group.kind): group.count for group in request.groups}
 
-# %% ../../nbs/pruning/engine.ipynb #c051
+# %% ../../nbs/pruning/engine.ipynb #c050
 def needs_data(
     method: Method,
     allocation,  # a name, a list or None
@@ -377,7 +366,7 @@ def needs_data(
     repairs = repair and method.kind != "mask_search"
     return bool(method.reads or KINDS[method.kind].data or repairs or allocation in list(allocation_rules()))
 
-# %% ../../nbs/pruning/engine.ipynb #c053
+# %% ../../nbs/pruning/engine.ipynb #c052
 def _enough(batches: list, method: Method) -> list:
     "The same batches; there must be an example, and two where a method compares them."
     require(batches, "the calibration set is empty. Give at least one example.")
@@ -388,7 +377,7 @@ def _enough(batches: list, method: Method) -> list:
     )
     return batches
 
-# %% ../../nbs/pruning/engine.ipynb #c055
+# %% ../../nbs/pruning/engine.ipynb #c054
 def calibration_batches(
     request: CheckedRequest,
     model: nn.Module,
@@ -410,7 +399,7 @@ def calibration_batches(
     how = dict(n=request.n_calibration, length=length_for(model, task, request.length), seed=request.seed)
     return _enough(list(task.calibration(tokenizer_of(model), **how, batch_size=size)), request.method)
 
-# %% ../../nbs/pruning/engine.ipynb #c057
+# %% ../../nbs/pruning/engine.ipynb #c056
 def allocated(
     request: CheckedRequest,
     model: nn.Module,
@@ -430,7 +419,7 @@ def allocated(
     options = {name: value for name, value in (request.options or {}).items() if name in rule.options}
     return replace(request, sparsity=rule.function(request.anatomy, request.sparsity, **read, **options))
 
-# %% ../../nbs/pruning/engine.ipynb #c058
+# %% ../../nbs/pruning/engine.ipynb #c057
 def _terms(request: CheckedRequest, model: nn.Module, task, calibration, batches: list) -> list:
     "The costs of a budget of work, for one sequence as long as the task's, or as the calibration's."
     length = request.length if task is None else length_for(model, task, request.length)
@@ -440,7 +429,7 @@ def _terms(request: CheckedRequest, model: nn.Module, task, calibration, batches
     require_affordable(terms, _unit_counts(request), 1 - request.sparsity)
     return terms
 
-# %% ../../nbs/pruning/engine.ipynb #c060
+# %% ../../nbs/pruning/engine.ipynb #c059
 @dataclass
 class Pruned:
     "What `prune` did, counted from the model's tensors."
@@ -455,11 +444,11 @@ class Pruned:
     seed: int
     calibration: str = None  # hash of the calibration set, None where no data was needed
     rounds: list = field(default_factory=list)  # achieved sparsity after each round
-    units: float = None  # share of the pattern's units that went, None where single weights go
+    units: float = None  # share of units that went, mean over their kinds; None where single weights go
     macs: float = None  # share of the model's MACs that stays, where that was the budget
     sequential: bool = False  # whether it went block by block
 
-# %% ../../nbs/pruning/engine.ipynb #c061
+# %% ../../nbs/pruning/engine.ipynb #c060
 def zero_share(
     tensors: Iterable,  # weights or parameters
 ) -> float:  # share of entries that are exactly zero
@@ -467,19 +456,22 @@ def zero_share(
     tensors = list(tensors)
     return sum(t.numel() - int(t.count_nonzero()) for t in tensors) / max(1, sum(t.numel() for t in tensors))
 
-# %% ../../nbs/pruning/engine.ipynb #c063
+# %% ../../nbs/pruning/engine.ipynb #c062
 def _unit_share(request: CheckedRequest, masks: Masks, model: nn.Module) -> float:
-    "The share of the pattern's units that went; of blocks for pattern blocks; None where single weights go."
+    "The share of units that went, mean over their kinds; of blocks for pattern blocks; None where weights go."
     if request.pattern.kind == "blocks":
         kept = masks.blocks(model)
         return 1 - int(kept.sum()) / len(kept)
     if not request.pattern.kinds:
         return None
-    units, total = masks.units(model), sum(group.count for group in request.groups)
-    gone = sum(int((~keep).sum()) for keep in units.values())
-    return gone / total
+    units, shares = masks.units(model), []
+    for kind in request.pattern.kinds:
+        total = sum(group.count for group in request.groups if group.kind == kind)
+        gone = sum(int((~keep).sum()) for (_, of), keep in units.items() if of == kind)
+        shares.append(gone / total)
+    return sum(shares) / len(shares)
 
-# %% ../../nbs/pruning/engine.ipynb #c064
+# %% ../../nbs/pruning/engine.ipynb #c063
 def pruned_by(
     request: CheckedRequest,
     masks: Masks,
@@ -497,7 +489,7 @@ def pruned_by(
     counted = dict(achieved=done[-1], sparsity_all=sparsity_all, rounds=done, units=units, macs=macs)
     return Pruned(masks=masks, calibration=hashed, sequential=request.sequential, **asked, **counted)
 
-# %% ../../nbs/pruning/engine.ipynb #c067
+# %% ../../nbs/pruning/engine.ipynb #c066
 def _one_round(round: Round, model: nn.Module, calibration: Calibration) -> Masks:
     "Masks of one round, applied and verified."
     if round.before and round.request.pattern.kinds:
@@ -508,7 +500,7 @@ def _one_round(round: Round, model: nn.Module, calibration: Calibration) -> Mask
     masks.verify(model)
     return masks
 
-# %% ../../nbs/pruning/engine.ipynb #c068
+# %% ../../nbs/pruning/engine.ipynb #c067
 def _all_rounds(request: CheckedRequest, model: nn.Module, calibration: Calibration) -> Pruned:
     "Round after round, with what happens in between."
     masks, done, shares = None, [], rounds_of(request.schedule, 1.0, request.rounds)
@@ -523,7 +515,7 @@ def _all_rounds(request: CheckedRequest, model: nn.Module, calibration: Calibrat
     macs = float(kept_share(calibration.terms, shares_of(masks.units(model)))) if calibration.terms else None
     return pruned_by(request, masks, calibration.batches, done, zero_share(model.parameters()), units, macs)
 
-# %% ../../nbs/pruning/engine.ipynb #c069
+# %% ../../nbs/pruning/engine.ipynb #c068
 @takes(Request)
 def prune(
     model: nn.Module,  # changed in place: pruned weights become zero

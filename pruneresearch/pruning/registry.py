@@ -16,7 +16,7 @@ from importlib import import_module
 from inspect import Parameter, signature
 from types import CodeType, FunctionType
 
-from ..basics.errors import UsageError, lookup, require
+from ..basics.errors import lookup, require
 from ..basics.fingerprints import fingerprint
 from .allocations import ALLOCATIONS
 from .statistics import INPUT_STATISTICS, STATISTICS

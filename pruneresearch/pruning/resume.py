@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..basics.errors import RunError, UsageError, require, short_error
+from ..basics.errors import RunError, require, short_error
 from ..basics.files import atomic_file
 from ..basics.fingerprints import fingerprint
 from .calibration import calibration_hash

@@ -186,7 +186,7 @@ def _units_in_blocks(structure: Anatomy, kind: str) -> list:
     "How many heads or neurons each block has."
     return [getattr(block, kind).count for block in structure.blocks]
 
-
+# %% ../../nbs/pruning/selection.ipynb #c036
 def require_units_gone(
     structure: Anatomy,  # of the model
     sparsity,  # fraction in [0, 1), or a list with one per block
@@ -204,7 +204,7 @@ def require_units_gone(
             "another pattern, or a share for each kind, as in sparsity={'heads': 0, 'neurons': 0.25}."
         )
 
-# %% ../../nbs/pruning/selection.ipynb #c038
+# %% ../../nbs/pruning/selection.ipynb #c039
 def require_units_left(
     structure: Anatomy,  # of the model
     sparsity,  # fraction in [0, 1), or a list with one per block
@@ -229,7 +229,7 @@ def require_units_left(
         f"sparsity {sparsity} would leave a block without {kind}: at most {most} of {sum(counts)} can go.",
     )
 
-# %% ../../nbs/pruning/selection.ipynb #c041
+# %% ../../nbs/pruning/selection.ipynb #c042
 def mean_unit_score(
     group,  # a `Group` of the anatomy
     scores: dict,  # parameter name → (out, in) scores of every linear that the group touches
@@ -244,7 +244,7 @@ def mean_unit_score(
     total = total + score.reshape(score.shape[0], group.count, -1).sum((0, 2))
     return total / (weights + score.numel() // group.count)
 
-# %% ../../nbs/pruning/selection.ipynb #c044
+# %% ../../nbs/pruning/selection.ipynb #c045
 def _keep_units(ranked: dict, structure: Anatomy, sparsity, kind: str, allocation: str) -> dict:
     "Which units of one kind stay, by (block, kind)."
     require_units_left(structure, sparsity, kind, allocation)
@@ -256,7 +256,7 @@ def _keep_units(ranked: dict, structure: Anatomy, sparsity, kind: str, allocatio
         score[score.argmax()] = math.inf  # the best of every group is protected
     return keep_highest_global(own, sparsity)
 
-# %% ../../nbs/pruning/selection.ipynb #c046
+# %% ../../nbs/pruning/selection.ipynb #c047
 def select_units(
     ranked: dict,  # (block, kind) → (units,) scores, larger = more important
     structure: Anatomy,  # of the model
@@ -270,7 +270,7 @@ def select_units(
         kept |= _keep_units(ranked, structure, share, kind, allocation)
     return Masks.from_units(structure, kept)
 
-# %% ../../nbs/pruning/selection.ipynb #c049
+# %% ../../nbs/pruning/selection.ipynb #c050
 def _share_by_name(structure: Anatomy, sparsity) -> dict:
     "Parameter name → fraction that it loses."
     shares = sparsity_by_block(sparsity, structure)
@@ -280,7 +280,7 @@ def _share_by_name(structure: Anatomy, sparsity) -> dict:
     blocks = {name: structure.block_of(name) for name in structure.linears}
     return {f"{name}.weight": outside if block is None else shares[block] for name, block in blocks.items()}
 
-# %% ../../nbs/pruning/selection.ipynb #c051
+# %% ../../nbs/pruning/selection.ipynb #c052
 def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str) -> dict:
     "Parameter name → mask, for single weights."
     if allocation == "global":
@@ -289,7 +289,7 @@ def _select_weights(scores: dict, structure: Anatomy, sparsity, allocation: str)
     per = allocation if allocation in ("row", "even rows") else "layer"
     return {name: keep_highest(score, shares[name], per=per) for name, score in scores.items()}
 
-# %% ../../nbs/pruning/selection.ipynb #c053
+# %% ../../nbs/pruning/selection.ipynb #c054
 def _select_n_m(scores: dict, n: int, m: int) -> dict:
     "Parameter name → mask, for N:M; an error names the parameter."
     keep = {}
@@ -300,7 +300,7 @@ def _select_n_m(scores: dict, n: int, m: int) -> dict:
             raise UsageError(f"{name}: {error}") from None
     return keep
 
-# %% ../../nbs/pruning/selection.ipynb #c056
+# %% ../../nbs/pruning/selection.ipynb #c057
 def select(
     scores: dict,  # parameter name → (out, in) scores, one per linear in scope
     structure: Anatomy,  # of the model, with the same scope

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+# %% ../../nbs/pruning/walk.ipynb #c004
 from ..basics.errors import RunError, UsageError, require
 from ..model.anatomy import Anatomy
 from .blocks import block_by_block
@@ -33,7 +34,7 @@ from pruneresearch.pruning.resume import (
 from .scoring import Calibration, Round
 from .statistics import INPUT_STATISTICS, calibrate
 
-# %% ../../nbs/pruning/walk.ipynb #c005
+# %% ../../nbs/pruning/walk.ipynb #c006
 WHOLE_MODEL = ("candidate_rule", "mask_search", "strategy")  # kinds that decide about all of the model together
 
 
@@ -49,7 +50,7 @@ def needs_all(
         return f"method {method.name!r} needs gradients or outputs of the whole model"
     return f"allocation {allocation!r} compares all blocks with each other" if allocation in ("global", "macs") else ""
 
-# %% ../../nbs/pruning/walk.ipynb #c007
+# %% ../../nbs/pruning/walk.ipynb #c008
 def _no_walk(request: Request, method: Method, anatomy: Anatomy, allocation: str) -> str:
     "What speaks against going block by block; empty where nothing does."
     needless = (
@@ -59,7 +60,7 @@ def _no_walk(request: Request, method: Method, anatomy: Anatomy, allocation: str
     )
     return needs_all(method, anatomy, allocation) or needless
 
-# %% ../../nbs/pruning/walk.ipynb #c009
+# %% ../../nbs/pruning/walk.ipynb #c010
 def is_sequential(
     request: Request,  # as asked
     method: Method,
@@ -80,7 +81,7 @@ def is_sequential(
     require_place(request)
     return chosen
 
-# %% ../../nbs/pruning/walk.ipynb #c010
+# %% ../../nbs/pruning/walk.ipynb #c011
 def require_place(request: Request) -> None:
     "Raise `UsageError` where the walk cannot happen there."
     require(
@@ -94,7 +95,7 @@ def require_place(request: Request) -> None:
     found = kind != "cuda" or torch.cuda.is_available()
     require(found, f"PyTorch finds no GPU to compute on {str(request.device)!r}. Leave device out.")
 
-# %% ../../nbs/pruning/walk.ipynb #c013
+# %% ../../nbs/pruning/walk.ipynb #c014
 def require_finite(
     linears: dict,  # name → nn.Linear
 ) -> None:  # raises `RunError` naming the layer
@@ -106,7 +107,7 @@ def require_finite(
             RunError,
         )
 
-# %% ../../nbs/pruning/walk.ipynb #c015
+# %% ../../nbs/pruning/walk.ipynb #c016
 @contextmanager
 def _in_block(index: int):
     "Errors say in which block they happened."
@@ -115,7 +116,7 @@ def _in_block(index: int):
     except RunError as error:
         raise RunError(f"block {index}: {error}") from None
 
-# %% ../../nbs/pruning/walk.ipynb #c017
+# %% ../../nbs/pruning/walk.ipynb #c018
 def pruned_blocks(
     round: Round,
     model: nn.Module,  # its blocks are pruned as they are visited
@@ -136,7 +137,7 @@ def pruned_blocks(
         keep.update(masks)
         del masks, statistics
 
-# %% ../../nbs/pruning/walk.ipynb #c019
+# %% ../../nbs/pruning/walk.ipynb #c020
 def _outside(round: Round, model: nn.Module, calibration: Calibration) -> dict:
     "Parameter name → keep, of the layers in scope that belong to no block, once the blocks are pruned."
     request, linears = round.request, linears_outside(round.request.anatomy)
@@ -146,7 +147,7 @@ def _outside(round: Round, model: nn.Module, calibration: Calibration) -> dict:
     statistics = calibrate(model, calibration.batches, linears, request.reads, request.progress)
     return keep_linears(round, linears, statistics, share)
 
-# %% ../../nbs/pruning/walk.ipynb #c020
+# %% ../../nbs/pruning/walk.ipynb #c021
 def masks_block_by_block(round: Round, model: nn.Module, calibration: Calibration) -> Masks:
     "Calibrate, decide and prune one block after the other. Raises `RunError` before any weight changes."
     request, keep, blocks = round.request, PackedMasks(), round.request.anatomy.blocks
@@ -167,7 +168,7 @@ def masks_block_by_block(round: Round, model: nn.Module, calibration: Calibratio
     keep.update(_outside(round, model, calibration))
     return Masks(keep)
 
-# %% ../../nbs/pruning/walk.ipynb #c021
+# %% ../../nbs/pruning/walk.ipynb #c022
 def _found(round: Round, model: nn.Module, calibration: Calibration) -> tuple:
     "(name of the request, files of blocks that an earlier run has finished)."
     request = round.request

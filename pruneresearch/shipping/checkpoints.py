@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+# %% ../../nbs/shipping/checkpoints.ipynb #c004
 from ..basics.errors import RunError, UsageError, lookup, require, short_error
 from pruneresearch.basics.files import (
     atomic_file,
@@ -30,15 +31,14 @@ from pruneresearch.basics.files import (
     require_plain_names,
     write_json,
 )
-from ..model.calls import evaluating
 from ..model.anatomy import anatomy
+from ..model.calls import evaluating, example_inputs, tensor_outputs
 from ..model.families import LAYOUTS, Layout, layout_of, register_layout
-from ..model.calls import example_inputs, tensor_outputs
 from pruneresearch.model.folders import (
     PRUNED_FILE,
     check_folder,
-    file_hash,
     explain_load_errors,
+    file_hash,
     quiet,
     require_possible,
 )
@@ -48,7 +48,7 @@ from ..pruning.masks import INTEGERS
 from ..pruning.packing import require_bits, shapes_in
 from .surgery import cut, reload_plan, widths_of
 
-# %% ../../nbs/shipping/checkpoints.ipynb #c005
+# %% ../../nbs/shipping/checkpoints.ipynb #c006
 def pack(
     tensor: Tensor,  # any dtype
 ) -> tuple:  # (bits uint8 (⌈n/8⌉,), values (non-zeros,) in the tensor's dtype)
@@ -57,7 +57,7 @@ def pack(
     there = flat.view(INTEGERS[flat.element_size()]) != 0
     return torch.from_numpy(np.packbits(there.numpy())), flat[there]
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n001
+# %% ../../nbs/shipping/checkpoints.ipynb #c008
 def unpack(
     bits: Tensor,  # as `pack` makes them
     values: Tensor,  # as `pack` makes them
@@ -68,7 +68,7 @@ def unpack(
     flat[torch.from_numpy(np.unpackbits(bits.numpy(), count=len(flat)).astype(bool))] = values
     return flat.reshape(shape)
 
-# %% ../../nbs/shipping/checkpoints.ipynb #c008
+# %% ../../nbs/shipping/checkpoints.ipynb #c011
 def _sparse_form(
     tensors: dict,  # name → tensor
 ) -> tuple:  # (name → tensor to store, name → shape of what is stored as bits and values)
@@ -83,7 +83,7 @@ def _sparse_form(
             shapes[name] = list(tensor.shape)
     return stored, shapes
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n003
+# %% ../../nbs/shipping/checkpoints.ipynb #c013
 def sparsify(
     folder,  # of a checkpoint as save_pretrained writes it
 ) -> None:
@@ -96,7 +96,7 @@ def sparsify(
     for index in Path(folder).glob("*.index.json"):
         index.unlink()
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n006
+# %% ../../nbs/shipping/checkpoints.ipynb #c016
 def _unpacked(stored: dict, name: str, shape: list, file) -> Tensor:
     "One tensor of a sparse file, taken out of `stored`; raises `RunError` where its parts do not fit each other."
     bits, values = stored.pop(f"{name}.bits", None), stored.pop(f"{name}.values", None)
@@ -108,7 +108,7 @@ def _unpacked(stored: dict, name: str, shape: list, file) -> Tensor:
         raise RunError(f"{str(file)!r} is damaged: a tensor has {len(values)} values, its bits count {count}.")
     return unpack(bits, values, shape)
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n008
+# %% ../../nbs/shipping/checkpoints.ipynb #c018
 def read_tensors(
     file,  # a weight file, dense or sparse
 ) -> dict:  # name → tensor
@@ -124,10 +124,10 @@ def read_tensors(
         ) from None
     return stored | {name: _unpacked(stored, name, shape, file) for name, shape in shapes.items()}
 
-# %% ../../nbs/shipping/checkpoints.ipynb #c010
+# %% ../../nbs/shipping/checkpoints.ipynb #c021
 _FORMAT = 1  # of `pruned.json`
 
-
+# %% ../../nbs/shipping/checkpoints.ipynb #c022
 def describe(
     model: nn.Module,  # what was saved
     folder: Path,  # where
@@ -148,7 +148,7 @@ def describe(
         certificate=None,
     )
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n011
+# %% ../../nbs/shipping/checkpoints.ipynb #c024
 def _require_files(folder: Path, hashes: dict) -> None:
     "Raise `RunError` for a file that is missing or does not have its hash."
     for name, digest in hashes.items():
@@ -159,11 +159,11 @@ def _require_files(folder: Path, hashes: dict) -> None:
                 f"{str(folder / name)!r} is damaged or cut short (its SHA-256 differs): copy the checkpoint again."
             )
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n013
+# %% ../../nbs/shipping/checkpoints.ipynb #c026
 _MAYBE = (dict, type(None))
 _FIELDS = dict(architecture=str, loader=str, layout=_MAYBE, widths=list, files=dict, certificate=_MAYBE)
 
-
+# %% ../../nbs/shipping/checkpoints.ipynb #c027
 def _read_description(folder: Path) -> dict:
     "Read `pruned.json` and check the files that it names; `UsageError` for another folder, `RunError` for damage."
     file = folder / PRUNED_FILE
@@ -182,7 +182,7 @@ def _read_description(folder: Path) -> dict:
     _require_files(folder, found["files"])
     return found
 
-# %% ../../nbs/shipping/checkpoints.ipynb #c012
+# %% ../../nbs/shipping/checkpoints.ipynb #c030
 def _require_widths(widths: list, structure) -> None:
     "Raise `RunError` unless there is a number of units for every group of every block."
     kinds = [{group.kind for group in (block.heads, block.neurons) if group} for block in structure.blocks]
@@ -193,14 +193,14 @@ def _require_widths(widths: list, structure) -> None:
             f"{', '.join(sorted(set().union(*kinds)))}: the file is damaged."
         )
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n016
+# %% ../../nbs/shipping/checkpoints.ipynb #c032
 def _first_units(structure, widths: list) -> dict:
     "The first n units of every group: which ones does not matter where there are no numbers yet."
     _require_widths(widths, structure)
     counts = {(group.block, group.kind): group.count for group in structure.groups}
     return {(i, kind): torch.arange(count) < widths[i][kind] for (i, kind), count in counts.items()}
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n018
+# %% ../../nbs/shipping/checkpoints.ipynb #c034
 def _config_and_class(folder: Path, found: dict) -> tuple:
     "The configuration and the class of the model, once it is known that its weights can fill it."
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -213,7 +213,7 @@ def _config_and_class(folder: Path, found: dict) -> tuple:
     require_possible(lambda: model_type(config), folder)
     return config, model_type
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n020
+# %% ../../nbs/shipping/checkpoints.ipynb #c036
 def _layout(found: dict) -> Layout:
     "The layout that travels with a model of an architecture that is not registered here."
     try:
@@ -221,7 +221,7 @@ def _layout(found: dict) -> Layout:
     except TypeError as error:
         raise RunError(f"the layout in {PRUNED_FILE} is damaged ({short_error(error)}).") from None
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n022
+# %% ../../nbs/shipping/checkpoints.ipynb #c038
 def _shell(folder: Path, found: dict) -> nn.Module:
     "The model without its weights: parameters on the meta device, buffers real."
     from accelerate import init_empty_weights
@@ -235,7 +235,7 @@ def _shell(folder: Path, found: dict) -> nn.Module:
         model = model_type(config)
     return cut(model, _first_units(anatomy(model), found["widths"]), inplace=True)
 
-# %% ../../nbs/shipping/checkpoints.ipynb #c013
+# %% ../../nbs/shipping/checkpoints.ipynb #c040
 def _fill(model: nn.Module, state: dict) -> None:
     "Give the shell its weights; raises `RunError` where they do not belong to it."
     for name, module in model.named_modules():
@@ -255,7 +255,7 @@ def _fill(model: nn.Module, state: dict) -> None:
             "copy the checkpoint again."
         )
 
-# %% ../../nbs/shipping/checkpoints.ipynb #c014
+# %% ../../nbs/shipping/checkpoints.ipynb #c042
 def _load_stated(folder: Path, found: dict) -> nn.Module:
     "The model, where its configuration states every size."
     config, model_type = _config_and_class(folder, found)
@@ -264,14 +264,14 @@ def _load_stated(folder: Path, found: dict) -> nn.Module:
     require_whole(model, report["missing_keys"], report["unexpected_keys"], folder)
     return model
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n026
+# %% ../../nbs/shipping/checkpoints.ipynb #c044
 def _load_shell(folder: Path, found: dict) -> nn.Module:
     "The model, where only `pruned.json` states its sizes."
     model = _shell(folder, found)
     _fill(model, {name: tensor for file in found["files"] for name, tensor in read_tensors(folder / file).items()})
     return model
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n028
+# %% ../../nbs/shipping/checkpoints.ipynb #c046
 def _add_companions(model: nn.Module, folder: Path) -> None:
     "Give a model the tokenizer and the generation settings of its folder."
     if (folder / "generation_config.json").is_file():
@@ -281,7 +281,7 @@ def _add_companions(model: nn.Module, folder: Path) -> None:
         options = dict(trust_remote_code=False, local_files_only=True)
         model.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n030
+# %% ../../nbs/shipping/checkpoints.ipynb #c048
 def load_pruned(
     folder,  # written by `save_pruned`
     task=None,  # a `Task`: checks that the model fits it
@@ -304,7 +304,7 @@ def load_pruned(
     model.certificate = found["certificate"]
     return ready(model, folder, device)
 
-# %% ../../nbs/shipping/checkpoints.ipynb #c015
+# %% ../../nbs/shipping/checkpoints.ipynb #c050
 def open_model(
     name,  # anything that `load_model` or `load_pruned` opens
     task=None,  # a `Task`: checks that the model fits it
@@ -320,7 +320,7 @@ def open_model(
         weight.data = weight.data.to(numbers)  # rotary frequencies are buffers, and stay exact
     return model
 
-# %% ../../nbs/shipping/checkpoints.ipynb #c017
+# %% ../../nbs/shipping/checkpoints.ipynb #c053
 _FRESH_PROCESS = """
 import sys, torch
 from safetensors.torch import load_file, save_file
@@ -339,7 +339,7 @@ tensors = {name: value for name, value in named.items() if isinstance(value, tor
 save_file({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()}, answers)
 """
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n033
+# %% ../../nbs/shipping/checkpoints.ipynb #c054
 def _fresh_outputs(
     folder: Path,  # of a checkpoint
     found: dict,  # its description
@@ -358,7 +358,7 @@ def _fresh_outputs(
     reason = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
     raise RunError(f"the checkpoint was not written: {found['loader']} failed in a fresh process ({reason}).")
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n034
+# %% ../../nbs/shipping/checkpoints.ipynb #c055
 def _distance(a: Tensor, b: Tensor) -> float:
     "Largest absolute difference; infinite where shapes differ. Equal infinities and NaN are equal."
     if b is None or a.shape != b.shape:
@@ -368,13 +368,13 @@ def _distance(a: Tensor, b: Tensor) -> float:
         return 0.0
     return (a - b)[different].abs().nan_to_num(math.inf).max().item()
 
-# %% ../../nbs/shipping/checkpoints.ipynb #c018
+# %% ../../nbs/shipping/checkpoints.ipynb #c057
 def _tolerance(dtype: torch.dtype, largest: float) -> float:
     "The difference that rounding explains, for outputs up to `largest`."
     relative = 1e-5 if dtype in (torch.float32, torch.float64) else torch.finfo(dtype).eps
     return max(1.0, largest) * relative
 
-# %% ../../nbs/shipping/checkpoints.ipynb #n037
+# %% ../../nbs/shipping/checkpoints.ipynb #c059
 def _certify(
     model: nn.Module,  # what was saved
     folder,  # where
@@ -404,10 +404,10 @@ def _certify(
         transformers=transformers.__version__,
     )
 
-# %% ../../nbs/shipping/checkpoints.ipynb #c020
+# %% ../../nbs/shipping/checkpoints.ipynb #c062
 _STORAGE = {"dense": lambda folder: None, "sparse": sparsify}  # what happens to the weight files
 
-
+# %% ../../nbs/shipping/checkpoints.ipynb #c063
 def save_pruned(
     model: nn.Module,  # any model; usually one that `remove` made, or one that holds masks
     folder,  # a new or empty folder

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from ..basics.errors import RunError, UsageError, require
 from ..basics.files import atomic_folder, write_json
-from ..model.calls import evaluating
 from ..model.anatomy import anatomy
+from ..model.calls import context_of, evaluating, example_inputs, tensor_outputs, tokenizer_of
 from ..model.families import layout_of
-from ..model.calls import context_of, example_inputs, tensor_outputs, tokenizer_of
 from ..model.folders import quiet
 
 # %% ../../nbs/shipping/exports.ipynb #c005

@@ -153,7 +153,7 @@ class Shards:
         zeros, numbers = map(sum, zip(*(self.counts[name] for name in names), strict=True))
         return zeros / numbers
 
-
+# %% ../../nbs/shipping/shards.ipynb #c024
 def _save(tensors: dict, path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -163,12 +163,12 @@ def _save(tensors: dict, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path.name} could not be written ({error}). Make room and run again.") from None
 
-# %% ../../nbs/shipping/shards.ipynb #c025
+# %% ../../nbs/shipping/shards.ipynb #c026
 def nearest_folder(folder: Path) -> Path:
     "The folder, or the one that it will be made in."
     return next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if place.is_dir())
 
-# %% ../../nbs/shipping/shards.ipynb #c027
+# %% ../../nbs/shipping/shards.ipynb #c028
 def require_room(
     folder: Path,  # to write into; it may be made later
     size: int,  # bytes

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+# %% ../../nbs/shipping/stream.ipynb #c004
 from ..basics.errors import require
 from ..basics.files import atomic_folder, require_empty, write_json
 from ..basics.fingerprints import fingerprint
@@ -32,7 +33,7 @@ from ..pruning.walk import needs_all, pruned_blocks, require_finite, require_pla
 from .checkpoints import describe
 from .shards import Shards, bundles, nearest_folder, read_tensor, require_room, tensor_files
 
-# %% ../../nbs/shipping/stream.ipynb #c005
+# %% ../../nbs/shipping/stream.ipynb #c006
 def weight_name(
     model: nn.Module,
     module,  # one of its modules, or None
@@ -40,7 +41,7 @@ def weight_name(
     "What a module's weight is called in the model."
     return next((f"{name}.weight" for name, one in model.named_modules() if one is module), "")
 
-# %% ../../nbs/shipping/stream.ipynb #c007
+# %% ../../nbs/shipping/stream.ipynb #c008
 def assign(
     model: nn.Module,
     tensors: dict,  # name → tensor
@@ -48,7 +49,7 @@ def assign(
     "Put tensors in the places of parameters and buffers."
     model.load_state_dict(tensors, strict=False, assign=True)
 
-# %% ../../nbs/shipping/stream.ipynb #c009
+# %% ../../nbs/shipping/stream.ipynb #c010
 def fill(
     model: nn.Module,  # as `empty_model` makes it
     places: dict,  # name → (file, name in the file) of the tensors to read
@@ -58,14 +59,14 @@ def fill(
     dtypes = {name: model.get_parameter_or_buffer(name).dtype for name in places}
     assign(model, {name: read_tensor(place, dtypes[name], rows.get(name)) for name, place in places.items()})
 
-# %% ../../nbs/shipping/stream.ipynb #c012
+# %% ../../nbs/shipping/stream.ipynb #c013
 def used_rows(
     batches: list,  # dicts of tensors
 ) -> list:  # numbers of the tokens in them, once each
     "Which input embeddings a calibration set needs."
     return torch.cat([batch["input_ids"].flatten() for batch in batches]).unique().tolist() if batches else []
 
-# %% ../../nbs/shipping/stream.ipynb #c014
+# %% ../../nbs/shipping/stream.ipynb #c015
 @dataclass
 class StreamedModel:
     "A model whose weights are in memory for their turn only."
@@ -105,7 +106,7 @@ class StreamedModel:
             held = {name: tensor for name, tensor in self.model.state_dict().items() if name in names}
             assign(self.model, {name: tensor.to("meta") for name, tensor in held.items()})
 
-# %% ../../nbs/shipping/stream.ipynb #c018
+# %% ../../nbs/shipping/stream.ipynb #c019
 class StreamedBlocks(tuple):
     "Blocks whose weights are there while a loop is at them."
 
@@ -119,7 +120,7 @@ class StreamedBlocks(tuple):
             with self.present(self[i]):
                 yield self[i]
 
-# %% ../../nbs/shipping/stream.ipynb #c021
+# %% ../../nbs/shipping/stream.ipynb #c022
 def _require_one_round(request: Request, without: str) -> None:
     "Raise `UsageError` for what no stream can do, whatever the method."
     whole = request.pattern == "blocks"
@@ -129,7 +130,7 @@ def _require_one_round(request: Request, without: str) -> None:
     inside = request.scope == "blocks"
     require(inside, f"a stream prunes inside the blocks, not scope {request.scope!r}. Leave scope out.")
 
-# %% ../../nbs/shipping/stream.ipynb #c023
+# %% ../../nbs/shipping/stream.ipynb #c024
 def _streamable(model: nn.Module, request: Request) -> CheckedRequest:
     "The request, checked; raises `UsageError` for what needs the whole model."
     without = "A stream holds one block at a time. Choose a method and an allocation that allow it, or prune in memory."
@@ -148,7 +149,7 @@ def _streamable(model: nn.Module, request: Request) -> CheckedRequest:
     require(not why, f"{why}. {without}")
     return found
 
-# %% ../../nbs/shipping/stream.ipynb #c026
+# %% ../../nbs/shipping/stream.ipynb #c027
 def _restored(request: CheckedRequest, streamed: StreamedModel, batches: list, shards: Shards, keep, generator) -> str:
     "Write the blocks that an earlier run has finished; returns the name of the request."
     files = {file.name: file_hash(file) for file in {file for file, _ in streamed.places.values()}}
@@ -161,14 +162,14 @@ def _restored(request: CheckedRequest, streamed: StreamedModel, batches: list, s
     streamed.files += found
     return name
 
-# %% ../../nbs/shipping/stream.ipynb #c027
+# %% ../../nbs/shipping/stream.ipynb #c028
 def _bytes_kept(streamed: StreamedModel, linears: Iterable, resume) -> int:
     "What finished blocks will take: their weights, and a byte for each entry of their masks, less what is there."
     weights = [streamed.model.get_parameter(f"{name}.weight") for name in linears]
     there = sum(file.stat().st_size for file in Path(resume).iterdir())
     return sum(weight.nbytes + weight.numel() for weight in weights) - there
 
-# %% ../../nbs/shipping/stream.ipynb #c028
+# %% ../../nbs/shipping/stream.ipynb #c029
 def _require_disks(streamed: StreamedModel, linears: Iterable, output, resume) -> None:
     "Raise `RunError` where the result, or what is kept to resume, does not fit."
     result = sum(streamed.model.get_parameter_or_buffer(name).nbytes for name in streamed.places)
@@ -183,7 +184,7 @@ def _require_disks(streamed: StreamedModel, linears: Iterable, output, resume) -
         require_room(output, result)
         require_room(resume, kept)
 
-# %% ../../nbs/shipping/stream.ipynb #c029
+# %% ../../nbs/shipping/stream.ipynb #c030
 def _rest(streamed: StreamedModel) -> list:
     "Lists of names outside the blocks, for one file each; none larger than a block unless one tensor is."
     blocks, tensors = anatomy(streamed.model).blocks, streamed.model.state_dict()
@@ -191,7 +192,7 @@ def _rest(streamed: StreamedModel) -> list:
     most = max(sum(tensors[name].nbytes for name in streamed.names(block)) for block in blocks)
     return bundles({name: tensors[name].nbytes for name in streamed.places if name not in inside}, most)
 
-# %% ../../nbs/shipping/stream.ipynb #c031
+# %% ../../nbs/shipping/stream.ipynb #c032
 def _visits(request: CheckedRequest, streamed: StreamedModel, batches: list) -> Iterable:
     "The blocks that are left, each present for its turn, with what the method reads."
     left, done = request.anatomy.blocks[len(streamed.files) :], len(streamed.files)
@@ -200,7 +201,7 @@ def _visits(request: CheckedRequest, streamed: StreamedModel, batches: list) -> 
     how = dict(present=streamed.present, done=done, progress=request.progress)
     return block_by_block(streamed.model, batches, request.reads, **how, **request.walk)
 
-# %% ../../nbs/shipping/stream.ipynb #c032
+# %% ../../nbs/shipping/stream.ipynb #c033
 def finish_checkpoint(
     model: nn.Module,  # as `empty_model` makes it
     shards: Shards,  # all of them written
@@ -216,7 +217,7 @@ def finish_checkpoint(
     write_json(out / PRUNED_FILE, describe(model, out, "dense"))
     masks.save(out / "masks.safetensors")
 
-# %% ../../nbs/shipping/stream.ipynb #c033
+# %% ../../nbs/shipping/stream.ipynb #c034
 def _written(request: CheckedRequest, streamed: StreamedModel, batches: list, out: Path) -> Pruned:
     "Prune all blocks, write everything."
     model, keep, rest = streamed.model, PackedMasks(), _rest(streamed)
@@ -237,14 +238,14 @@ def _written(request: CheckedRequest, streamed: StreamedModel, batches: list, ou
     finish_checkpoint(model, shards, Masks(keep))
     return _counted(request, Masks(keep), batches, shards, model)
 
-# %% ../../nbs/shipping/stream.ipynb #c034
+# %% ../../nbs/shipping/stream.ipynb #c035
 def _counted(request: CheckedRequest, masks: Masks, batches: list, shards: Shards, model: nn.Module) -> Pruned:
     "The result, with zeros counted while they were written."
     achieved = shards.zeros(f"{name}.weight" for name in request.anatomy.linears)
     parameters = {name for name, _ in model.named_parameters()}
     return pruned_by(request, masks, batches, [achieved], shards.zeros(parameters & {*shards.index}))
 
-# %% ../../nbs/shipping/stream.ipynb #c035
+# %% ../../nbs/shipping/stream.ipynb #c036
 @takes(Request, without=("scope", "schedule", "rounds", "between"))
 def prune_stream(
     name,  # a local folder, an embedded name, or a hub id that is in the local cache

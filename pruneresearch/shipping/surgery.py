@@ -18,10 +18,10 @@ from ..basics.errors import UsageError, lookup
 from ..model.anatomy import Anatomy, Group, anatomy
 from ..model.families import layout_of
 from ..pruning.blocks import require_residual
+from ..pruning.calibration import as_batches
 from ..pruning.masks import Masks
 from ..pruning.patterns import count_pruned, parse_pattern
 from ..pruning.selection import by_kind, sparsity_by_block
-from ..pruning.calibration import as_batches
 from ..pruning.statistics import calibrate
 from ..training.gates import output_masks_of, unit_masks_of
 
