@@ -891,7 +891,7 @@ def test_nothing_to_make_permanent():
         (dict(options={"factor": 2}), r"in \[0, 1\)"),
         (dict(options={"control": "random"}, schedule="linear", rounds=2), "leave rounds out"),
         (dict(options={"strategy": "magnitud"}), "unknown method 'magnitud': did you mean 'magnitude'"),
-        (dict(options={"growth": 2}), "Options are by_layer, candidates, control, factor, strategy, threshold"),
+        (dict(options={"growth": 2}), "options are by_layer, candidates, control, factor, strategy, threshold"),
         (dict(pattern="heads", allocation="macs"), "as much of each layer"),
         (dict(pattern="blocks"), "Choose pattern unstructured or heads"),
     ],

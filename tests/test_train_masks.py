@@ -77,6 +77,7 @@ def call(*words) -> int:
     return main([str(word) for word in ("train-masks", *words)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task, metrics",
     [
@@ -149,6 +150,7 @@ def test_every_kind_of_task(task, metrics, data, tmp_path, capsys):
 SEEDS_OWN = "--prune --learn_masks ffn_int --num_epochs 5 --wandb".split()
 
 
+@pytest.mark.slow
 def test_the_published_command_with_a_tracker_offline(tmp_path, data):
     "As written there, but for model and task; no key, no network: the tracker writes to disk and says so."
     pytest.importorskip("wandb")
@@ -180,6 +182,7 @@ def test_the_published_command_with_a_tracker_offline(tmp_path, data):
     assert "offline" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_model_that_was_downloaded_is_found_and_nothing_is_lost_by_asking_twice(tmp_path, data, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["download", "--tasks", "stsb", "squad", "--models", "tiny-bert", "--data-dir", str(data)]
