@@ -18,6 +18,7 @@ from card import api_card
 OPTIONS = {
     "default_exp": "the module that a notebook exports; the cell is not shown",
     "export": "source of the package; shown folded, below the documentation of what it defines",
+    "exporti": "the same for names that only other rooms need: they are not public",
     "hide": "not shown",
     "slow": "not run by `make test`",
     "echo": "false: only the output is shown",
@@ -25,6 +26,7 @@ OPTIONS = {
     "fig-cap": "caption of the figure",
     "fig-alt": "what the figure shows, for those who do not see it",
 }
+EXPORTED = {"export", "exporti"}
 
 
 class SiteError(Exception):
@@ -117,7 +119,7 @@ def public_names(notebooks: dict[str, list]) -> dict[str, str]:
             continue
         for cell in cells:
             chosen, code = options(cell["source"]) if cell["cell_type"] == "code" else ({}, "")
-            for name in definitions(code) if "export" in chosen else []:
+            for name in definitions(code) if EXPORTED & chosen.keys() else []:
                 homes.setdefault(name, []).append(f"{page}.html#{slug(name)}")
     return {name: places[0] for name, places in homes.items() if len(places) == 1}
 
@@ -225,7 +227,7 @@ def code_cells(site: Site, page: str, cell: dict, said: str, module: str | None,
     chosen, code = options(cell["source"])
     if {"hide", "default_exp"} & chosen.keys():
         return []
-    if "export" in chosen:
+    if EXPORTED & chosen.keys():
         return [] if only_imports(code) else exported_cells(site, page, code, module, level)
     tags = ["remove-input"] * (chosen.get("echo") is False) + ["hide-input"] * bool(chosen.get("code-fold"))
     outputs = [clean(site, page, output) for output in cell.get("outputs", [])]
@@ -302,7 +304,7 @@ def readme_cell(site: Site, cell: dict) -> list[str]:
     if cell["cell_type"] == "markdown":
         return [readme_prose(site, cell["source"])]
     chosen, code = options(cell["source"])
-    if {"hide", "export", "default_exp"} & chosen.keys():
+    if {"hide", "default_exp", *EXPORTED} & chosen.keys():
         return []
     shown = [] if chosen.get("echo") is False else [f"```python\n{code.strip()}\n```"]
     return shown + [printed(site, output) for output in cell["outputs"]]

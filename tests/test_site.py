@@ -88,7 +88,9 @@ def test_options_become_tags(site, option, tag):
     assert plain["metadata"]["tags"] == []
 
 
-@pytest.mark.parametrize("source", ["#| hide\nsecret = 1", "#| default_exp masks", "#| export\nimport json"])
+@pytest.mark.parametrize(
+    "source", ["#| hide\nsecret = 1", "#| default_exp masks", "#| export\nimport json", "#| exporti\nimport json"]
+)
 def test_hidden_cells_and_exported_imports_are_not_shown(site, source):
     assert on_page(site, code(source)) == []
 
