@@ -52,7 +52,7 @@ runs/pages/%: % $(ROWS)
 check test test-all quick notebooks tests: export OMP_NUM_THREADS ?= 1
 PYTEST  := $(BIN)/python -m pytest -n 2 --dist worksteal --durations 10
 # The tests that `make check` runs: rooms that need no training and no process of their own.
-QUICK   ?= $(addprefix tests/test_,architecture.py cells.py site.py metrics.py scores.py statistics.py anatomy.py masks.py blocks.py structured.py)
+QUICK   ?= $(addprefix tests/test_,architecture.py cells.py site.py pruning_request.py methods_structured.py) $(filter-out %_engine.py,$(wildcard tests/test_data_metrics.py tests/test_model_anatomy.py tests/test_pruning_*.py))
 # Notebooks that only `make test-all` runs.
 LONGER  := ^([_.]|benchmarks|guides|tutorials)
 SUMS    := find nbs pruneresearch -name '*.py' -exec cksum {} + -o -name '*.ipynb' -exec cksum {} + | sort -k 3

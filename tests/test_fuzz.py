@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from test_compare import row
-from test_surgery import cuts
-from test_train_masks import squad
+from test_lab_compare import row
+from test_recipes_train_masks import squad
+from test_shipping_surgery import cuts
 from transformers import AutoTokenizer
 
 from pruneresearch.basics.errors import RunError, UsageError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, DECODERS, batch
 from safetensors.torch import load_file
-from test_surgery import NAMES, cuts, logits
+from test_shipping_surgery import NAMES, cuts, logits
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json, write_json

@@ -13,7 +13,12 @@ from pruneresearch.pruning.calibration import as_batches, calibration_hash
 from pruneresearch.pruning.statistics import calibrate
 
 NAMES = list(ARCHITECTURES)
-FIELDS = ("norm", "mean", "gradient", "squared_gradient")  # the grouped gradient has its own oracle in test_hebbian.py
+FIELDS = (
+    "norm",
+    "mean",
+    "gradient",
+    "squared_gradient",
+)  # the grouped gradient has its own oracle in test_methods_hebbian.py
 
 
 def linears_of(model):

@@ -346,7 +346,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from safetensors import torch as files
-from test_stream import data, prune_stream
+from test_shipping_stream import data, prune_stream
 real = files.save_file
 def dying(tensors, path, metadata=None):
     if "model-00003" in str(path): os.kill(os.getpid(), signal.SIGKILL)

@@ -158,7 +158,7 @@ def requests(name):
 def test_the_table_is_complete():
     assert {*PATTERNS.values(), "blocks"} == set(ALLOCATIONS) and set(ALL) == set(
         METHODS
-    )  # blocks have tests of their own, in test_structured.py
+    )  # blocks have tests of their own, in test_methods_structured.py
     assert {"random", "magnitude", "wanda", *GRADIENT} <= set(ALL)
 
 

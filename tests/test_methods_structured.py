@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, DECODERS, batch
-from test_one_shot import heard_tokens
+from test_methods_one_shot import heard_tokens
 from torch import nn
 
 from pruneresearch.basics.errors import RunError, UsageError

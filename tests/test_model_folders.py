@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_bad_input import told
-from test_checkpoints import made
+from test_cli_bad_input import told
 from test_fuzz import tokenized
+from test_shipping_checkpoints import made
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json, write_json

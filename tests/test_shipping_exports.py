@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, DECODERS, batch
-from test_surgery import NAMES, cuts, logits
+from test_shipping_surgery import NAMES, cuts, logits
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json
