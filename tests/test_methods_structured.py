@@ -201,10 +201,10 @@ def test_inputs_that_are_all_dead_cannot_be_repaired():
 @pytest.mark.parametrize(
     "ask, message",
     [
-        (dict(method="wanda"), "choose pattern heads"),
-        (dict(method="wanda", pattern="2:4", sparsity=None), "choose pattern heads"),
+        (dict(method="wanda"), "Choose pattern heads"),
+        (dict(method="wanda", pattern="2:4", sparsity=None), "Choose pattern heads"),
         (dict(method="wanda", pattern="neurons", schedule="linear", rounds=2), "one round"),
-        (dict(method="magnitude", pattern="blocks"), "choose pattern heads"),
+        (dict(method="magnitude", pattern="blocks"), "Choose pattern heads"),
     ],
 )
 def test_repair_that_makes_no_sense(ask, message):
@@ -347,7 +347,7 @@ def test_opt_that_normalises_after_the_addition():
 @pytest.mark.parametrize(
     "ask, message",
     [
-        (dict(method="block-influence", pattern="neurons"), "choose pattern blocks"),
+        (dict(method="block-influence", pattern="neurons"), "Choose pattern blocks"),
         (dict(method="weight-range", pattern="blocks"), "chooses whole heads and neurons"),
         (dict(method="sparsegpt", pattern="blocks"), "chooses single weights"),
         (dict(method="magnitude", pattern="blocks", sparsity=1.0), "sparsity must be a fraction"),

@@ -357,7 +357,7 @@ def test_a_finished_block_that_is_damaged_changes_nothing(tmp_path):
             tmp_path / "block-0000.safetensors",
             metadata={"request": "this"},
         )
-        with pytest.raises(RunError, match="is damaged: delete it"):
+        with pytest.raises(RunError, match="is damaged. Delete it"):
             finished_blocks(tmp_path, "this", model, 1)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 

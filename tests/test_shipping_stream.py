@@ -501,7 +501,7 @@ def test_a_disk_that_fills_up_leaves_no_folder(folders, tmp_path, monkeypatch):
         real(tensors, path, metadata=metadata)
 
     monkeypatch.setattr(files, "save_file", full)
-    with pytest.raises(RunError, match="model-00002.*No space left.*make room"):
+    with pytest.raises(RunError, match="model-00002.*No space left.*Make room"):
         prune_stream(folders["llama", True], tmp_path / "out", calibration=data("llama"), method="wanda", sparsity=0.5)
     assert not list(tmp_path.iterdir())
 
@@ -525,14 +525,14 @@ def test_a_full_disk_is_said_in_one_sentence(small_disk, capsys):
         == 1
     )
     assert re.search(
-        r"needs [\d,]+ MiB and [\d,]+ are free \(No space left on device\): make room", capsys.readouterr().err
+        r"needs [\d,]+ MiB and [\d,]+ are free \(No space left on device\)\. Make room", capsys.readouterr().err
     ) and not list(small_disk.iterdir())
 
 
 @pytest.mark.parametrize(
     "ask, message",
     [
-        (dict(method="taylor"), "needs gradients or outputs of the whole model, A stream holds one block"),
+        (dict(method="taylor"), "needs gradients or outputs of the whole model. A stream holds one block"),
         (dict(method="gradprobe"), "needs gradients"),
         (dict(method="gumbel", pattern="heads"), "needs gradients or outputs"),
         (dict(allocation="global"), "compares all blocks"),
@@ -626,7 +626,7 @@ def test_from_the_shell(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "add --output"),
+        ([], "Add --output"),
         (["--recovery", "distil"], "--recovery"),
         (["--recovery", "fine-tune", "--rounds", "2", "--schedule", "linear"], "--recovery"),
         (["--fine-tune"], "--fine-tune"),

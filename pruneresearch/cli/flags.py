@@ -45,7 +45,7 @@ def named_values(
 
 # %% ../../nbs/cli/flags.ipynb #c009
 SPECIAL = {  # field → how its flag is written, where that does not follow from its type
-    "sparsity": dict(type=sparsity_value),
+    "sparsity": dict(type=str),
     "allocation": dict(type=str),
     "options": dict(flag="--set", action="append", metavar="NAME=VALUE"),
 }
@@ -79,6 +79,8 @@ def request_fields(
     "The fields of a request among parsed arguments."
     names = [field.name for field in fields(Request) if hasattr(args, field.name) and field.name not in without]
     found = {name: getattr(args, name) for name in names}
+    if isinstance(found.get("sparsity"), str):
+        found["sparsity"] = sparsity_value(found["sparsity"])
     if "options" in found:
         found["options"] = named_values(found["options"]) or None
     return found

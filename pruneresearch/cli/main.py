@@ -51,6 +51,11 @@ def add_list(parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 # %% ../../nbs/cli/main.ipynb #c010
+def _shown(rows: list) -> list:
+    "Rows without the module that defines a method, which is this package's own unless somebody registers another."
+    return [{name: value for name, value in row.items() if name != "module"} for row in rows]
+
+
 def list_command(args) -> str:
     "What is known by name."
     from pruneresearch.data.tasks import list_tasks
@@ -61,7 +66,7 @@ def list_command(args) -> str:
     chosen = [args.what] if args.what else list(listings)
     if args.json:
         return json.dumps({name: listings[name]() for name in chosen}, indent=1)
-    return "\n\n".join(f"{name.upper()}\n{_table(listings[name]())}" for name in chosen)
+    return "\n\n".join(f"{name.upper()}\n{_table(_shown(listings[name]()))}" for name in chosen)
 
 # %% ../../nbs/cli/main.ipynb #c013
 COMMANDS = {  # name → (function, adds its flags, help)

@@ -59,6 +59,24 @@ def _tied_names(model: nn.Module) -> list:
     return list(names.values())
 
 # %% ../../nbs/shipping/shards.ipynb #c011
+def _one_of(stored: list) -> tuple:
+    "The first place of a tensor that is stored several times; raises `UsageError` where these differ."
+    (_, first), *others = stored
+    for place in others:
+        same = torch.equal(read_tensor(stored[0]), read_tensor(place))
+        differ = f"{first} and {place[1]} are tied in config.json and differ in the files"
+        require(same, f"{differ}. Set tie_word_embeddings to false there.")
+    return stored[0]
+
+# %% ../../nbs/shipping/shards.ipynb #c012
+def _require_shape(name: str, shape, place: tuple) -> None:
+    "Raise `RunError` where a stored tensor has another shape than the configuration says."
+    with opened(place[0]) as tensors:
+        stored = tensors.get_slice(place[1]).get_shape()
+    wrong = f"{name} is {tuple(stored)} in {str(place[0])!r} and {tuple(shape)} by config.json"
+    require(tuple(stored) == tuple(shape), f"{wrong}. Copy the whole checkpoint again.", RunError)
+
+# %% ../../nbs/shipping/shards.ipynb #c013
 def tensor_files(
     model: nn.Module,  # as `empty_model` makes it
     folder: Path,  # of its checkpoint
@@ -77,24 +95,6 @@ def tensor_files(
     for name, place in found.items():
         _require_shape(name, model.get_parameter_or_buffer(name).shape, place)
     return found
-
-# %% ../../nbs/shipping/shards.ipynb #c013
-def _require_shape(name: str, shape, place: tuple) -> None:
-    "Raise `RunError` where a stored tensor has another shape than the configuration says."
-    with opened(place[0]) as tensors:
-        stored = tensors.get_slice(place[1]).get_shape()
-    wrong = f"{name} is {tuple(stored)} in {str(place[0])!r} and {tuple(shape)} by config.json"
-    require(tuple(stored) == tuple(shape), f"{wrong}. Copy the whole checkpoint again.", RunError)
-
-# %% ../../nbs/shipping/shards.ipynb #c015
-def _one_of(stored: list) -> tuple:
-    "The first place of a tensor that is stored several times; raises `UsageError` where these differ."
-    (_, first), *others = stored
-    for place in others:
-        same = torch.equal(read_tensor(stored[0]), read_tensor(place))
-        differ = f"{first} and {place[1]} are tied in config.json and differ in the files"
-        require(same, f"{differ}. Set tie_word_embeddings to false there.")
-    return stored[0]
 
 # %% ../../nbs/shipping/shards.ipynb #c017
 def read_tensor(

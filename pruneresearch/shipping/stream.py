@@ -142,7 +142,7 @@ def _streamable(model: nn.Module, request: Request) -> CheckedRequest:
     )
     _require_one_round(request, without)
     require_place(Request(resume=request.resume))
-    found = checked(request, model)
+    found = replace(checked(replace(request, resume=None), model), resume=request.resume)
     why = needs_all(found.method, found.anatomy, found.allocation)
     if not (why or found.sequential) and found.reads:
         why = f"method {found.method.name!r} would calibrate the whole dense model (sequential=False)"
