@@ -400,7 +400,7 @@ CELLS = [
         "if x == 2 and not os.path.exists(os.path.join(results, 'lives')): os.kill(os.getpid(), signal.SIGKILL)",
         "",
     ),
-    ("from pruneresearch.basics.files import write_json\nwrite_json(done, {'value': 1/x, 'rows': []}", ""),
+    ("from pruneresearch.basics.files import write_json\nwrite_json(done, {'value': 1/x, 'rows': []})", ""),
 ]
 
 
@@ -497,8 +497,14 @@ def test_figures_of_a_benchmark_see_all_seeds(checkout):
         ("seeds = [9]\nresults = output = figures = done = None", "parameters"),
         ("profiles = {'smoke': [{'seeds': [0]}, {'seeds': [1]}]}", "profiles"),
         (
-            "from pathlib import Path\nfrom pruneresearch.basics.files import write_json\n"
-            "write_json(Path(results)/'rows'/f'{seeds[0]}.json', {})\n"
+            "from dataclasses import asdict\nfrom pathlib import Path\n"
+            "from pruneresearch.basics.files import write_json\n"
+            "from pruneresearch.lab.rows import Row\n"
+            "known = dict(protocol='p', model='m', task='t', method='magnitude', pattern='unstructured')\n"
+            "known |= dict(allocation='layer', recovery='none', sparsity=0.5, achieved_weights=0.5)\n"
+            "known |= dict(metric='accuracy', value=0.9, dense_value=0.95)\n"
+            "row = Row(id=str(seeds[0]), seed=seeds[0], **known)\n"
+            "write_json(Path(results)/'rows'/f'{seeds[0]}.json', asdict(row))\n"
             "if figures: write_json(Path(figures)/'seeds.json', seeds)\n"
             "write_json(done, {'rows': [str(s) for s in seeds]})",
             "",

@@ -489,7 +489,7 @@ def table_of(increases, sparsity=0.5, roles=("q", "k"), error=0.0, **changes):
             )
             | changes
             for b, row in enumerate(increases)
-            for role, value in zip(roles, row, strict=True)
+            for role, value in zip(roles, row, strict=False)
         ]
     )
 

@@ -466,12 +466,12 @@ def test_the_last_definition_counts(methods):
     versions = {
         "|W|": "lambda weight: weight.abs()",
         "-|W|": "lambda weight: -weight.abs()",
-        "|W| - 0.01": "lambda weight: (weight.abs() - 0.01).abs()",
-        "|W| - 0.02": "lambda weight: (weight.abs() - 0.02).abs()",
+        "|W| - 0.1": "lambda weight: (weight.abs() - 0.1).abs()",
+        "|W| - 0.2": "lambda weight: (weight.abs() - 0.2).abs()",
         "|W|·‖x‖": "lambda weight, norm: weight.abs() * norm",
         "|W|·|mean|": "lambda weight, mean: weight.abs() * mean.abs()",
-        "option": "lambda weight, *, shift=0.005: (weight.abs() - shift).abs()",
-        "another default": "lambda weight, *, shift=0.015: (weight.abs() - shift).abs()",
+        "option": "lambda weight, *, shift=0.12: (weight.abs() - shift).abs()",
+        "another default": "lambda weight, *, shift=0.15: (weight.abs() - shift).abs()",
     }
     found, definitions = [], set()
     for source in versions.values():
