@@ -374,6 +374,12 @@ def test_a_dense_model_trained_in_half_precision_passes_its_gate(tmp_path):
     assert first.metrics == again.metrics and first.outcomes == again.outcomes
 
 
+def test_rounds_recover_in_between(tmp_path):
+    rounds = dict(rounds=2, schedule="cubic", recovery="fine-tune", recovery_epochs=0.2)
+    row = run(Config(method="magnitude", **DIGITS | rounds), tmp_path)
+    assert row.achieved_weights == pytest.approx(DIGITS["sparsity"], abs=1e-4) and row.rounds == 2
+
+
 def test_rows_that_are_kept(tmp_path):
     rows = [run(Config(method="wanda", **DIGITS), tmp_path)]
     save_rows(rows, tmp_path / "a.json.gz")

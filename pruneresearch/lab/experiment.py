@@ -396,26 +396,29 @@ def _epochs_spent(config: Config) -> float:
     return 0 if own.get("freeze") else own.get("num_epochs", 0)
 
 # %% ../../nbs/lab/experiment.ipynb #c075
-def _trainer(start: Start, config: Config, progress: bool) -> Callable:
-    "A function of a model and `masks` that trains for one round's share of the recovery."
-    return functools.partial(
-        recover,
-        task=start.task,
-        teacher=start.model if config.recovery == "distil" else None,
-        epochs=(config.recovery_epochs - _epochs_spent(config)) / config.rounds,
-        alpha=config.alpha,
-        temperature=config.temperature,
-        progress=progress,
-        **_training(config),
-    )
+def _epochs_per_round(config: Config) -> float:
+    "One round's share of the recovery."
+    return (config.recovery_epochs - _epochs_spent(config)) / config.rounds
 
 # %% ../../nbs/lab/experiment.ipynb #c077
+def _trainer(start: Start, config: Config, progress: bool) -> Callable:
+    "A function of a model and `masks` that trains for one round's share of the recovery."
+    epochs = _epochs_per_round(config)
+    teacher = start.model if config.recovery == "distil" else None
+    how = dict(teacher=teacher, alpha=config.alpha, temperature=config.temperature, progress=progress)
+
+    def train(model: nn.Module, masks=None) -> nn.Module:
+        return recover(model, start.task, masks=masks, epochs=epochs, **how, **_training(config))
+
+    return train
+
+# %% ../../nbs/lab/experiment.ipynb #c079
 def _request_of(config: Config) -> dict:
     "The arguments of `prune`."
     request = {f.name: getattr(config, f.name) for f in fields(Request) if f.name != "between"}
     return {**request, "sparsity": config.shares or config.sparsity}
 
-# %% ../../nbs/lab/experiment.ipynb #c079
+# %% ../../nbs/lab/experiment.ipynb #c081
 def _prune_and_recover(start: Start, config: Config, progress: bool) -> tuple:
     "(model, Pruned, cost of pruning, cost of recovery)."
     model, train = copy.deepcopy(start.student or start.model), _trainer(start, config, progress)
@@ -431,7 +434,7 @@ def _prune_and_recover(start: Start, config: Config, progress: bool) -> tuple:
         result.masks.verify(model)
     return model, result, pruning, recovery
 
-# %% ../../nbs/lab/experiment.ipynb #c082
+# %% ../../nbs/lab/experiment.ipynb #c084
 def _costs(model, start: Start, config: Config, pruning, recovery) -> dict:
     "What the row says about size, speed and effort."
     batch = _cost_batch(model, start.task, config)
@@ -446,14 +449,14 @@ def _costs(model, start: Start, config: Config, pruning, recovery) -> dict:
         **_size(model, batch, config),
     )
 
-# %% ../../nbs/lab/experiment.ipynb #c085
+# %% ../../nbs/lab/experiment.ipynb #c087
 def _method_label(config: Config) -> str:
     "Such as wanda, wanda + owl or activation-norm + repair."
     rules = [name for name in allocation_rules() if name == config.allocation]
     added = rules + ["repair"] * bool(config.repair) + ["one pass"] * (config.sequential is False)
     return " + ".join([config.method, *added])
 
-# %% ../../nbs/lab/experiment.ipynb #c088
+# %% ../../nbs/lab/experiment.ipynb #c090
 def _asked_and_used(config: Config, result) -> dict:
     "The fields of a row that come from the configuration."
     values = asdict(config)
@@ -463,7 +466,7 @@ def _asked_and_used(config: Config, result) -> dict:
     requested = {name: values[name] for name in decides if values[name] != shown.get(name, decides[name])}
     return {**shown, "requested": requested}
 
-# %% ../../nbs/lab/experiment.ipynb #c090
+# %% ../../nbs/lab/experiment.ipynb #c092
 def config_of(
     row: Row,
 ) -> Config:  # equal but for what does not decide a result
@@ -471,7 +474,7 @@ def config_of(
     shown = {f.name: row[f.name] for f in fields(Config) if f.name in Row.__dataclass_fields__}
     return Config(**{**shown, "repair": bool(row.repair), **(row.requested or {})})
 
-# %% ../../nbs/lab/experiment.ipynb #c091
+# %% ../../nbs/lab/experiment.ipynb #c093
 def _achieved(config: Config, result, costs: dict) -> dict:
     "The budget of a row, and what was achieved of each."
     units = result.units  # of one kind; of several kinds, the mean counts
@@ -486,7 +489,7 @@ def _achieved(config: Config, result, costs: dict) -> dict:
         calibration=result.calibration,
     )
 
-# %% ../../nbs/lab/experiment.ipynb #c093
+# %% ../../nbs/lab/experiment.ipynb #c095
 def _row(config: Config, start: Start, result, measurements: tuple, costs: dict) -> Row:
     "All that is known, in one record."
     metrics, outcomes, weights = measurements
@@ -509,7 +512,7 @@ def _row(config: Config, start: Start, result, measurements: tuple, costs: dict)
         **costs,
     )
 
-# %% ../../nbs/lab/experiment.ipynb #c096
+# %% ../../nbs/lab/experiment.ipynb #c098
 def _found(path: Path):
     "A finished row, or None."
     if not path.is_file():
@@ -520,10 +523,10 @@ def _found(path: Path):
         path.replace(path.with_suffix(".damaged"))
         warnings.warn(f"{error} It is kept as {path.stem}.damaged, and the experiment is run again.", stacklevel=3)
 
-# %% ../../nbs/lab/experiment.ipynb #c097
+# %% ../../nbs/lab/experiment.ipynb #c099
 AGREEMENT_WINDOWS = 16  # of the test text on which a language model is compared with the dense one, token by token
 
-# %% ../../nbs/lab/experiment.ipynb #c098
+# %% ../../nbs/lab/experiment.ipynb #c100
 def run(
     config: Config,
     root,  # folder of all results; the row is root/rows/ID.json
@@ -545,7 +548,7 @@ def run(
     write_json(path, asdict(row))
     return row
 
-# %% ../../nbs/lab/experiment.ipynb #c100
+# %% ../../nbs/lab/experiment.ipynb #c102
 def run_all(
     configs: list,  # of `Config`; those of one dense start should stand together
     root,  # folder of all results
