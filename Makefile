@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 
 .PHONY: help install bench check lint current quick test test-all notebooks tests docs pages lab constraints clean
 help:
-	@echo "make bench [PROFILE=quick|tiny] [JOBS=2]   compare the pruning methods, write figures/PROFILE"
+	@echo "make bench [PROFILE=quick|tiny] [JOBS=2]   compare the pruning methods"
 	@echo "make check      two minutes: ruff, nbdev_export changes nothing, README is current, the quick tests"
 	@echo "make test       twelve minutes: every library and method notebook, every test that is not slow"
 	@echo "make test-all   every notebook and every test"

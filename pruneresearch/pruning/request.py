@@ -58,7 +58,10 @@ class Request:
         False, "adjust the weights that read pruned heads and neurons by least squares, to make up for them"
     )
     offload: str = asked(
-        None, "where activations are kept between blocks: None, with the model; cpu; or a folder", decides=False
+        None,
+        "where activations are kept between blocks: cpu or a folder; None: with the model, or in main memory where device "
+        "is given",
+        decides=False,
     )
     device: str = asked(
         None, "where blocks compute, such as cuda, each moved there for its turn; None: with the model", decides=False
