@@ -59,8 +59,8 @@ class Request:
     )
     offload: str = asked(
         None,
-        "where activations are kept between blocks: cpu or a folder; None: with the model, or in main memory where device "
-        "is given",
+        "where activations are kept between blocks: cpu or a folder; None: with the model, or in main "
+        "memory where device is given",
         decides=False,
     )
     device: str = asked(
