@@ -16,6 +16,7 @@ import signal
 import struct
 import sys
 from collections import namedtuple
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -288,7 +289,7 @@ CONTEST = [
 
 def loose_rows(folder):
     for one in CONTEST:
-        write_json(folder / "rows" / f"{one['id']}.json", one)
+        write_json(folder / "rows" / f"{one.id}.json", asdict(one))
 
 
 CONFIGS = [

@@ -320,7 +320,7 @@ def _check_values(config: Config) -> None:
     "Refuse values that no experiment can have."
     for one in fields(config):
         value = getattr(config, one.name)
-        if one.type in (Any, Callable) or value is None and one.default is None:
+        if one.type in (Any, Callable) or value is None and one.default in (None, False):
             continue
         _check_value(one, value)
     require(config.seed < 2**32, f"a seed must be below 2³², got {config.seed}.")

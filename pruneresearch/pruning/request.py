@@ -106,7 +106,7 @@ class CheckedRequest(Request):
     @property
     def reads(self) -> set:
         "Statistics that the method and the repair read."
-        return {*self.method.reads, *["gram"] * self.repair}
+        return {*self.method.reads, *["gram"] * bool(self.repair)}
 
     @property
     def by_row(self) -> bool:
