@@ -287,14 +287,21 @@ def _is_comparable(row: dict, paper: dict) -> bool:
     dense = paper["method"] == "dense"  # which no calibration can change
     if any(row[key] != paper[key] for key in ("model", "task", *(() if dense else ("method", "pattern", "sparsity")))):
         return False
-    own = ("group", find_method(row["method"]).allocation)
+    if dense:
+        return True
     plain = (row["recovery"], row["scope"], row["rounds"]) == ("none", "blocks", 1) and not row["options"]
-    return dense or (plain and row["allocation"] in own)
+    return plain and row["allocation"] in ("group", find_method(row["method"]).allocation)
 
 # %% ../../nbs/recipes/one_shot.ipynb #c049
+def _calibrated(row) -> dict:
+    "What a row read and was calibrated on."
+    names = ("calibration_task", "n_calibration")
+    return {"length": row["protocol_parts"]["length"], **{name: row[name] for name in names}}
+
+# %% ../../nbs/recipes/one_shot.ipynb #c050
 def _differences(rows: list, paper: dict) -> str:
     "In which ways the protocol of rows is another one."
-    got = [{**row, "length": row["protocol_parts"]["length"]} for row in rows]
+    got = [_calibrated(row) for row in rows]
     names = ("length", *(() if paper["method"] == "dense" else ("calibration_task", "n_calibration")))
     differs = [
         f"{name} {', '.join(sorted({str(row[name]) for row in got}))} instead of {paper[name]}"
@@ -303,7 +310,7 @@ def _differences(rows: list, paper: dict) -> str:
     ]
     return "not comparable: " + ", ".join(differs) if differs else ""
 
-# %% ../../nbs/recipes/one_shot.ipynb #c051
+# %% ../../nbs/recipes/one_shot.ipynb #c052
 def beside_published(
     rows: list,  # rows of experiments
 ):  # a pandas.DataFrame, one line per published value that some rows can stand beside; empty where there is none
