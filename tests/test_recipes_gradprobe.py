@@ -659,8 +659,9 @@ def test_a_registered_strategy_is_a_method_and_a_source_of_candidates(largest_fi
     assert weight[~ranked[name]].min() > weight.flatten().quantile(0.49)
     with pytest.raises(UsageError, match="spreads the sparsity by itself"):
         prune(ARCHITECTURES["llama"](), method="largest-first", sparsity=[0.5, 0.25, 0.5])
-    with pytest.raises(UsageError, match="Leave allocation out"):
-        prune(ARCHITECTURES["llama"](), method="largest-first", sparsity=0.5, allocation="global")
+    for allocation in ("global", "owl"):  # a rule needs data, and none is given: it is refused before that
+        with pytest.raises(UsageError, match="Leave allocation out"):
+            prune(ARCHITECTURES["llama"](), method="largest-first", sparsity=0.5, allocation=allocation)
     with pytest.raises(UsageError, match="chooses for pattern 'unstructured'"):
         prune(ARCHITECTURES["llama"](), calibration=data, method="largest-first", pattern="neurons", sparsity=0.5)
     with pytest.raises(UsageError, match="'magnitude' belongs to pruneresearch.methods.magnitude"):

@@ -479,7 +479,8 @@ def test_readme_shows_prose_code_and_text(root):
     )
     assert build.main(["readme"], root) == 0
     assert (root / "README.md").read_text() == (
-        "# Lab\n\n> One sentence.\n\n[m](nbs/masks.ipynb), [w](nbs/methods/wanda.ipynb), [l](LICENSE), [s](https://a.b)\n\n"
+        "# Lab\n\n> One sentence.\n\n"
+        "[m](nbs/masks.ipynb), [w](nbs/methods/wanda.ipynb), [l](LICENSE), [s](https://a.b)\n\n"
         "![c](figures/curve.png)\n\n```text\n2\n```\n\n```python\ntable()\n```\n\n|a|\n|-|\n"
     )
 

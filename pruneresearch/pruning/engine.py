@@ -45,6 +45,7 @@ class Kind:
     masks: Callable  # (`Round`, model, `Calibration`) → `Masks`
     never: tuple = ()  # allocations that make no sense with it
     because: str = ""  # why
+    rules: bool = True  # whether registered rules may spread its sparsity over the blocks
     data: bool = False  # whether it looks at data although it reads no statistics
     options: dict = field(default_factory=dict)  # beside those of the method's function
     check: Callable = None  # (`CheckedRequest`) → None, or raises `UsageError` before any work
@@ -118,6 +119,7 @@ KINDS = {
         _by_strategy,
         never=("row", "global", "list", "macs"),
         because="it spreads the sparsity by itself",
+        rules=False,
     ),
 }
 
@@ -258,7 +260,7 @@ def _require_allocation(method: Method, allocation: str, sparsity, anatomy: Anat
     "Raise `UsageError` where an allocation makes no sense with a method or a model."
     kind = KINDS[method.kind]
     require(
-        allocation not in kind.never,
+        allocation not in kind.never and (kind.rules or allocation not in allocation_rules()),
         f"allocation {allocation!r} does not go with method {method.name!r}: {kind.because}. Leave allocation out.",
     )
     require(
