@@ -7,6 +7,8 @@ BIN     := $(VENV)/bin
 READY   := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
+# A run starts hundreds of processes: compiling torch and transformers in each would cost ten seconds every time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install bench check lint current quick test test-all notebooks tests docs pages lab constraints clean
 help:

@@ -1,6 +1,7 @@
 "The bars of the embedded corpora and models: what the package promises to bring along."
 
 import math
+import os
 import random
 from pathlib import Path
 
@@ -210,14 +211,30 @@ def test_library_is_read_not_run(tmp_path):
     assert corpora.documentation((tmp_path / "b.py").read_text()) == ["Wanted."]
 
 
-def test_missing_and_broken_source_files_are_skipped(tmp_path, monkeypatch):
+def test_missing_and_broken_source_files_are_skipped(tmp_path):
     long = "A documentation string that is long enough to count as a document."
     (tmp_path / "good.py").write_text(f'"{long}"')
     (tmp_path / "template.py").write_text("def {name}(:")
     (tmp_path / "old.py").write_bytes(b'"\xe9\xe8"')
-    found = [*corpora.source_files(tmp_path), tmp_path / "gone.py"]
-    monkeypatch.setattr(corpora, "source_files", lambda: found)
-    assert corpora.read_library.__wrapped__() == (long,)
+    assert corpora._collected([*corpora.source_files(tmp_path), tmp_path / "gone.py"]) == [long]
+
+
+def test_a_changed_file_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNERESEARCH_CACHE", str(tmp_path / "cache"))
+    first, second = (f"A documentation string, the {word} one, long enough to count." for word in ("first", "second"))
+    source = tmp_path / "module.py"
+    monkeypatch.setattr(corpora, "source_files", lambda: [source])
+    for text, kept in ((first, 1), (first, 1), (second, 2)):
+        source.write_text(f'"{text}"')
+        os.utime(source, ns=(kept, kept))
+        assert corpora.read_library.__wrapped__() == (text,)
+        assert len(list((tmp_path / "cache").iterdir())) == kept
+
+
+def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PRUNERESEARCH_CACHE", str(tmp_path / "file" / "cache"))
+    assert corpora.read_library.__wrapped__() == tuple(corpora._collected(corpora.source_files()))
 
 
 # ---- the models

@@ -10,8 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from reprlib import repr as brief
 
@@ -99,6 +99,27 @@ def read_json(
         raise RunError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise RunError(f"{str(path)!r}, line 1: not valid JSON; the file is damaged or cut short.") from None
+
+# %% ../../nbs/basics/files.ipynb #9619cfcc
+def cache_folder() -> Path:  # need not exist
+    "Where such work is kept: $PRUNERESEARCH_CACHE, else the user's own folder for caches."
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PRUNERESEARCH_CACHE") or Path(home, "pruneresearch"))
+
+# %% ../../nbs/basics/files.ipynb #ddb8d2e1
+def remembered(
+    name: str,  # what is made
+    key: str,  # a fingerprint of everything that it depends on
+    make: Callable,  # () → a value that the json module can write
+):  # the value
+    "What `make` gives, from the cache if it is there; where nothing can be written, it is made each time."
+    path = cache_folder() / f"{name}-{key}.json"
+    if path.is_file():
+        return read_json(path)
+    value = make()
+    with suppress(OSError):  # a full disk or a folder that belongs to somebody else costs time, nothing more
+        write_json(path, value)
+    return value
 
 # %% ../../nbs/basics/files.ipynb #c022
 def _check_field(value: dict, name: str, kinds: tuple, place: str) -> None:

@@ -12,10 +12,14 @@ import hashlib
 import inspect
 import os
 import random
+import sys
 import sysconfig
 from collections import deque
 from functools import lru_cache
 from pathlib import Path
+
+from ..basics.files import remembered
+from ..basics.fingerprints import fingerprint
 
 # %% ../../nbs/data/corpora.ipynb #c005
 _WORLDS = {  # things | people
@@ -452,20 +456,38 @@ def _readable_documentation(path) -> list:
         return []
 
 # %% ../../nbs/data/corpora.ipynb #c104
-@lru_cache(maxsize=1)
-def read_library() -> tuple:  # of str
-    "What `standard_library_documents` returns, read once in a process."
+def _collected(
+    files: list,  # of Path, Python sources
+) -> list:  # of str, none twice, none shorter than 40 characters
+    "The documents of these files."
     documents, collecting = {}, gc.isenabled()
     gc.disable()  # a syntax tree is many small objects without cycles, and looking for cycles costs more than parsing
     try:
-        for path in source_files():
+        for path in files:
             for text in _readable_documentation(path):
                 if len(text) >= 40:
                     documents.setdefault(_normalised(text), text)
     finally:
         if collecting:
             gc.enable()
-    return tuple(documents.values())
+    return list(documents.values())
+
+# %% ../../nbs/data/corpora.ipynb #6e20b046
+def _library_key(
+    files: list,  # of Path
+) -> str:
+    "A fingerprint of the files, by name, size and time, and of the code that reads them."
+    readers = [inspect.getsource(function) for function in (_collected, _readable_documentation, documentation)]
+    stats = [path.stat() for path in files]
+    states = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(files, stats, strict=True)]
+    return fingerprint([sys.version, readers, states])
+
+# %% ../../nbs/data/corpora.ipynb #dba6e6c7
+@lru_cache(maxsize=1)
+def read_library() -> tuple:  # of str
+    "What `standard_library_documents` returns, read once in a process."
+    files = source_files()
+    return tuple(remembered("pydocs", _library_key(files), lambda: _collected(files)))
 
 # %% ../../nbs/data/corpora.ipynb #c106
 def standard_library_documents() -> list:  # of str

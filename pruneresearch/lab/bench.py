@@ -45,7 +45,7 @@ def _outcomes_of(
         ended, _ = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
         if not ended:
             yield None
-        for future in ended:
+        for future in [future for future in pending if future in ended]:  # in the order in which they were submitted
             run, outcome = pending.pop(future), _result(future)
             if outcome["status"] == "misfit":
                 pool.dismiss(outcome)
