@@ -12,8 +12,9 @@ import pruneresearch
 from pruneresearch.basics.fingerprints import fingerprint
 from pruneresearch.data import corpora
 from pruneresearch.data.tasks import load_task
-from pruneresearch.model.calls import example_losses, forward
+from pruneresearch.model.calls import forward
 from pruneresearch.model.loading import load_model
+from pruneresearch.model.losses import example_losses
 from pruneresearch.training.recovery import fine_tune, settings_of
 
 EMBEDDED = Path(pruneresearch.__file__).parent / "embedded"

@@ -11,8 +11,9 @@ from pruneresearch.basics.errors import UsageError
 from pruneresearch.data.tasks import load_task
 from pruneresearch.measure.cost import macs
 from pruneresearch.methods.fisher_search import mask_gradients, rearranged, rescale, search_units
-from pruneresearch.model.calls import example_losses, forward
+from pruneresearch.model.calls import forward
 from pruneresearch.model.loading import load_model
+from pruneresearch.model.losses import example_losses
 from pruneresearch.pruning.budget import kept_share, one_sequence, search, shares_of
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.shipping.surgery import remove

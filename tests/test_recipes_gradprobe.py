@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.model.anatomy import anatomy
-from pruneresearch.model.calls import example_losses
+from pruneresearch.model.losses import example_losses
 from pruneresearch.model.mlp import SimpleMLP
 from pruneresearch.pruning.candidates import evidence
 from pruneresearch.pruning.engine import prune

@@ -23,7 +23,8 @@ from .plots import freeze, panels, style
 from .rows import frame
 from ..measure.quality import check_fit, check_output, window_length
 from ..model.anatomy import Anatomy, Group
-from ..model.calls import evaluating, example_losses, forward, to_device, tokenizer_of
+from ..model.calls import evaluating, forward, to_device, tokenizer_of
+from ..model.losses import example_losses
 from ..pruning.calibration import as_batches, calibration_hash
 from ..pruning.decisions import keep_linears
 from ..pruning.engine import calibration_batches, checked

@@ -16,16 +16,10 @@ from ..basics.fingerprints import fingerprint
 from ..data.encoding import tokenizer_hash
 from ..data.metrics import answer_f1, answer_match, compute_metric, normalise_answer
 from ..data.questions import answers, references
-from pruneresearch.model.calls import (
-    context_of,
-    evaluating,
-    example_losses,
-    forward,
-    length_for,
-    to_device,
-    tokenizer_of,
-)
+from ..model.calls import evaluating, forward, length_for, require_readable, to_device, tokenizer_of
 from ..model.loading import require_fit
+from ..model.losses import example_losses
+from ..model.wrappers import unwrapped
 
 # %% ../../nbs/measure/quality.ipynb #c005
 def check_fit(
@@ -71,6 +65,7 @@ def check_output(
 def _checked_outputs(model: nn.Module, task, batches) -> Iterator[tuple]:
     "Run the model over batches: (batch on the model's device, output)."
     for batch in batches:
+        require_readable(model, [batch])
         batch = to_device(batch, model)
         output = forward(model, batch)
         check_output(output, model, task)
@@ -211,12 +206,7 @@ def window_length(
     "The length of an evaluation; raises `UsageError` when the model cannot read so many tokens."
     if task.inputs == ("vector",):
         return 0
-    context, length = context_of(model), length_for(model, task, length)
-    require(
-        not context or length <= context,
-        f"a length of {length} tokens is more than the {context} this model can read: use at most {context}.",
-    )
-    return length
+    return length_for(model, task, length)
 
 # %% ../../nbs/measure/quality.ipynb #c043
 def protocol(
@@ -247,6 +237,7 @@ def evaluate_with_outcomes(
 ) -> tuple:  # (metrics with "fingerprint", outcomes per item or None, weights per item or None)
     "Evaluate a model; raises `UsageError` when it does not fit the task, `RunError` when its output is not a number."
     lookup(task.splits, split, "split")
+    model = unwrapped(model)
     check_fit(model, task)
     length = window_length(model, task, length)
     with evaluating(model):

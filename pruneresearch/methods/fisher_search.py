@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..basics.errors import require
-from ..model.calls import example_losses, forward, length_for, to_device, tokenizer_of
+from ..model.calls import forward, length_for, to_device, tokenizer_of
+from ..model.losses import example_losses
 from ..pruning.budget import cost_terms, kept_share, search, shares_of
 from ..pruning.collectors import by_example, real_tokens
 from ..pruning.masks import Masks

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..basics.errors import UsageError, lookup, require
 from .families import ATTENTION, GATED, PLAIN, Layout, layout_of
+from .wrappers import backbone_of, require_prunable, unwrapped
 
 # %% ../../nbs/model/anatomy.ipynb #c006
 @dataclass(frozen=True, eq=False)
@@ -158,12 +159,8 @@ def _linears_of(index: int, module: nn.Module, layout: Layout) -> dict[str, nn.L
     "Role → linear layer of block `index`, in the order of the layout."
     linears = {}
     for role, path in layout.roles.items():
-        linear = linears[role] = _follow(module, path, f"role {role}, block {index}")
-        if not isinstance(linear, nn.Linear):
-            raise UsageError(
-                f"the layout's path {path!r} (role {role}, block {index}) leads to a "
-                f"{type(linear).__name__}: only nn.Linear layers can be pruned."
-            )
+        linears[role] = _follow(module, path, f"role {role}, block {index}")
+        require_prunable(f"{path!r} (role {role}, block {index})", linears[role])
     return linears
 
 # %% ../../nbs/model/anatomy.ipynb #c031
@@ -273,10 +270,14 @@ def _share_memory(a: Tensor, b: Tensor) -> bool:
 def _untied_linears(modules: dict[str, nn.Module]) -> dict[str, nn.Linear]:
     "The linear layers that are not tied to an embedding, as the model lists them."
     tables = [module.weight for module in modules.values() if isinstance(module, nn.Embedding)]
+    linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+    require("" not in linears, "a linear layer alone has no name to prune by: put it into nn.Sequential.")
+    for name, linear in linears.items():
+        require_prunable(name, linear)
     return {
-        name: module
-        for name, module in modules.items()
-        if isinstance(module, nn.Linear) and not any(_share_memory(module.weight, table) for table in tables)
+        name: linear
+        for name, linear in linears.items()
+        if not any(_share_memory(linear.weight, table) for table in tables)
     }
 
 # %% ../../nbs/model/anatomy.ipynb #c051
@@ -286,13 +287,13 @@ def _count_parameters(modules: dict[str, nn.Module]) -> int:
     return sum(parameter.numel() for parameter in {id(p): p for p in own if p is not None}.values())
 
 # %% ../../nbs/model/anatomy.ipynb #c053
-def _blocks_of(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[Block, ...]:
-    "The blocks of a model; none for a plain module."
-    layout = layout_of(model)
-    if layout is None:
+def _blocks_of(backbone, modules: dict[str, nn.Module]) -> tuple[Block, ...]:
+    "The blocks of a model of transformers, or none for None."
+    if backbone is None:
         return ()
-    names = {module: name for name, module in modules.items()}
-    found = _follow(getattr(model, "base_model", model), layout.blocks, "list of blocks")
+    layout, names = layout_of(backbone), {module: name for name, module in modules.items()}
+    found = _follow(backbone.base_model, layout.blocks, "list of blocks")
+    require(len({*found}) == len(found), "this model calls one block several times: its blocks cannot be pruned alone.")
     return tuple(_block_at(index, module, layout, names) for index, module in enumerate(found))
 
 # %% ../../nbs/model/anatomy.ipynb #c055
@@ -301,12 +302,11 @@ def anatomy(
     scope: str = "blocks",  # "blocks" or "all-linear"; a module without blocks has all its linears in scope
 ) -> Anatomy:  # read off the model as it is now; look again after slicing
     "Where a model can be pruned; raises `UsageError` for an unknown architecture or scope."
-    require(isinstance(model, nn.Module), f"an anatomy needs a torch module, not a {type(model).__name__}.")
     lookup(_SCOPES, scope, "scope")
-    modules = dict(model.named_modules())
-    blocks = _blocks_of(model, modules)
+    model = unwrapped(model)
+    backbone, modules = backbone_of(model), dict(model.named_modules())
+    blocks = _blocks_of(backbone, modules)
     linears = {name: linear for block in blocks for name, linear in block.by_name.items()}
-    if layout_of(model) is None or scope == "all-linear":
-        others = _untied_linears(modules)
-        linears |= {name: linear for name, linear in others.items() if name not in linears}
+    if backbone is None or scope == "all-linear":
+        linears = {**linears, **_untied_linears(modules), **linears}
     return Anatomy(scope, blocks, linears, _count_parameters(modules))

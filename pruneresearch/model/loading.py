@@ -19,6 +19,7 @@ from ..data.hub import hub_answers
 from .calls import tokenizer_of
 from .folders import explain_load_errors, local_folder, locate_model, quiet, require_possible
 from .mlp import SimpleMLP, untrained_mlp
+from .wrappers import unwrapped
 
 # %% ../../nbs/model/loading.ipynb #c005
 _CLASSIFIER = ("encoder", "AutoModelForSequenceClassification")
@@ -279,6 +280,7 @@ def save_model(
     "Write a model and its tokenizer as safetensors and JSON; raises `UsageError` where the folder is not empty."
     from safetensors.torch import save_file
 
+    model = unwrapped(model)
     with atomic_folder(folder) as out:
         if isinstance(model, SimpleMLP):
             tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

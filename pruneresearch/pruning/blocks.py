@@ -21,6 +21,8 @@ from tqdm import tqdm
 from ..basics.errors import RunError, UsageError, require
 from ..model.anatomy import Block, anatomy
 from ..model.calls import forward, to_device
+from ..model.wrappers import backbone_of, unwrapped
+from .calibration import count_examples
 from .collectors import collecting
 from .statistics import INPUT_STATISTICS, frozen_except, summarised
 
@@ -134,7 +136,7 @@ def is_residual(
     modules = [block.module for block in anatomy(model).blocks]
     ids = torch.full((1, 8), 3, device=next(model.parameters()).device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with frozen_except(model, []), _replaced([model.config], "use_cache", [False]):
+    with frozen_except(model, []), _replaced([backbone_of(model).config], "use_cache", [False]):
         hidden, calls = calls_of_blocks(model, modules, batch, _returns_tuple(model, modules[0], batch))
         args, kwargs = calls[0]
         output = _emptied(modules[0])(hidden, *args, **kwargs)
@@ -147,7 +149,7 @@ def require_residual(
     "Raise `UsageError` where no block can be left out."
     if not is_residual(model):
         raise UsageError(
-            f"the blocks of {model.config.model_type} change their input even without weights, "
+            f"the blocks of {backbone_of(model).config.model_type} change their input even without weights, "
             "so none can be left out: choose pattern heads+neurons."
         )
 
@@ -232,7 +234,7 @@ class _StopBeforeLast:
 # %% ../../nbs/pruning/blocks.ipynb #c035
 def _block_statistics(
     block: Block,
-    calls: list,  # of (hidden (n, length, width), args, kwargs, attention mask (n, length) or None), one per batch
+    calls: list,  # of (hidden (n, length, width), args, kwargs, attention mask or None, examples), one per batch
     needs: Iterable,  # fields of `LayerStatistics`, all of them of inputs
 ) -> dict:  # name → `LayerStatistics`
     "Statistics of the linear layers of one block."
@@ -240,10 +242,10 @@ def _block_statistics(
     with collecting(linears, needs) as (sums, current), ExitStack() as stack:
         for linear in linears.values():
             stack.callback(linear.register_forward_pre_hook(stop).remove)
-        for hidden, args, kwargs, mask in calls:
-            current.update(size=len(hidden), mask=mask)
+        for hidden, args, kwargs, mask, examples in calls:
+            current.update(size=examples, mask=mask)
             stop.run(block.module, hidden, args, kwargs)
-    return summarised(linears, sums, needs, sum(len(hidden) for hidden, *_ in calls))
+    return summarised(linears, sums, needs, sum(call[-1] for call in calls))
 
 # %% ../../nbs/pruning/blocks.ipynb #c038
 @contextmanager
@@ -259,26 +261,45 @@ def _on(module: nn.Module, device) -> Iterator[None]:
     finally:
         module.to(home)
 
+# %% ../../nbs/pruning/blocks.ipynb #815a8749
+def _require_called_once(model: nn.Module, blocks: list, batch: dict) -> None:
+    "Raise `UsageError` where blocks run several times in a pass, or in another order than they are listed."
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return  # a stream: only one block is there at a time
+    order, one = [], {name: value[:1] for name, value in batch.items()}
+    handles = [b.register_forward_pre_hook(lambda *_, i=i: order.append(i)) for i, b in enumerate(blocks)]
+    try:
+        forward(model, one)
+    finally:
+        for handle in handles:
+            handle.remove()
+    require(
+        order == list(range(len(blocks))),
+        "this model does not run each of its blocks once and in their order, so they cannot be visited one by one. "
+        "Set sequential=False.",
+    )
+
 # %% ../../nbs/pruning/blocks.ipynb #c040
 @torch.no_grad()
 def _inputs_of_blocks(model: nn.Module, blocks: list, batches: list, put: Callable) -> list:
-    "Per batch: (hidden, calls of the blocks, attention mask)."
+    "Per batch: (hidden, calls of the blocks, attention mask, examples)."
     found, wrapped, first = [], None, None
-    with _replaced([model.config], "use_cache", [False]):
+    with _replaced([backbone_of(model).config], "use_cache", [False]):
         for number, batch in enumerate(batches):
             batch = to_device(batch, model)
             if wrapped is None:
                 wrapped = _returns_tuple(model, blocks[0], batch)
+                _require_called_once(model, blocks, batch)
             hidden, calls = calls_of_blocks(model, blocks, batch, wrapped)
             first = first or calls
             calls = [_shared(call, known) for call, known in zip(calls, first, strict=True)]
-            found.append((put(hidden, number), calls, batch.get("attention_mask")))
+            found.append((put(hidden, number), calls, batch.get("attention_mask"), count_examples(batch)))
     return found
 
 # %% ../../nbs/pruning/blocks.ipynb #c042
 def _propagate(block: Block, calls: list) -> None:
     "Replace the inputs of a block by its outputs."
-    for hidden, args, kwargs, _ in calls:
+    for hidden, args, kwargs, *_ in calls:
         hidden.copy_(_run(block.module, hidden, args, kwargs))
 
 # %% ../../nbs/pruning/blocks.ipynb #c044
@@ -310,7 +331,7 @@ def block_by_block(
     progress: bool = False,  # show a bar: (3/22) calibrating · pruning · propagating
 ) -> Iterator[tuple]:  # (`Block`, name of each of its linear layers → `LayerStatistics`)
     "Visit the blocks in order; the inputs of each are those that the changed blocks before it give."
-    needs, batches, blocks = set(needs), list(batches), anatomy(model).blocks
+    model, needs, batches, blocks = unwrapped(model), set(needs), list(batches), anatomy(model).blocks
     _require_visitable(model, batches, needs, blocks)
     with (
         frozen_except(model, []),
@@ -320,7 +341,7 @@ def block_by_block(
         with present(None), present(blocks[0]):
             inputs = _inputs_of_blocks(model, [block.module for block in blocks], batches, put)
         for i, block in enumerate(blocks):
-            calls = [(hidden, *per_block[i], mask) for hidden, per_block, mask in inputs]
+            calls = [(hidden, *per_block[i], *rest) for hidden, per_block, *rest in inputs]
             phase = partial(_show, bar, i + 1)
             with present(block), _on(block.module, device):
                 if i >= done:

@@ -21,6 +21,32 @@ def count_examples(
     "How many examples a batch has."
     return len(next(iter(batch.values())))
 
+# %% ../../nbs/pruning/calibration.ipynb #45453b81
+def _require_rows(batch: Mapping) -> None:
+    "Raise `UsageError` unless every tensor has one entry per example."
+    sizes = {name: value.shape[0] if value.dim() else None for name, value in batch.items()}
+    listed = ", ".join(f"{name} {'none' if size is None else size}" for name, size in sizes.items())
+    equal = None not in sizes.values() and len(set(sizes.values())) == 1
+    require(equal, f"the tensors of a batch must have one entry per example, and they have {listed}.")
+    for name in ("input_ids", "inputs", "attention_mask"):
+        shape = tuple(batch[name].shape) if name in batch else (1, 1)
+        flat = f"{name} has shape {shape}, which has no dimension for the examples. Give it one, as in {name}[None]."
+        require(len(shape) >= 2, flat)
+
+# %% ../../nbs/pruning/calibration.ipynb #3bcfe98e
+def _require_mask(batch: Mapping) -> None:
+    "Raise `UsageError` for a mask from which one cannot say which tokens are real."
+    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
+    if mask is None:
+        return
+    tokens = mask.shape if ids is None else ids.shape
+    shapes = f"attention_mask has shape {tuple(mask.shape)}, and the tokens {tuple(tokens)}"
+    require(mask.shape == tokens, f"{shapes}. Give it one entry per token, 1 for real and 0 for padding.")
+    binary = ((mask == 0) | (mask == 1)).all()
+    require(binary, "attention_mask holds other values than 1 and 0. Give it 1 for real tokens and 0 for padding.")
+    empty = "an example has no real token: its attention_mask is 0 everywhere. Leave such examples out."
+    require(mask.flatten(1).any(1).all(), empty)
+
 # %% ../../nbs/pruning/calibration.ipynb #c007
 def _is_batch(batch) -> bool:
     "Whether this is a dictionary of tensors, and not an empty one."
@@ -36,6 +62,8 @@ def _checked_batches(batches) -> list:
     for batch in batches:
         if not _is_batch(batch):
             raise UsageError(f"{wanted}; an entry is {type(batch).__name__} {str(batch)[:40]!r}.")
+        _require_rows(batch)
+        _require_mask(batch)
     return batches
 
 # %% ../../nbs/pruning/calibration.ipynb #c009

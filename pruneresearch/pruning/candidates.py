@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from ..basics.errors import RunError, UsageError, require
 from ..model.anatomy import Group, anatomy
-from ..model.calls import example_losses, to_device
+from ..model.calls import to_device
+from ..model.losses import example_losses, require_gradients
 from .masks import Masks
 from .patterns import Pattern, check_sparsity
 from .registry import Method, find_method
@@ -410,6 +411,7 @@ def choose(
 ) -> Masks:  # of the whole model
     "One round: a strategy proposes, two looks are taken, the rule decides."
     rule, options = request.method, _options(request)
+    require_gradients(model, batches[0])
     found = (*_proposals(request, target, propose), before)
     proposed = [None if masks is None else _to_go(masks, model) for masks in found]
     gone = second_look(

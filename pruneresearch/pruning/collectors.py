@@ -15,23 +15,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..basics.errors import RunError, require
+
 # %% ../../nbs/pruning/collectors.ipynb #c005
 def by_example(
-    x: Tensor,  # (batch, tokens, in), (batch · tokens, in) or (batch, in)
+    x: Tensor,  # (batch, tokens, in), (batch · tokens, in), (batch · choices, tokens, in) or (batch, in)
     batch: int,  # number of examples
-) -> Tensor:  # (batch, tokens, in)
+) -> Tensor:  # (batch, tokens of all choices, in)
     "Give the examples a dimension of their own."
-    return x if x.dim() == 3 else x.reshape(batch, -1, x.shape[-1])
+    return x.reshape(batch, -1, x.shape[-1])
+
+# %% ../../nbs/pruning/collectors.ipynb #9b43499b
+def _is_real(
+    x: Tensor,  # (batch, tokens, width)
+    mask: Tensor,  # (batch, tokens) or (batch, choices, tokens), 1 = real; None: there is no padding
+) -> Tensor:  # bool (batch, tokens) on the device of x; raises `RunError` where the mask does not fit
+    "Which positions hold a real token; one vector per sequence, as a pooler reads it, is real."
+    everything = x.new_ones(x.shape[:2], dtype=torch.bool)
+    if mask is None or mask.all():
+        return everything
+    sequences = mask[0].numel() // mask.shape[-1]  # of each example: its choices, or one
+    if x.shape[1] == sequences < mask[0].numel():
+        return everything
+    require(
+        mask[0].numel() == x.shape[1],
+        f"a layer reads {x.shape[1]} positions of an example whose attention_mask has {mask[0].numel()}, so which of "
+        "them are padding cannot be known. Calibrate on examples of one length.",
+        RunError,
+    )
+    return mask.flatten(1).bool().to(x.device)
 
 # %% ../../nbs/pruning/collectors.ipynb #c007
 def real_tokens(
     x: Tensor,  # (batch, tokens, in)
-    attention_mask: Tensor,  # (batch, tokens), 1 = real, or None
+    attention_mask: Tensor,  # as for `_is_real`
 ) -> Tensor:  # (real tokens, in)
-    "Leave out the padding; inputs with one vector per example have none."
-    if attention_mask is None or attention_mask.shape != x.shape[:2] or attention_mask.all():
-        return x.flatten(0, 1)
-    return x[attention_mask.bool().to(x.device)]
+    "Leave out the padding."
+    real = _is_real(x, attention_mask)
+    return x.flatten(0, 1) if real.all() else x[real]
 
 # %% ../../nbs/pruning/collectors.ipynb #c010
 _TOKENS_IN_DOUBLE = 256  # that are float64 at the same time
@@ -114,13 +135,6 @@ def _join(previous: Tensor, current: Tensor) -> Tensor:
     "One example (1, tokens, …) before others (n, tokens', …): the shorter of them is filled up with zeros."
     tokens = max(previous.shape[1], current.shape[1])
     return torch.cat([F.pad(x, (0, 0) * (x.dim() - 2) + (0, tokens - x.shape[1])) for x in (previous, current)])
-
-
-def _is_real(x: Tensor, mask: Tensor) -> Tensor:
-    "bool (batch, tokens) for activations (batch, tokens, width): without a mask that fits them, all tokens are real."
-    if mask is not None and mask.shape == x.shape[:2]:
-        return mask.bool()
-    return x.new_ones(x.shape[:2], dtype=torch.bool)
 
 # %% ../../nbs/pruning/collectors.ipynb #c027
 @dataclass

@@ -16,7 +16,8 @@ from torch import nn
 # %% ../../nbs/pruning/engine.ipynb #c004
 from ..basics.errors import UsageError, lookup, require
 from ..model.anatomy import Anatomy, anatomy
-from ..model.calls import length_for, tokenizer_of
+from ..model.calls import length_for, require_readable, tokenizer_of
+from ..model.wrappers import unwrapped
 from . import candidates
 from .allocations import check_allocation
 from .blocks import block_by_block, require_residual
@@ -321,14 +322,24 @@ def _require_options(request: CheckedRequest) -> None:
     if kind.check:
         kind.check(request)
 
+# %% ../../nbs/pruning/engine.ipynb #1a48348d
+def _require_own_weights(anatomy: Anatomy) -> None:
+    "Raise `UsageError` where two layers are one in memory: two decisions about one weight contradict each other."
+    owners = {}
+    for name, linear in anatomy.linears.items():
+        other = owners.setdefault(id(linear.weight), name)
+        shared = f"{name} and {other} share their weights, so they cannot be pruned one by one"
+        require(other == name, f"{shared}. Untie them first, or choose scope 'blocks'.")
+
 # %% ../../nbs/pruning/engine.ipynb #c045
 def checked(
     request: Request,
     model: nn.Module,  # any model
 ) -> CheckedRequest:  # raises the `UsageError` that says why not
     "A request whose names are looked up, and whose parts go together."
-    structure = anatomy(model, request.scope)
+    model, structure = unwrapped(model), anatomy(model, request.scope)
     method, pattern = find_method(request.method), parse_pattern(request.pattern)
+    _require_own_weights(structure)
     _require_pattern(method, pattern, structure)
     sparsity, allocation = _resolved_budget(request, method, pattern, structure)
     _require_allocation(method, allocation, sparsity, structure)
@@ -368,14 +379,15 @@ def needs_data(
     return bool(method.reads or KINDS[method.kind].data or repairs or allocation in list(allocation_rules()))
 
 # %% ../../nbs/pruning/engine.ipynb #c052
-def _enough(batches: list, method: Method) -> list:
-    "The same batches; there must be an example, and two where a method compares them."
+def _fitting(batches: list, model: nn.Module, method: Method) -> list:
+    "The same batches, if they are enough and the model can read them."
     require(batches, "the calibration set is empty. Give at least one example.")
     examples = sum(len(next(iter(batch.values()))) for batch in batches)
     require(
         examples >= 2 or not set(method.reads) & set(PAIRED_STATISTICS),
         f"method {method.name!r} compares examples and needs two at least. Make the calibration set larger.",
     )
+    require_readable(model, batches)
     return batches
 
 # %% ../../nbs/pruning/engine.ipynb #c054
@@ -391,14 +403,14 @@ def calibration_batches(
     size = request.batch_size
     require(isinstance(size, int) and size >= 1, f"batch_size must be a whole number from 1, got {size!r}.")
     if calibration is not None:
-        return _enough(as_batches(calibration, size), request.method)
+        return _fitting(as_batches(calibration, size), model, request.method)
     require(
         task is not None,
         f"method {request.method.name!r} needs data for this request. Give a task, or calibration=token ids of shape "
         "(n, length); random and magnitude need none by themselves.",
     )
     how = dict(n=request.n_calibration, length=length_for(model, task, request.length), seed=request.seed)
-    return _enough(list(task.calibration(tokenizer_of(model), **how, batch_size=size)), request.method)
+    return _fitting(list(task.calibration(tokenizer_of(model), **how, batch_size=size)), model, request.method)
 
 # %% ../../nbs/pruning/engine.ipynb #c056
 def allocated(
@@ -525,6 +537,7 @@ def prune(
     **fields,  # of a `Request`
 ) -> Pruned:  # masks, achieved sparsity, provenance
     "Prune a model in place. Raises `UsageError` before any work where the request makes no sense."
+    model = unwrapped(model)
     request = checked(Request(**fields), model)
     trains = request.method.kind == "mask_search"
     name = request.method.name

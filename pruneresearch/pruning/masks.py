@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..basics.errors import RunError, require, short_error
 from ..basics.files import atomic_file
+from ..model.wrappers import unwrapped
 from .packing import pack_mask, require_bits, shapes_in, unpack_mask
 from .units import as_anatomy, blocks_to_masks, masks_to_blocks, masks_to_units, units_to_masks
 
@@ -28,7 +29,7 @@ def _masked_parameters(
     model: nn.Module,
 ) -> Iterator:  # of (name, parameter, mask on its device); raises `UsageError` for masks of another model
     "Each masked parameter with its mask."
-    parameters = dict(model.named_parameters())
+    parameters = dict(unwrapped(model).named_parameters())
     for name, mask in keep.items():
         shape = tuple(parameters[name].shape) if name in parameters else "no such parameter"
         require(

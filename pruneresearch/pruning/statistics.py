@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..basics.errors import RunError, require
-from ..model.calls import example_losses, forward, to_device
+from ..model.calls import forward, to_device
+from ..model.losses import example_losses, require_gradients
+from ..model.wrappers import unwrapped
 from .calibration import count_examples
 from .collectors import collecting, symmetric
 
@@ -151,9 +153,11 @@ def calibrate(
     progress: bool = False,  # show a bar
 ) -> dict:  # name → `LayerStatistics`
     "Statistics of one pass. Raises `UsageError` without examples or labels, `RunError` where the loss is not finite."
-    needs, batches = set(needs), list(batches)
+    model, needs, batches = unwrapped(model), set(needs), list(batches)
     require(batches, "the calibration set is empty: give at least one example.")
     backward = bool(needs & set(_GRADIENT_STATISTICS))
+    if backward:
+        require_gradients(model, batches[0])
     weights = [linear.weight for linear in linears.values()]
     with (
         frozen_except(model, weights if backward else []),

@@ -113,7 +113,8 @@ def _in_block(index: int):
     try:
         yield
     except RunError as error:
-        raise RunError(f"block {index}: {error}") from None
+        state = f" (blocks 0 to {index - 1} are pruned already)" if index else ""
+        raise RunError(f"block {index}{state}: {error}") from None
 
 # %% ../../nbs/pruning/walk.ipynb #c018
 def pruned_blocks(

@@ -25,8 +25,9 @@ from ..measure.cost import latency, macs, parameter_counts
 from ..measure.quality import windows_at_once
 from ..measure.text import PROMPTS, agreement_on, text_quality, writing_speed
 from ..methods.structured import rounded_shares
-from ..model.calls import context_of, evaluating, example_losses, to_device, tokenizer_of
+from ..model.calls import context_of, evaluating, to_device, tokenizer_of
 from ..model.loading import load_model
+from ..model.losses import example_losses
 from ..pruning.engine import Pruned, prune
 from ..pruning.patterns import check_sparsity
 from ..pruning.registry import find_method

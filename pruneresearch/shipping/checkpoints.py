@@ -44,6 +44,7 @@ from pruneresearch.model.folders import (
 )
 from ..model.loading import DTYPES, load_model, model_class, ready, require_fit, require_whole, save_model
 from ..model.mlp import SimpleMLP, untrained_mlp
+from ..model.wrappers import unwrapped
 from ..pruning.masks import INTEGERS
 from ..pruning.packing import require_bits, shapes_in
 from .surgery import cut, reload_plan, widths_of
@@ -418,7 +419,7 @@ def save_pruned(
 
     Raises `RunError`, and writes nothing, where it does not reload to the same outputs.
     """
-    convert = lookup(_STORAGE, storage, "storage")
+    convert, model = lookup(_STORAGE, storage, "storage"), unwrapped(model)
     known = isinstance(model, SimpleMLP) or layout_of(model) is not None
     require(known, f"a {type(model).__name__} is no transformers model: save its state_dict with safetensors.")
     with atomic_folder(folder) as out:

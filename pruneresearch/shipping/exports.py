@@ -22,6 +22,7 @@ from ..model.anatomy import anatomy
 from ..model.calls import context_of, evaluating, example_inputs, tensor_outputs, tokenizer_of
 from ..model.families import layout_of
 from ..model.folders import quiet
+from ..model.wrappers import unwrapped
 
 # %% ../../nbs/shipping/exports.ipynb #c005
 def _require_onnx() -> None:
@@ -122,6 +123,7 @@ def export_onnx(
     Raises `RunError`, and writes nothing, where ONNX Runtime computes something else.
     """
     _require_onnx()
+    model = unwrapped(model)
     _require_exportable(model)
     import onnxruntime
 

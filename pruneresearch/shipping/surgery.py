@@ -14,9 +14,10 @@ from operator import attrgetter
 import torch
 from torch import Tensor, nn
 
-from ..basics.errors import UsageError, lookup
+from ..basics.errors import UsageError, lookup, require
 from ..model.anatomy import Anatomy, Group, anatomy
 from ..model.families import layout_of
+from ..model.wrappers import backbone_of, unwrapped
 from ..pruning.blocks import require_residual
 from ..pruning.calibration import as_batches
 from ..pruning.masks import Masks
@@ -58,7 +59,7 @@ def update_sizes(
     model: nn.Module,  # whose matrices have new shapes
 ) -> None:
     "Make every attribute that repeats a size agree with the matrices."
-    layout = layout_of(model)
+    layout = layout_of(backbone_of(model))
     for block in anatomy(model).blocks:
         for linear in block.linears.values():
             linear.out_features, linear.in_features = linear.weight.shape
@@ -281,13 +282,34 @@ def _remove_blocks(
     kept: Tensor,  # bool (blocks,), True = stays
 ) -> nn.Module:  # the same; as if the other blocks' weights were 0, where blocks only add (`require_adding`)
     "Take whole blocks out."
-    parent, _, name = layout_of(model).blocks.rpartition(".")
-    owner = model.base_model.get_submodule(parent)
+    backbone = backbone_of(model)
+    parent, _, name = layout_of(backbone).blocks.rpartition(".")
+    owner = backbone.base_model.get_submodule(parent)
     blocks = nn.ModuleList(b for b, stays in zip(getattr(owner, name), kept.tolist(), strict=True) if stays)
     setattr(owner, name, blocks)
     _renumber(blocks)
-    _shorten_config(model.config, kept)
+    _shorten_config(backbone.config, kept)
     return model
+
+# %% ../../nbs/shipping/surgery.ipynb #d18b1815
+def _dependents(model: nn.Module, group: Group) -> list:  # of names of parameters
+    "What lies beside the layers of a group and is as long as what is cut: a norm over all heads, a scale per neuron."
+    parent = next(iter(group.producers)).rpartition(".")[0]
+    *producers, consumer = group.linears.values()
+    sizes = {consumer.weight.shape[1], *(linear.weight.shape[0] for linear in producers)}
+    layers = {id(parameter) for linear in group.linears.values() for parameter in linear.parameters()}
+    beside = model.get_submodule(parent).named_parameters(parent)
+    return [name for name, value in beside if id(value) not in layers and sizes & set(value.shape)]
+
+# %% ../../nbs/shipping/surgery.ipynb #d39d7dfb
+def _require_separate(model: nn.Module, units: dict) -> None:
+    "Raise `UsageError`, before anything is cut, where the smaller model could not run."
+    names = {block.name for block in anatomy(model).blocks}
+    for group in anatomy(model).groups:
+        inside = next(iter(group.producers)).rpartition(".")[0] not in names  # the layers have a module of their own
+        if inside and not units.get((group.block, group.kind), torch.ones(1)).all():
+            beside = ", ".join(_dependents(model, group))
+            require(not beside, f"{beside} spans all {group.kind}, and remove does not cut it. Keep the masks instead.")
 
 # %% ../../nbs/shipping/surgery.ipynb #c024
 def remove(
@@ -301,7 +323,9 @@ def remove(
     Raises `UsageError` for masks of another model, masks that are not whole units, and masks that leave a block
     without any.
     """
+    model = unwrapped(model)
     units, stays = masks.units(model), masks.blocks(model)
+    _require_separate(model, units)
     if not stays.all():
         require_residual(model)  # before anything is changed
     if fold is None:
@@ -310,8 +334,9 @@ def remove(
         smaller = _cut_and_fold(model if inplace else copy.deepcopy(model), units, as_batches(fold))
     if not stays.all():
         _remove_blocks(smaller, stays)
-    for entry, value in reload_plan(smaller).config.items():
-        setattr(smaller.config, entry, value)
+    if backbone := backbone_of(smaller):
+        for entry, value in reload_plan(backbone).config.items():
+            setattr(backbone.config, entry, value)
     return smaller
 
 # %% ../../nbs/shipping/surgery.ipynb #n037

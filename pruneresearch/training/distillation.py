@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..model.calls import example_losses, forward
+from ..model.calls import forward
+from ..model.losses import example_losses
 
 # %% ../../nbs/training/distillation.ipynb #c005
 def distillation_loss(

@@ -19,8 +19,9 @@ from torch import nn
 
 from ..basics.errors import RunError, lookup, require
 from ..basics.files import read_record
-from ..model.calls import tokenizer_of
+from ..model.calls import length_for, tokenizer_of
 from ..model.folders import quiet
+from ..model.wrappers import unwrapped
 from ..pruning.resume import tensors_hash
 from .distillation import recovery_loss
 from .distributed import gather_objects, world_size
@@ -61,9 +62,7 @@ def _split_optimizer(optimizer) -> tuple:
 # %% ../../nbs/training/recovery.ipynb #n007
 def _training_data(model: nn.Module, task, length: int):
     "The encoded train split; length None is the task's default for this model."
-    tokenizer = tokenizer_of(model)
-    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return task.encode("train", tokenizer, length=length or task.default_length(tokenizer, longest))
+    return task.encode("train", tokenizer_of(model), length=length_for(model, task, length))
 
 # %% ../../nbs/training/recovery.ipynb #c016
 def _is_complete(checkpoint: Path) -> bool:
@@ -179,6 +178,7 @@ def recover(
     Raises `RunError` where the loss is not finite, or where processes that train together come to differ.
     """
     check_training(optimizer, alpha, temperature)
+    model = unwrapped(model)
     own, (optimizers, optimizer_settings) = settings_of(model), _split_optimizer(optimizer)
     usual = dict(batch_size=batch_size or own["batch_size"], learning_rate=learning_rate or own["learning_rate"])
     usual |= dict(num_train_epochs=epochs, seed=seed, progress=progress, resumable=output is not None)
