@@ -255,7 +255,7 @@ def test_a_leftover_in_a_late_block_leaves_the_early_ones_alone(leave, asked):
 def test_a_block_that_is_listed_twice_is_refused():
     model = ARCHITECTURES["llama"]()
     model.model.layers[1] = model.model.layers[0]
-    unchanged_after(model, lambda: prune(model, method="magnitude", sparsity=0.5), "several times")
+    unchanged_after(model, lambda: prune(model, method="magnitude", sparsity=0.5), "shares its weights")
 
 
 def test_weights_that_two_layers_share_are_refused():

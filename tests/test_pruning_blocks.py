@@ -121,9 +121,9 @@ def test_the_output_of_the_last_layer_is_not_computed():
     for block in structure.blocks:
         block.linears["down"].register_forward_hook(lambda *_, i=block.index: ran.append(i))
     visited(model, [batch("llama", seed=s) for s in range(4)])
-    # one whole call shows what the first block returns; then in each block the first batch runs whole, to learn the
-    # order, and three are cut short; four propagate, but for the last block
-    assert [ran.count(block.index) for block in structure.blocks] == [1 + 1 + 4, 1 + 4, 1]
+    # one whole call shows what the first block returns, and one example that each block runs once; then in each block
+    # the first batch runs whole, to learn the order, and three are cut short; four propagate, but for the last block
+    assert [ran.count(block.index) for block in structure.blocks] == [1 + 1 + 1 + 4, 1 + 1 + 4, 1 + 1]
 
 
 def test_finished_blocks_are_only_run_through():

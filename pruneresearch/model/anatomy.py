@@ -293,7 +293,10 @@ def _blocks_of(backbone, modules: dict[str, nn.Module]) -> tuple[Block, ...]:
         return ()
     layout, names = layout_of(backbone), {module: name for name, module in modules.items()}
     found = _follow(backbone.base_model, layout.blocks, "list of blocks")
-    require(len({*found}) == len(found), "this model calls one block several times: its blocks cannot be pruned alone.")
+    require(
+        len({*found}) == len(found),
+        "a block of this model shares its weights with another, so none can be pruned alone.",
+    )
     return tuple(_block_at(index, module, layout, names) for index, module in enumerate(found))
 
 # %% ../../nbs/model/anatomy.ipynb #c055
