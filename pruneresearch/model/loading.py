@@ -17,7 +17,14 @@ from ..basics.errors import RunError, lookup, require
 from ..basics.files import atomic_folder, read_record, write_json
 from ..data.hub import hub_answers
 from .calls import tokenizer_of
-from .folders import explain_load_errors, local_folder, locate_model, quiet, require_possible
+from pruneresearch.model.folders import (
+    explain_load_errors,
+    local_folder,
+    locate_model,
+    quiet,
+    require_plain_numbers,
+    require_possible,
+)
 from .mlp import SimpleMLP, untrained_mlp
 
 # %% ../../nbs/model/loading.ipynb #c005
@@ -75,6 +82,7 @@ def _config_for(source: str, task, trust_remote_code: bool, local: bool):
     config = transformers.AutoConfig.from_pretrained(
         source, trust_remote_code=trust_remote_code, local_files_only=local
     )
+    require_plain_numbers(source, config.to_dict())
     if task is None or task.kind not in ("classification", "regression"):
         return config
     count = max(1, len(task.labels))
