@@ -330,8 +330,6 @@ def local_folder(
 # %% ../../nbs/model/folders.ipynb #c054
 def _explained(name, error: Exception) -> Exception:
     "What a loading error means for the user."
-    from pruneresearch.data.hub import hub_refusal  # here, because a listing of models needs no data
-
     place = repr(str(name))
     if isinstance(error, pickle.UnpicklingError):
         return RunError(
@@ -343,18 +341,20 @@ def _explained(name, error: Exception) -> Exception:
             f"{place} comes with code of its own, which does not run by default: "
             "read it, and if you trust it pass trust_remote_code=True (--trust-remote-code)."
         )
-    if not Path(name).is_dir() and (refused := hub_refusal(error, name)):
-        return RunError(f"model {place} {refused}.")
     if Path(name).is_dir() or not isinstance(error, OSError):
         return RunError(
             f"{place} cannot be loaded ({short_error(error)}): "
             "its files are damaged, incomplete, or made for another version of transformers."
         )
-    return RunError(_unreachable(name))
+    return RunError(_unreachable(name, error))
 
 # %% ../../nbs/model/folders.ipynb #c055
-def _unreachable(name) -> str:
+def _unreachable(name, error: Exception) -> str:
     "The message for a hub id that cannot be fetched."
+    from pruneresearch.data.hub import hub_refusal  # here, because a listing of models needs no data
+
+    if refused := hub_refusal(error, name):
+        return f"model {str(name)!r} {refused}."
     near = get_close_matches(str(name), list(_MODELS), n=1, cutoff=0.7)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (
@@ -390,3 +390,16 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bar:
             transformers_logging.enable_progress_bar()
+
+# %% ../../nbs/model/folders.ipynb #630b98a4
+def require_weights(
+    model: torch.nn.Module,  # any model
+) -> None:  # raises `UsageError`
+    "Refuse a model whose weights are not in memory."
+    absent = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    require(
+        absent is None,
+        f"the weights of this model are not in memory ({absent} is on the meta device, or offloaded by device_map): "
+        "load it without device_map and prune with device='cuda' and offload='cpu', or a folder. "
+        "A model larger than memory is pruned from its files by prune_stream (prune --stream).",
+    )

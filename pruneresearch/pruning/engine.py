@@ -17,13 +17,14 @@ from torch import nn
 from ..basics.errors import UsageError, lookup, require
 from ..model.anatomy import Anatomy, anatomy
 from ..model.calls import length_for, tokenizer_of
+from ..model.folders import require_weights
 from . import candidates
 from .allocations import check_allocation
 from .blocks import block_by_block, require_residual
 from .budget import cost_terms, kept_share, require_affordable, shares_of
 from .calibration import as_batches, calibration_hash
 from .decisions import masks_of_blocks, masks_of_layers, masks_of_units, masks_of_weights
-from .masks import Masks
+from .masks import Masks, require_own_weights
 from .patterns import STRUCTURES, Pattern, check_sparsity, parse_pattern
 from .registry import Method, allocation_rules, find_method
 from .request import CheckedRequest, Request, takes
@@ -525,7 +526,9 @@ def prune(
     **fields,  # of a `Request`
 ) -> Pruned:  # masks, achieved sparsity, provenance
     "Prune a model in place. Raises `UsageError` before any work where the request makes no sense."
+    require_weights(model)
     request = checked(Request(**fields), model)
+    require_own_weights([f"{name}.weight" for name in request.anatomy.linears], model)
     trains = request.method.kind == "mask_search"
     name = request.method.name
     require(task is not None or not trains, f"method {name!r} works on the training data of a task. Give a task.")
