@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['windows_at_once', 'window_length', 'protocol', 'evaluate_model']
 
-# %% ../../nbs/measure/quality.ipynb #c003
+# %% ../../nbs/measure/quality.ipynb #a29ae2b4
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
 from torch import Tensor, nn
 
+# %% ../../nbs/measure/quality.ipynb #c003
 from ..basics.errors import RunError, lookup, require
 from ..basics.fingerprints import fingerprint
 from ..data.encoding import tokenizer_hash
@@ -25,6 +26,7 @@ from pruneresearch.model.calls import (
     to_device,
     tokenizer_of,
 )
+from ..model.folders import require_weights
 from ..model.loading import require_fit
 
 # %% ../../nbs/measure/quality.ipynb #c005
@@ -247,6 +249,7 @@ def evaluate_with_outcomes(
 ) -> tuple:  # (metrics with "fingerprint", outcomes per item or None, weights per item or None)
     "Evaluate a model; raises `UsageError` when it does not fit the task, `RunError` when its output is not a number."
     lookup(task.splits, split, "split")
+    require_weights(model)
     check_fit(model, task)
     length = window_length(model, task, length)
     with evaluating(model):

@@ -20,7 +20,7 @@ from torch import nn
 from ..basics.errors import RunError, lookup, require
 from ..basics.files import read_record
 from ..model.calls import tokenizer_of
-from ..model.folders import quiet
+from ..model.folders import quiet, require_weights
 from ..pruning.resume import tensors_hash
 from .distillation import recovery_loss
 from .distributed import gather_objects, world_size
@@ -178,6 +178,7 @@ def recover(
 
     Raises `RunError` where the loss is not finite, or where processes that train together come to differ.
     """
+    require_weights(model)
     check_training(optimizer, alpha, temperature)
     own, (optimizers, optimizer_settings) = settings_of(model), _split_optimizer(optimizer)
     usual = dict(batch_size=batch_size or own["batch_size"], learning_rate=learning_rate or own["learning_rate"])
