@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
+from pruneresearch.basics.errors import UsageError
 from pruneresearch.cli.main import main
 from pruneresearch.model.loading import load_model, save_model
+from pruneresearch.shipping.checkpoints import save_pruned
 
 LLAMA = "prune --model tiny-llama --task pydocs"
 BERT = "prune --model tiny-bert --task sentiment"
@@ -47,6 +49,9 @@ def told(capsys, words, code):
         ("prune --model tiny-llama --task pydox --sparsity 0.5", "did you mean 'pydocs'?"),
         ("prune --model ./nowhere --task pydocs --sparsity 0.5", "is not a folder with a model"),
         ("evaluate --model tiny-bert --task nothing.txt", "does not exist"),
+        ("evaluate --model tiny-bert --task nothing.jsonl", "task c4 with data_dir='nothing.jsonl'"),
+        ("evaluate --model tiny-bert --task reviews.csv", "only a plain text file (.txt) is one by its path"),
+        ("evaluate --model tiny-bert --task .", "is a folder, not a task"),
         ("evaluate --model tiny-llama --task pydocs --length 4096", "at most 128"),
         (f"{LLAMA} --method wanda --sparsity 0.5 --length 192", "at most 128"),
         ("prune --model tiny-bert --task sentiment --sparsity 0.5 --fine-tune --length 192", "at most 128"),
@@ -181,7 +186,6 @@ def test_debug_shows_the_traceback(capsys):
 
 
 def test_labels_missing():
-    from pruneresearch.basics.errors import UsageError
     from pruneresearch.pruning.engine import prune
 
     with pytest.raises(UsageError, match="labels"):
@@ -217,3 +221,53 @@ def test_a_listing_fits_the_terminal(width, monkeypatch, capsys):
     words = " ".join(lines).split()
     for method in list_methods():
         assert not set(method["formula"].split() + method["source"].split()) - set(words), method
+
+
+# ---- known before the work
+
+
+@pytest.fixture
+def sampler(checkpoint, tmp_path):
+    "A checkpoint whose generation settings transformers loads, and refuses to save."
+    folder = shutil.copytree(checkpoint, tmp_path / "sampler")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"temperature": 0.6, "top_p": 0.9}))
+    return folder
+
+
+@pytest.mark.parametrize("command", ["prune", "prune --stream", "export --format dense"])
+def test_settings_that_cannot_be_saved_are_found_before_the_work(command, sampler, tmp_path, monkeypatch, capsys):
+    def no(*_, **__):
+        raise AssertionError("this is work")
+
+    for work in ("pruning.engine.prune", "shipping.stream.calibration_batches", "measure.quality.evaluate_model"):
+        monkeypatch.setattr(f"pruneresearch.{work}", no)
+    words = [*command.split(), "--model", str(sampler), "--task", "pydocs", "--output", str(tmp_path / "out")]
+    words += ["--sparsity", "0.5", "--method", "wanda"] * ("prune" in command)
+    sentence = told(capsys, words, 2)
+    assert "(temperature, top_p)" in sentence and "generation_config.json" in sentence
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_cannot_be_saved_are_no_obstacle_where_nothing_is_saved(sampler):
+    require = pytest.raises(UsageError, match="temperature, top_p")
+    with require:
+        save_pruned(load_model(sampler), sampler.parent / "out")
+    load_model(sampler)
+    assert not (sampler.parent / "out").exists()
+
+
+def test_a_random_head_stays_one_in_its_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main("download --models tiny-bert --tasks sentiment".split()) == 0
+    capsys.readouterr()
+    folder = "checkpoints/tiny-bert/sentiment"
+    for words in (
+        f"evaluate --model {folder} --task sentiment",
+        f"export --model {folder} --task sentiment --format dense --output out",
+        f"prune --model {folder} --task sentiment --sparsity 0.5",
+        "train-masks --model_name tiny-bert --task_name sentiment --prune --freeze",
+    ):
+        assert "no trained head" in told(capsys, words.split(), 2)
+    shutil.move(folder, "elsewhere")
+    assert "no trained head" in told(capsys, "evaluate --model elsewhere --task sentiment".split(), 2)

@@ -27,6 +27,10 @@ from pruneresearch.data.glue import GLUE
 from pruneresearch.data.questions import answers, best_span, references
 from pruneresearch.data.splits import carve, sentence_splits
 from pruneresearch.data.tasks import Task, list_tasks, load_task
+from pruneresearch.measure.quality import evaluate_model
+from pruneresearch.model.loading import load_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.training.recovery import fine_tune
 
 REAL = os.environ.get("PRUNERESEARCH_DATA")
 real = pytest.mark.skipif(not REAL, reason="PRUNERESEARCH_DATA names no folder with real data")
@@ -959,3 +963,100 @@ def test_real_squad_splits_share_no_article():
     for row in task.splits["test"]:
         for text, start in zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True):
             assert row["context"][start : start + len(text)] == text
+
+
+# ---------------------------------------------------------------- what a task of one's own may hold
+
+
+def own_task(kind="classification", inputs=("sentence",), labels=("bad", "good"), **columns):
+    rows = Dataset.from_dict({"sentence": ["a film", "a play"], "label": [0, 1], **columns})
+    return Task("own", kind, DatasetDict(train=rows, selection=rows, test=rows), inputs, labels, ("accuracy",))
+
+
+def quiz(**answers):
+    columns = {"id": ["1"], "question": ["who ?"], "context": ["a film"]}
+    rows = Dataset.from_dict({**columns, "answers": [{"text": ["a"], "answer_start": [0], **answers}]})
+    splits = DatasetDict(train=rows, selection=rows, test=rows)
+    return Task("quiz", "question-answering", splits, ("question", "context"), metrics=("squad",), metric="f1")
+
+
+WRONG_ROWS = {
+    "classes from one": (own_task(label=[1, 2]), "label 2: the classes are numbered from 0 to 1"),
+    "an ignored class": (own_task(label=[0, -100]), "label -100"),
+    "text as label": (own_task(label=["bad", "good"]), "label '(bad|good)'"),
+    "no label": (own_task(label=[0, None]), "label None"),
+    "fractions as classes": (own_task(label=[0.0, 1.0]), "label [01].0: .* as whole numbers"),
+    "a target that is no number": (own_task("regression", label=[0.5, float("nan")]), "a label nan: .*finite numbers"),
+    "a target that is missing": (own_task("regression", label=[0.5, None]), "a label None|a label nan"),
+    "no text": (own_task(sentence=["a film", None]), "'sentence' of task 'own' holds None"),
+    "a number as text": (own_task(sentence=[1, 2]), "holds [12] where text is expected"),
+    "no such column": (own_task(inputs=("text",)), "needs a column 'text', its rows have"),
+    "no text to model": (own_task("language-modelling", sentence=["a", None]), "holds None where text is expected"),
+    "no answer": (quiz(text=[None]), "lists 'text' and 'answer_start' of equal length"),
+    "an answer without a place": (quiz(answer_start=[]), "lists 'text' and 'answer_start' of equal length"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ROWS)
+def test_rows_that_cannot_be_read_are_refused(case):
+    task, words = WRONG_ROWS[case]
+    tokenizer = word_tokenizer(["a film a play who ?"])
+    for use in (
+        lambda: task.encode("test", tokenizer, 16),
+        lambda: task.calibration(tokenizer, n=len(task.splits["train"]), length=16),
+    ):
+        with pytest.raises(UsageError, match=words):
+            use()
+
+
+def test_labels_beyond_the_classes_are_never_measured_or_trained_on():
+    bert = load_model("tiny-bert", load_task("sentiment"), device="cpu")
+    task, before = own_task(label=[1, 2]), {name: p.clone() for name, p in bert.state_dict().items()}
+    for use in (
+        evaluate_model,
+        fine_tune,
+        lambda model, task: prune(model, task, method="wanda", sparsity=0.5, n_calibration=2),
+    ):
+        with pytest.raises(UsageError, match="label 2: the classes are numbered from 0 to 1"):
+            use(bert, task)
+    assert all(torch.equal(p, before[name]) for name, p in bert.state_dict().items())
+
+
+@pytest.mark.parametrize("name, words", [
+    ("x.jsonl", "task c4 with data_dir='x.jsonl'"),
+    ("x.JSONL.gz", "task c4 with data_dir"),
+    ("x.json", "task squad or squad_v2 with data_dir"),
+    ("x.csv", "a Task of its splits"),
+    ("x.parquet", "a Task of its splits"),
+    ("x.tsv", "glue/sst2 and its like"),
+])  # fmt: skip
+def test_other_files_are_no_tasks_by_their_path(name, words):
+    with pytest.raises(UsageError, match="only a plain text file .*" + words):
+        load_task(name)
+
+
+def test_the_advice_for_json_lines_works(tmp_path):
+    texts = [json.dumps({"text": f"document {i}"}) for i in range(200)]
+    assert load_task("c4", data_dir=write(tmp_path / "x.jsonl", "\n".join(texts))).splits["train"].num_rows
+
+
+def test_a_folder_is_no_task(tmp_path):
+    with pytest.raises(UsageError, match="is a folder, not a task: .*as data_dir"):
+        load_task(str(tmp_path))
+
+
+def test_a_text_of_lines_is_told_about_blank_lines(tmp_path):
+    lines = write(tmp_path / "lines.txt", "\n".join(f"This is sentence {i}." for i in range(500)))
+    with pytest.raises(RunError, match="lines.txt has 1 paragraph, .*leave a blank line between two of its documents"):
+        load_task(str(lines))
+
+
+def test_a_gated_data_set_says_what_helps(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("Dataset 'meta/secret' is a gated dataset on the Hub.")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(
+        RunError, match="accept its licence at https://huggingface.co/datasets/meta/secret, and set HF_"
+    ):
+        data_hub.from_hub("meta/secret")

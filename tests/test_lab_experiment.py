@@ -14,7 +14,7 @@ from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.fingerprints import fingerprint
 from pruneresearch.cli.main import main
 from pruneresearch.lab.bench import bench, rows_of
-from pruneresearch.lab.experiment import Config, config_of, dense_start, row_id, run, run_all
+from pruneresearch.lab.experiment import Config, check, config_of, dense_start, row_id, run, run_all
 from pruneresearch.lab.rows import budget_of, load_rows, row_from, save_rows, saved_rows, units_gone
 from pruneresearch.lab.runs import list_benchmarks, parameters_of, plan, profiles_of
 from pruneresearch.lab.tables import leaderboard
@@ -534,3 +534,11 @@ def test_figures_of_a_benchmark_see_all_seeds(checkout):
     assert not (checkout / "figures").exists()
     report("smoke", root=checkout)
     assert json.loads((checkout / "figures" / "smoke" / "seeds.json").read_text()) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "wrong", [dict(sparsity="["), dict(seed="["), dict(method="w"), dict(pattern="2"), dict(recovery="[")]
+)
+def test_a_list_that_came_as_text_is_named(wrong):
+    with pytest.raises(UsageError, match="a list was given as text, as papermill's -p does. Give lists with -y"):
+        check(Config(**dict(model="mlp", task="digits", method="magnitude", sparsity=0.5) | wrong))

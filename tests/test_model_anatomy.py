@@ -14,6 +14,8 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForQuestionAnswering,
+    OpenAIGPTConfig,
+    OpenAIGPTModel,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -520,3 +522,13 @@ def test_a_block_with_an_ffn_only(layouts):
     found = anatomy(OwnModel(OwnConfig()))
     assert [group.kind for group in found.groups] == ["neurons"] * 2 and found.blocks[0].heads is None
     assert "stack.0.ask" not in found.linears and "stack.0.ask" in anatomy(OwnModel(OwnConfig()), "all-linear").linears
+
+
+@pytest.mark.parametrize("make", [
+    lambda: GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=99)),
+    lambda: OpenAIGPTModel(OpenAIGPTConfig(n_embd=8, n_layer=1, n_head=2, vocab_size=99)),
+])  # fmt: skip
+def test_layers_that_no_layout_can_describe(make):
+    with pytest.raises(UsageError, match="are Conv1D and not nn.Linear.*so no layout helps") as caught:
+        anatomy(make())
+    assert "register_layout" not in str(caught.value)

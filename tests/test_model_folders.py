@@ -7,13 +7,16 @@ import pickle
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from test_cli_bad_input import told
 from test_fuzz import tokenized
 from test_shipping_checkpoints import made
+from transformers import BertConfig
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json, write_json
@@ -167,12 +170,82 @@ def adapter(folder):
         (entries("config.json", experts_implementation="nobody/kernels"), "code from"),
         (entries("config.json", transformers_weights="weights.safetensors.index.json"), "usual names"),
         (adapter, "adapter"),
+        (entries("config.json", quantization_config={"quant_method": "gptq", "bits": 4}), r"quantised \('gptq'\)"),
+        (entries("config.json", quantization_config={"load_in_8bit": True}), "are quantised, and only"),
+        (lambda folder: write_json(folder / "quantize_config.json", {"bits": 4}), "are quantised, and only"),
     ],
 )
 def test_kernels_adapters_and_weights_of_another_name_are_refused(change, words, copied):
     change(copied)
     with pytest.raises((UsageError, RunError), match=words):
         load_model(copied)
+
+
+@pytest.mark.parametrize(
+    "files, words",
+    [
+        (
+            {"adapter_config.json": '{"base_model_name_or_path": "meta-llama/Llama-3.2-1B"}'},
+            "without its base model 'meta",
+        ),
+        ({"model-Q4_K_M.gguf": "GGUF"}, "GGUF weights .model-Q4_K_M.gguf."),
+        ({"config.json": "{}", "model.gguf": "GGUF"}, "name the transformers checkpoint that they were made from"),
+        ({"config.json": "{}", "tf_model.h5": ""}, "TensorFlow weights"),
+        ({"config.json": "{}", "flax_model.msgpack": ""}, "Flax weights"),
+        ({"model.onnx": ""}, "ONNX weights"),
+        ({"consolidated.00.pth": "", "params.json": "{}"}, "another program's weights"),
+    ],
+)
+def test_a_folder_in_another_format_is_told_what_it_is(files, words, tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    with pytest.raises(UsageError, match=words) as caught:
+        load_model(folder)
+    assert "damaged" not in str(caught.value)
+    assert str(caught.value) in told(capsys, ["evaluate", "--model", str(folder), "--task", "sentiment"], 2)
+
+
+def test_a_gguf_file_is_told_what_it_is(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UsageError, match="holds GGUF weights"):
+        load_model(tmp_path / "model.gguf")
+
+
+def answered(error_class):
+    "What transformers raises where the hub has answered so."
+    response = SimpleNamespace(headers={}, request=None, status_code=403)
+    error = OSError("You are trying to access something.")
+    error.__cause__ = error_class("403 Client Error", response=response)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (
+            answered(GatedRepoError),
+            "gated at the hub: accept its licence at https://huggingface.co/meta-llama/x, and set HF_TOKEN",
+        ),
+        (answered(RepositoryNotFoundError), "or it is private: check its spelling, or set HF_TOKEN"),
+        (OSError("meta-llama/x does not appear to have a file named config.json."), "no config.json at the hub: merge"),
+        (OSError("no route to host"), "without network use one of"),
+    ],
+)
+def test_why_the_hub_refused_is_said(error, words, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    assert words in told(capsys, ["evaluate", "--model", "meta-llama/x", "--task", "sentiment"], 1)
+
+
+def test_a_quantised_hub_model_is_refused_before_its_download(monkeypatch):
+    config = BertConfig(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: config)
+    with pytest.raises(UsageError, match="'somebody/model' are quantised .'bitsandbytes'.*name the checkpoint"):
+        load_model("somebody/model")
 
 
 @pytest.mark.parametrize(

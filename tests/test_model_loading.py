@@ -6,6 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import cpu_offload
+
+from pruneresearch.basics.errors import UsageError
+from pruneresearch.measure.quality import evaluate_model
+from pruneresearch.model.loading import empty_model, load_model, save_model
+from pruneresearch.pruning.engine import prune
+from pruneresearch.shipping.checkpoints import load_pruned, open_model, save_pruned
+from pruneresearch.shipping.stream import prune_stream
+from pruneresearch.training.recovery import recover
 
 ROOT = Path(__file__).parent.parent
 ROOMS = sorted(
@@ -45,3 +55,51 @@ def test_importing_the_rooms_of_model_and_measure_imports_no_heavy_library(impor
 
 def test_an_evaluation_imports_neither_evaluate_nor_the_trainer(imported):
     assert "sklearn" in imported[2] and not imported[2] & UNNEEDED
+
+
+# --- what is random, and what is not there at all
+
+
+def test_the_note_about_a_random_head_follows_its_weights(tmp_path, sentiment):
+    model = load_model("tiny-bert", sentiment, device="cpu")
+    names = model.untrained
+    folder = save_model(model, tmp_path / "random")
+    for dtype in ("float32", "bfloat16"):
+        assert load_model(folder, sentiment, dtype=dtype).untrained == names
+    save_pruned(load_model(folder, sentiment), tmp_path / "pruned", certificate=False)
+    assert load_pruned(tmp_path / "pruned").untrained == names
+    with torch.no_grad():
+        model.classifier.weight.add_(0.1)
+    model.save_pretrained(folder)  # trained by another program, into the same folder
+    assert "classifier.weight" not in load_model(folder, sentiment).untrained
+    model.untrained = []  # as `recover` leaves it
+    assert load_model(save_model(model, tmp_path / "trained"), sentiment).untrained == []
+
+
+def test_a_stream_keeps_the_note_about_a_random_head(tmp_path, sentiment):
+    model = load_model("tiny-bert", sentiment, device="cpu")
+    folder = save_model(model, tmp_path / "random")
+    prune_stream(folder, tmp_path / "out", method="magnitude", sparsity=0.5)
+    assert open_model(tmp_path / "out").untrained == model.untrained
+
+
+@pytest.mark.parametrize("place", ["meta", "offloaded"])
+def test_weights_that_are_not_in_memory_are_refused(place, tmp_path, pydocs):
+    model = empty_model("tiny-llama") if place == "meta" else load_model("tiny-llama", device="cpu")
+    if place == "offloaded":
+        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+        cpu_offload(model, torch.device("cpu"))
+    uses = {
+        "prune": lambda: prune(model, method="magnitude", sparsity=0.5),
+        "evaluate": lambda: evaluate_model(model, pydocs),
+        "recover": lambda: recover(model, pydocs),
+        "save": lambda: save_model(model, tmp_path / "out"),
+        "ship": lambda: save_pruned(model, tmp_path / "out"),
+    }
+    for use in uses.values():
+        with pytest.raises(UsageError, match="not in memory .*device='cuda' and offload='cpu'.*--stream"):
+            use()
+    assert not list(tmp_path.iterdir())
+    if place == "offloaded":
+        kept = model.model.layers[0].mlp.down_proj._hf_hook.weights_map["weight"]
+        assert torch.equal(kept, weights["model.layers.0.mlp.down_proj.weight"])

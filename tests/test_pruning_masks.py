@@ -10,10 +10,12 @@ import torch
 from architectures import ARCHITECTURES, batch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune as torch_prune
 
 from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.model.anatomy import anatomy
 from pruneresearch.pruning.allocations import ALLOCATIONS, check_allocation
+from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.masks import Masks
 from pruneresearch.pruning.patterns import check_sparsity, count_pruned, parse_pattern
 from pruneresearch.pruning.selection import (
@@ -634,3 +636,24 @@ def test_from_units_refuses_what_is_no_group():
             Masks.from_units(model, units)
     with pytest.raises(UsageError):
         Masks.from_units(nn.Sequential(nn.Linear(4, 4)), {(0, "heads"): torch.ones(2).bool()})
+
+
+@pytest.mark.parametrize("leave, words", [
+    (lambda layer: torch_prune.l1_unstructured(layer, "weight", 4), "prune.remove\\(module, 'weight'\\)"),
+    (nn.utils.parametrizations.weight_norm, "remove_parametrizations\\(module, 'weight'\\)"),
+])  # fmt: skip
+def test_leftovers_of_other_tools_are_named(leave, words):
+    model = ARCHITECTURES["llama"]()
+    masks = Masks({name: torch.ones_like(p).bool() for name, p in model.named_parameters() if "proj" in name})
+    leave(model.model.layers[-1].mlp.down_proj)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ids = torch.randint(3, 99, (4, 12))
+    for use in (
+        lambda: masks.apply(model),
+        lambda: prune(model, calibration=ids, method="wanda", sparsity=0.5),
+        lambda: prune(model, method="magnitude", sparsity=0.5),
+    ):
+        with pytest.raises(UsageError, match=words) as caught:
+            use()
+        assert "another model" not in str(caught.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -464,3 +464,20 @@ def test_measure_model_is_the_models_own_evaluation():
         and found["f1"] == known["macro_f1"]
         and found["precision"] == known["macro_precision"]
     )
+
+
+def test_flat_settings_of_an_optimizer_count():
+    model = torch.nn.Linear(2, 1)
+    sgd = create_optimizer(model, {"type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0})
+    assert isinstance(sgd, torch.optim.SGD) and {group["lr"] for group in sgd.param_groups} == {0.1}
+    assert {group["momentum"] for group in sgd.param_groups} == {0.9}
+    adam = create_optimizer(model, {"task": "sentiment", "epochs": 1, "lr": 0.2})
+    assert isinstance(adam, torch.optim.AdamW) and adam.param_groups[0]["lr"] == 0.2
+    for wrong, words in (
+        ({"tpye": "SGD"}, "did you mean 'type'"),
+        ({"learningrate": 1}, "did you mean 'learning_rate'"),
+        ({"type": "SGD", "optimizer": {"lr": 1.0}}, "give one of them"),
+        ({"learning_rate": 1.0, "optimizer": {"lr": 1.0}}, "give one of them"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            create_optimizer(model, wrong)

@@ -124,6 +124,8 @@ def test_every_row_starts_from_the_dense_model(name):
         execute_benchmark(SHORT, name, ratios=ratios, progress=False) for ratios in ((0.0, 0.25, 0.5), (0.5, 0.0, 0.25))
     )
     assert [row["ratio"] for row in up] == [0.0, 0.25, 0.5]
+    used = {"magnitude_pruning": "magnitude", "wanda_pruning": "wanda", "structured_pruning": "activation-norm"}[name]
+    assert [row["method"] for row in up] == ["dense", used, used]
     for row in up:
         twin = next(other for other in down if other["ratio"] == row["ratio"])
         for key in ("achieved", "perplexity", "kl", "nonzero", "macs", "texts"):
@@ -169,7 +171,7 @@ def test_methods_prune_the_same_layers(llama):
 
 def test_structured_width_is_a_multiple_and_reloads(llama, tmp_path):
     model = load_model("tiny-llama")
-    structured_pruning(model, 0.3, multiple=16)
+    structured_pruning(model, 0.3, SHORT.loaders(llama)[0], multiple=16)
     assert model.config.intermediate_size % 16 == 0 and model.config.intermediate_size == math.ceil(384 * 0.7 / 16) * 16
     model.save_pretrained(tmp_path)
     assert type(model).from_pretrained(tmp_path).config.intermediate_size == model.config.intermediate_size
@@ -383,3 +385,14 @@ def test_speed_of_writing(llama):
     for bad in (dict(new_tokens=1), dict(prompt=100_000)):
         with pytest.raises(UsageError):
             writing_speed(llama, **bad)
+
+
+def test_the_default_for_units_is_a_good_one_and_the_old_one_says_what_it_is(llama):
+    train, _ = SHORT.loaders(llama)
+    assert structured_pruning(load_model("tiny-llama"), 0.25, train).method == "activation-norm"
+    with pytest.warns(UserWarning, match="worse than random"):
+        assert structured_pruning(load_model("tiny-llama"), 0.25, method="weight-range").method == "weight-range"
+    model = load_model("tiny-llama")
+    with pytest.raises(UsageError, match="give trainloader, or method='weight-range'"):
+        structured_pruning(model, 0.25)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), llama.parameters(), strict=True))

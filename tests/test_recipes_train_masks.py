@@ -4,14 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from pruneresearch.basics.errors import RunError, UsageError
 from pruneresearch.basics.files import read_json
+from pruneresearch.cli.flags import aligned
 from pruneresearch.cli.main import main
-from pruneresearch.recipes.train_masks import FILES
+from pruneresearch.cli.masks import _masks_heading, _masks_summary
+from pruneresearch.recipes.train_masks import FILES, train_masks
 
 STSB = "index genre filename year old_index source1 source2 sentence1 sentence2 score".split()
 WORDS = "red green blue black white".split()
@@ -256,3 +261,57 @@ def test_calls_that_cannot_work_say_why_in_one_sentence(words, says, tmp_path, c
     error = capsys.readouterr().err
     assert code == 2 and says in error and len(error.strip().splitlines()) == 1, error
     assert not (tmp_path / "output").exists()
+
+
+# --- a run that fails gives its folder back
+
+
+def failing(monkeypatch, leaves=()):
+    "Training that writes some files and fails."
+
+    def train(*_, output, **__):
+        for name in leaves:
+            path = Path(output) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text('{"global_step": 1}')
+        raise RunError("training failed.")
+
+    monkeypatch.setattr("pruneresearch.recipes.train_masks.train_gates", train)
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("leaves", [(), ("checkpoint-1/optimizer.pt",)])
+def test_a_run_that_fails_with_nothing_to_resume_gives_its_folder_back(
+    there, leaves, tmp_path, monkeypatch, tiny_bert, sentiment
+):
+    failing(monkeypatch, leaves)
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+    for epochs in (1, 2):  # the second call is another one, and is not refused
+        with pytest.raises(RunError, match="training failed"):
+            train_masks(deepcopy(tiny_bert), sentiment, num_epochs=epochs, output_dir=out)
+        assert not there and not out.exists() or there and not list(out.iterdir())
+
+
+def test_a_run_that_fails_with_something_to_resume_keeps_its_folder(tmp_path, monkeypatch, tiny_bert, sentiment):
+    failing(monkeypatch, ["checkpoint-1/trainer_state.json"])
+    with pytest.raises(RunError, match="training failed"):
+        train_masks(deepcopy(tiny_bert), sentiment, num_epochs=1, output_dir=tmp_path)
+    with pytest.raises(UsageError, match="another num_epochs"):
+        train_masks(deepcopy(tiny_bert), sentiment, num_epochs=2, output_dir=tmp_path)
+
+
+def test_gates_that_are_all_on_are_not_reported_as_success():
+    report = dict(learn_masks="all", decided=1.0, kept=1.0, target=None, gated={"has_answer_exact_match": 0.0})
+    report |= dict(parameters=dict(dense=5, pruned=5))
+    nothing = _masks_summary(report | dict(off=0.0), SimpleNamespace(output_dir="out"))
+    assert "nothing was pruned" in nothing and "100.0%" not in nothing
+    assert "has_answer_exact_match  0.0000 with masks" in nothing
+    assert "30.0% of the gates off · 100.0% of the gates within" in _masks_heading(report | dict(off=0.3))
+
+
+def test_names_never_run_into_their_values():
+    lines = aligned([("f1", "0.5"), ("has_answer_exact_match", "0.0000"), ("no_answer_exact_match", "1.0000")], 20)
+    assert {line.split()[1] for line in lines} == {"0.5", "0.0000", "1.0000"}
+    assert len({len(line) - len(line.split()[1]) for line in lines}) == 1

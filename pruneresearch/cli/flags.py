@@ -84,3 +84,13 @@ def request_fields(
     if "options" in found:
         found["options"] = named_values(found["options"]) or None
     return found
+
+# %% ../../nbs/cli/flags.ipynb #8b44cb0d
+def aligned(
+    pairs,  # of a name and its text
+    width: int = 17,  # of the column of names, at least
+) -> list:  # of lines
+    "A line for each pair, all texts in one column."
+    pairs = list(pairs)
+    width = max([width, *(len(name) + 2 for name, _ in pairs)])
+    return [f"{name:{width}}{text}" for name, text in pairs]

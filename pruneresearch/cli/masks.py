@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 from ..basics.errors import UsageError, require
 from ..basics.files import atomic_folder, path_inside, require_empty
+from .flags import aligned
 
 # %% ../../nbs/cli/masks.ipynb #c005
 MASK_FLAGS = {  # argument of `train_masks` → (its type or "flag", default, help)
@@ -141,10 +142,11 @@ def train_masks_command(args) -> str:
 def _tuned(model, task, args, tracking: dict) -> str:
     "Without --prune: plain fine-tuning."
     from pruneresearch.measure.quality import evaluate_model
-    from pruneresearch.model.loading import save_model
+    from pruneresearch.model.loading import require_saveable, save_model
     from pruneresearch.training.recovery import fine_tune
 
     require_empty(args.output_dir)
+    require_saveable(model)
     how = dict(learning_rate=args.learning_rate, length=args.length, seed=args.seed, progress=args.progress)
     fine_tune(model, task, epochs=args.num_epochs, **how, **tracking)
     found = evaluate_model(model, task, length=args.length)
@@ -152,21 +154,30 @@ def _tuned(model, task, args, tracking: dict) -> str:
         save_model(model, out)
     if args.json:
         return json.dumps({"task": task.name, **found}, indent=1)
-    lines = [f"{name:17}{value:.4f}" for name, value in found.items() if isinstance(value, float)]
-    return "\n".join([*lines, f"written to       {args.output_dir}"])
+    pairs = [(name, f"{value:.4f}") for name, value in found.items() if isinstance(value, float)]
+    return "\n".join(aligned([*pairs, ("written to", args.output_dir)]))
 
 # %% ../../nbs/cli/masks.ipynb #c023
 STAGES = {"gated": "with masks", "removed": "taken out", "fine_tuned": "fine-tuned"}
 
 
+def _masks_heading(report: dict) -> str:
+    "What the gates came to, in one line: gates that all stay are as decided as gates that go."
+    what = f"masks {report['learn_masks']}"
+    if not report["off"]:
+        return f"{what} · no gate is off: nothing was pruned. Give a target, or raise --sparsity_loss or --num_epochs"
+    decided = f"{report['decided']:.1%} of the gates within 0.05 of 0 or 1"
+    return f"{what} · {report['off']:.1%} of the gates off · {decided}"
+
+# %% ../../nbs/cli/masks.ipynb #e788fac9
 def _masks_summary(report: dict, args) -> str:
     "The report in a few lines."
-    decided = f"{report['decided']:.1%} of the gates within 0.05 of 0 or 1"
-    lines = [f"masks {report['learn_masks']} · {decided}", f"cost kept        {report['kept']:.4f}"]
+    cost = f"{report['kept']:.4f}"
     if report["target"]:
-        lines[1] += f" (target {report['target']:g}; {report['kept_by_training']:.4f} before the last step)"
+        cost += f" (target {report['target']:g}; {report['kept_by_training']:.4f} before the last step)"
+    pairs = [("cost kept", cost)]
     for name in (name for name, value in report["gated"].items() if isinstance(value, float)):
         stages = [f"{report[stage][name]:.4f} {what}" for stage, what in STAGES.items() if stage in report]
-        lines.append(f"{name:17}" + ", ".join(stages))
-    lines.append("parameters       {dense:,} → {pruned:,}".format(**report["parameters"]))
-    return "\n".join([*lines, f"written to       {args.output_dir}"])
+        pairs.append((name, ", ".join(stages)))
+    pairs.append(("parameters", "{dense:,} → {pruned:,}".format(**report["parameters"])))
+    return "\n".join([_masks_heading(report), *aligned([*pairs, ("written to", args.output_dir)])])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..basics.errors import require
 from ..basics.files import atomic_folder, require_empty, write_json
-from .flags import add_request_flags, request_fields
+from .flags import add_request_flags, aligned, request_fields
 from ..pruning.request import Request
 from ..training.distributed import rank, require_one_process
 
@@ -100,18 +100,27 @@ def _training(args) -> dict:
     names = ("length", "optimizer", "learning_rate", "seed", "progress")
     return {name: getattr(args, name) for name in names}
 
+# %% ../../nbs/cli/prune.ipynb #05046f66
+def _require_possible(model, task, asked: dict, args) -> None:
+    "Refuse a request that does not fit the model, a random head, and a result that could not be saved."
+    from pruneresearch.model.loading import require_saveable
+    from pruneresearch.pruning.engine import check_request
+
+    check_request(model, Request(**asked))
+    require_head(model, task, args)
+    if args.output:
+        require_saveable(model)
+
 # %% ../../nbs/cli/prune.ipynb #c020
 def _ready_model(args, task, asked: dict):
     "The model, fine-tuned first where that is wanted, once the request is known to make sense."
-    from pruneresearch.pruning.engine import check_request
     from pruneresearch.shipping.checkpoints import open_model
 
     how = dict(seed=args.seed, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     model = open_model(args.model, task, **how, device="cpu" if args.device else None)  # blocks visit the device
     if args.multiple_of is not None:
         asked |= dict(sparsity=_rounded(model, asked, args.multiple_of), allocation=None)
-    check_request(model, Request(**asked))
-    require_head(model, task, args)
+    _require_possible(model, task, asked, args)
     if args.remove and rank() == 0:
         _announce(model, asked)
     if args.fine_tune:
@@ -214,24 +223,26 @@ def _write(model, masks, report: dict, output) -> None:
 
 # %% ../../nbs/cli/prune.ipynb #c029
 def _heading(report: dict) -> list:
-    "The lines that every report begins with."
+    "What every report begins with: a line, then pairs of a name and its text."
     shares = f"{report['achieved']:.4%} of the weights in scope, {report['sparsity_all']:.2%} of all parameters"
     return [
         f"{report['method']} · {report['pattern']} · allocation {report['allocation']}",
-        f"sparsity         {shares}",
+        ("sparsity", shares),
     ]
 
 # %% ../../nbs/cli/prune.ipynb #c031
 def _summary(report: dict, output) -> str:
     "The report in a few lines."
-    lines = _heading(report)
+    title, *pairs = _heading(report)
     for name, value in report["dense"].items():
         if isinstance(value, float):
-            lines.append(f"{name:17}{value:.4f} dense → {report['pruned'][name]:.4f} pruned")
+            pairs.append((name, f"{value:.4f} dense → {report['pruned'][name]:.4f} pruned"))
     if "reload" in report:
-        lines.append("parameters       {dense:,} → {pruned:,}".format(**report["parameters"]))
-        lines.append(f"checkpoint       {report['reload']}")
-    return "\n".join(lines + ([f"written to       {output}"] if output else []))
+        pairs.append(("parameters", "{dense:,} → {pruned:,}".format(**report["parameters"])))
+        pairs.append(("checkpoint", report["reload"]))
+    if output:
+        pairs.append(("written to", output))
+    return "\n".join([title, *aligned(pairs)])
 
 # %% ../../nbs/cli/prune.ipynb #c034
 def _require_streamable(args) -> None:
@@ -270,10 +281,10 @@ def _stream_command(args) -> str:
 def _stream_summary(report: dict, args) -> str:
     "The report in a few lines."
     evaluate = f"pruneresearch evaluate --model {args.output} --task {args.task} (loads the whole model)"
-    lines = _heading(report)
-    lines.append(f"weights          {report['bytes_written'] / 2**20:,.1f} MiB written")
-    lines.append(f"peak memory      {report['peak_bytes'] / 2**20:,.0f} MiB, libraries included")
-    return "\n".join([*lines, f"written to       {args.output}", f"to evaluate      {evaluate}"])
+    title, *pairs = _heading(report)
+    pairs.append(("weights", f"{report['bytes_written'] / 2**20:,.1f} MiB written"))
+    pairs.append(("peak memory", f"{report['peak_bytes'] / 2**20:,.0f} MiB, libraries included"))
+    return "\n".join([title, *aligned([*pairs, ("written to", args.output), ("to evaluate", evaluate)])])
 
 # %% ../../nbs/cli/prune.ipynb #c040
 def _cell(value) -> str:
@@ -306,7 +317,7 @@ def evaluate_command(args) -> str:
         return json.dumps({"model": args.model, "task": args.task, **found, **extra}, indent=1)
     if certificate:
         found["certificate"] = _certified(certificate)
-    return "\n".join(f"{name:20}{_cell(value)}" for name, value in found.items())
+    return "\n".join(aligned(((name, _cell(value)) for name, value in found.items()), 20))
 
 # %% ../../nbs/cli/prune.ipynb #c044
 FORMATS = ("dense", "sparse", "onnx")

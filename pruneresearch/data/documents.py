@@ -118,11 +118,22 @@ def hub_c4() -> dict:  # raw splits with "notes"; raises `RunError`
         "notes": f"hub: allenai/c4; first {_C4_LIMITS['train']:,} and {_C4_LIMITS['test']:,} documents",
     }
 
+# %% ../../nbs/data/documents.ipynb #2f4ba1d8
+def _named(files: list) -> str:
+    "The first of some files by their names."
+    return ", ".join(file.name for file in files[:3]) + (" …" if len(files) > 3 else "")
+
 # %% ../../nbs/data/documents.ipynb #c029
 def _text_notes(files: list, paragraphs: list) -> str:
     "How many paragraphs of which files."
-    names = ", ".join(file.name for file in files[:3])
-    return f"{len(paragraphs):,} paragraphs of {names}{' …' if len(files) > 3 else ''}"
+    return f"{len(paragraphs):,} paragraphs of {_named(files)}"
+
+# %% ../../nbs/data/documents.ipynb #e6052682
+def _require_paragraphs(splits: dict, files: list, count: int) -> None:
+    "Refuse a text of too few paragraphs to be split; raises `RunError`."
+    few = f"{_named(files)} has {count:,} paragraph{'s' * (count != 1)}, too few for three splits"
+    cure = "leave a blank line between two of its documents (between sentences, if each stands for itself)"
+    require(all(rows["text"] for rows in splits.values()), f"{few}: {cure}, or give more text.", RunError)
 
 # %% ../../nbs/data/documents.ipynb #c031
 def local_text(
@@ -135,4 +146,6 @@ def local_text(
         return None
     texts = ("\n".join(line for _, line in read_lines(file)) for file in files)
     paragraphs = [p.strip("\n") for text in texts for p in re.split(r"\n\s*\n", text) if p.strip()]
-    return {**document_splits(paragraphs), "notes": _text_notes(files, paragraphs)}
+    splits = document_splits(paragraphs)
+    _require_paragraphs(splits, files, len(paragraphs))
+    return {**splits, "notes": _text_notes(files, paragraphs)}

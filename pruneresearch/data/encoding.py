@@ -7,8 +7,10 @@ __all__ = ['pad_token']
 
 # %% ../../nbs/data/encoding.ipynb #c003
 import json
+import math
 import random
 from collections.abc import Callable
+from reprlib import repr as brief
 
 import torch
 
@@ -32,6 +34,63 @@ def default_length(
         return task.length
     return int(min(_LENGTHS[task.kind], context or getattr(tokenizer, "model_max_length", None) or 2048))
 
+# %% ../../nbs/data/encoding.ipynb #942221b5
+def _require_columns(task, rows) -> None:
+    "Refuse rows without a column that the task reads."
+    labels = {"classification": ("label",), "regression": ("label",), "question-answering": ("id", "answers")}
+    for column in (*task.inputs, *labels.get(task.kind, ())):
+        have = ", ".join(rows.column_names)
+        require(column in rows.column_names, f"task {task.name!r} needs a column {column!r}, its rows have {have}.")
+
+# %% ../../nbs/data/encoding.ipynb #3ea26311
+def _require_texts(task, rows) -> None:
+    "Refuse texts that are missing, or are no text."
+    for column in task.inputs:
+        for value in rows[column]:
+            require(
+                isinstance(value, str),
+                f"column {column!r} of task {task.name!r} holds {brief(value)} where text is expected: "
+                "leave such rows out, or make text of them.",
+            )
+
+# %% ../../nbs/data/encoding.ipynb #3639eeb3
+def _is_class(value, count: int) -> bool:
+    "Whether a label is a class; `count` 0: of a task that does not say how many it has."
+    return isinstance(value, int) and 0 <= value < (count or math.inf)
+
+
+def _require_labels(task, rows) -> None:
+    "Refuse labels that are no class, and targets that are no number."
+    count = len(task.labels)
+    numbers = f"the classes are numbered from 0{f' to {count - 1}' if count else ''}, as whole numbers"
+    for value in rows.with_format(None)["label"] if task.kind == "classification" else ():
+        require(_is_class(value, count), f"task {task.name!r} has a label {brief(value)}: {numbers}.")
+    for value in rows.with_format(None)["label"] if task.kind == "regression" else ():
+        finite = isinstance(value, (int, float)) and math.isfinite(value)
+        require(finite, f"task {task.name!r} has a label {brief(value)}: a regression needs finite numbers.")
+
+# %% ../../nbs/data/encoding.ipynb #5de9979a
+def _require_answers(task, rows) -> None:
+    "Refuse answers that are not lists of texts and of where they begin."
+    for found in rows.with_format(None)["answers"] if task.kind == "question-answering" else ():
+        texts, starts = (found or {}).get("text"), (found or {}).get("answer_start")
+        lists = isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)
+        whole = lists and all(isinstance(t, str) and isinstance(s, int) for t, s in zip(texts, starts, strict=True))
+        require(
+            whole,
+            f"column 'answers' of task {task.name!r} holds {brief(found)}: "
+            "each needs lists 'text' and 'answer_start' of equal length, of texts and whole numbers.",
+        )
+
+# %% ../../nbs/data/encoding.ipynb #ccbe4da4
+def _require_rows(task, rows) -> None:
+    "Refuse rows that the task cannot read; raises `UsageError` with what it found."
+    _require_columns(task, rows)
+    if task.inputs != ("vector",):
+        _require_texts(task, rows)
+    _require_labels(task, rows)
+    _require_answers(task, rows)
+
 # %% ../../nbs/data/encoding.ipynb #c011
 def _encode_texts(task, rows, tokenizer, length: int) -> dict:
     "Sentences or pairs of sentences → columns of token ids and labels."
@@ -50,6 +109,7 @@ def _token_stream(
     tokenizer,
 ) -> torch.Tensor:  # (tokens,) ids of the joined documents
     "Join the documents and tokenise the text once, with the special tokens the tokenizer adds to any text."
+    _require_rows(task, rows)
     return torch.tensor(tokenizer(task.join.join(rows["text"]), verbose=False)["input_ids"])
 
 # %% ../../nbs/data/encoding.ipynb #c019
@@ -93,6 +153,7 @@ def _encode_rows(
     "Encode some rows of a task."
     from datasets import Dataset, concatenate_datasets
 
+    _require_rows(task, rows)
     if task.inputs == ("vector",):
         return Dataset.from_dict(_encode_vectors(task, rows, tokenizer, length))
     _require_text(task, tokenizer, length)

@@ -38,6 +38,27 @@ def _cache_only(
     finally:
         config.HF_HUB_OFFLINE = before
 
+# %% ../../nbs/data/hub.ipynb #77784b24
+def hub_refusal(
+    error: BaseException,  # that a client of the hub raised
+    repo,  # the id that was asked for
+    kind: str = "",  # "datasets/" for a data set: the beginning of its page's path
+) -> str:  # one sentence without its end; empty where the hub did not answer
+    "What the hub's answer means, and what helps."
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    page = f"https://huggingface.co/{kind}{repo}"
+    if any(isinstance(one, GatedRepoError) or "gated" in str(one) for one in chain):
+        return f"is gated at the hub: accept its licence at {page}, and set HF_TOKEN to a token of that account"
+    if any("does not appear to have a file named" in str(one) for one in chain):
+        return "has no config.json at the hub: merge an adapter with its base model, and name the source of GGUF files"
+    if any(isinstance(one, RepositoryNotFoundError) for one in chain):
+        return f"is not at {page}, or it is private: check its spelling, or set HF_TOKEN to a token that may read it"
+    return ""
+
 # %% ../../nbs/data/hub.ipynb #c008
 _MISSING = "is not in the local cache and the hub cannot be reached"
 
@@ -64,5 +85,7 @@ def from_hub(
         with _cache_only(not reachable):
             loaded = load_dataset(repo, config, **arguments)
     except (OSError, ValueError) as error:
+        if refused := hub_refusal(error, repo, "datasets/"):
+            raise RunError(f"the data set {repo!r} {refused}.") from None
         raise _no_data(repo, f"failed to load from the hub ({error})" if reachable else _MISSING) from None
     return {split: {name: list(rows[name]) for name in rows.column_names} for split, rows in loaded.items()}

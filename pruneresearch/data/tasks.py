@@ -193,6 +193,29 @@ def _raw_splits(
         raise UsageError(f"task {name!r} was not found {where}: {wanted}.")
     return recipe.hub()
 
+# %% ../../nbs/data/tasks.ipynb #739f36ac
+_OWN = "make a datasets.Dataset of its rows and a Task of its splits"
+_FILES = {  # ending → what to do with such a file
+    ".jsonl": "texts in a field 'text' are read by the task c4 with data_dir={path!r}",
+    ".json": "SQuAD's format is read by the task squad or squad_v2 with data_dir={path!r}",
+    ".tsv": "GLUE's tables are read by glue/sst2 and its like with data_dir the folder above theirs",
+    ".csv": f"for rows with labels {_OWN}",
+    ".parquet": f"for rows with labels {_OWN}",
+}
+_FILES |= {".jsonl.gz": _FILES[".jsonl"], ".json.gz": _FILES[".jsonl"]}
+
+# %% ../../nbs/data/tasks.ipynb #92ea00fb
+def _require_text_file(name: str) -> None:
+    "Refuse a file or a folder in the place of a task's name, saying which task reads such a file."
+    ending = next((ending for ending in sorted(_FILES, key=len, reverse=True) if name.lower().endswith(ending)), None)
+    if ending:
+        how = _FILES[ending].format(path=name)
+        raise UsageError(f"{name!r} is no task, only a plain text file (.txt) is one by its path: {how}.")
+    require(
+        not Path(name).is_dir(),
+        f"{name!r} is a folder, not a task: name a task, such as text, and that folder as data_dir (--data-dir).",
+    )
+
 # %% ../../nbs/data/tasks.ipynb #c029
 def load_task(
     name: str,  # a name of `list_tasks()`, or the path of a .txt file
@@ -204,6 +227,8 @@ def load_task(
     if name not in RECIPES and str(name).lower().endswith(".txt"):
         require(Path(name).is_file(), f"the text file {str(name)!r} does not exist.")
         data_dir, name, title = name, "text", Path(name).name
+    if name not in RECIPES:
+        _require_text_file(str(name))
     recipe = lookup(RECIPES, name, "task")
     raw = dict(_raw_splits(name, recipe, data_dir))
     notes, join = raw.pop("notes", ""), "\n\n" if recipe.kind == "language-modelling" else ""

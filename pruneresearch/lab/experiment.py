@@ -315,9 +315,22 @@ def _check_value(field, value) -> None:
     if least is not None and value < least:
         raise UsageError(f"{field.name} of an experiment must be at least {least}, got {value}.")
 
+# %% ../../nbs/lab/experiment.ipynb #afc3c0cb
+def _require_no_letters(config: Config) -> None:
+    "Refuse single letters where names and numbers belong: a list was given as text."
+    for one in fields(config):
+        value = getattr(config, one.name)
+        letter = isinstance(value, str) and len(value) == 1 and one.name not in ("model", "task")
+        require(
+            not letter,
+            f"{one.name} of an experiment is the letter {value!r}: a list was given as text, as papermill's -p does. "
+            'Give lists with -y, such as -y "{seeds: [0, 1]}".',
+        )
+
 # %% ../../nbs/lab/experiment.ipynb #c064
 def _check_values(config: Config) -> None:
     "Refuse values that no experiment can have."
+    _require_no_letters(config)
     for one in fields(config):
         value = getattr(config, one.name)
         if one.type in (Any, Callable) or value is None and one.default in (None, False):

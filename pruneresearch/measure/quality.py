@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['windows_at_once', 'window_length', 'protocol', 'evaluate_model']
 
-# %% ../../nbs/measure/quality.ipynb #c003
+# %% ../../nbs/measure/quality.ipynb #a29ae2b4
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
 from torch import Tensor, nn
 
+# %% ../../nbs/measure/quality.ipynb #c003
 from ..basics.errors import RunError, lookup, require
 from ..basics.fingerprints import fingerprint
 from ..data.encoding import tokenizer_hash
 from ..data.metrics import answer_f1, answer_match, compute_metric, normalise_answer
 from ..data.questions import answers, references
 from ..model.calls import evaluating, forward, length_for, require_readable, to_device, tokenizer_of
+from ..model.folders import require_weights
 from ..model.loading import require_fit
 from ..model.losses import example_losses
 from ..model.wrappers import unwrapped
@@ -238,6 +240,7 @@ def evaluate_with_outcomes(
     "Evaluate a model; raises `UsageError` when it does not fit the task, `RunError` when its output is not a number."
     lookup(task.splits, split, "split")
     model = unwrapped(model)
+    require_weights(model)
     check_fit(model, task)
     length = window_length(model, task, length)
     with evaluating(model):

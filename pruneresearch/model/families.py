@@ -184,6 +184,30 @@ _GPT_NEO = Layout(
 )
 register_layout("gpt_neo", _GPT_NEO)
 
+# %% ../../nbs/model/families.ipynb #5ba25ffa
+def _other_layers(model: nn.Module) -> dict[str, int]:
+    "Type → weights in matrices of modules that are neither `nn.Linear` nor embeddings."
+    found = {}
+    for module in getattr(model, "base_model", model).modules():
+        matrices = [weight for weight in module.parameters(recurse=False) if weight.dim() > 1]
+        if matrices and not isinstance(module, (nn.Linear, nn.Embedding)):
+            name = type(module).__name__
+            found[name] = found.get(name, 0) + sum(weight.numel() for weight in matrices)
+    return found
+
+# %% ../../nbs/model/families.ipynb #6936e925
+def _require_linears(model: nn.Module, model_type: str) -> None:
+    "Refuse a model most of whose layers are of another type: no layout can describe it."
+    others = _other_layers(model)
+    parts = getattr(model, "base_model", model).modules()
+    linear = sum(module.weight.numel() for module in parts if isinstance(module, nn.Linear))
+    most = max(others, key=others.get, default="")
+    require(
+        sum(others.values()) <= linear,
+        f"the layers of {model_type!r} are {most} and not nn.Linear, which is all that can be pruned, so no layout "
+        f"helps. Use a model of {', '.join(sorted(LAYOUTS))}, or replace these layers by nn.Linear.",
+    )
+
 # %% ../../nbs/model/families.ipynb #c045
 def layout_of(
     model: nn.Module,  # a transformers model, or any module
@@ -194,6 +218,7 @@ def layout_of(
         return None
     if model_type in LAYOUTS:
         return LAYOUTS[model_type]
+    _require_linears(model, model_type)
     raise UsageError(
         f"no layout for the architecture {model_type!r}: registered are {', '.join(sorted(LAYOUTS))}; "
         f"add it with register_layout({model_type!r}, Layout(blocks='path.to.blocks', "

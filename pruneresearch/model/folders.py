@@ -189,17 +189,59 @@ def _require_usual_names(place: str, config: dict) -> None:
         RunError,
     )
 
+# %% ../../nbs/model/folders.ipynb #1f311683
+def require_plain_numbers(
+    name,  # of a checkpoint, for the message
+    config: dict,  # its configuration
+    beside: tuple = (),  # names of the files in its folder
+) -> None:  # raises `UsageError`
+    "Refuse a checkpoint whose weights are quantised."
+    own = config.get("quantization_config")
+    kind = own.get("quant_method") if isinstance(own, dict) else None
+    stated = own or {"quantize_config.json", "quant_config.json"} & set(beside)  # older programs' own files
+    require(
+        not stated,
+        f"the weights of {str(name)!r} are quantised{f' ({brief(kind)})' if kind else ''}, and only floating-point "
+        "weights are pruned: name the checkpoint that they were made from.",
+    )
+
+# %% ../../nbs/model/folders.ipynb #4ee93b62
+_OTHER_FORMATS = {  # ending of its files → its name
+    ".gguf": "GGUF",
+    ".onnx": "ONNX",
+    ".h5": "TensorFlow",
+    ".msgpack": "Flax",
+    ".pth": "another program's",
+    ".ckpt": "another program's",
+}
+
+# %% ../../nbs/model/folders.ipynb #d84109cd
+def _require_own_format(
+    path: Path,  # a folder or a file
+) -> None:  # raises `UsageError`
+    "Refuse weights in the format of another program, where there are no others beside them."
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    if any(file.suffix in (".safetensors", ".bin") for file in files):
+        return
+    for file in files:
+        require(
+            file.suffix not in _OTHER_FORMATS,
+            f"{str(path)!r} holds {_OTHER_FORMATS.get(file.suffix)} weights ({file.name}), which cannot be pruned: "
+            "name the transformers checkpoint that they were made from.",
+        )
+
 # %% ../../nbs/model/folders.ipynb #c039
 def _require_checkpoint(folder: Path) -> None:
     "Refuse a folder that is not a checkpoint, or one with an adapter."
-    require(
-        (folder / "config.json").is_file(),
-        f"{str(folder)!r} has no config.json: name a folder written by save_pretrained.",
-    )
-    require(
-        not (folder / "adapter_config.json").is_file(),
-        f"{str(folder)!r} holds an adapter beside its model: merge the two (merge_and_unload) and save the result.",
-    )
+    adapter, whole = folder / "adapter_config.json", (folder / "config.json").is_file()
+    if adapter.is_file() and not whole:
+        base = brief(read_record(adapter).get("base_model_name_or_path"))
+        merge = "load the two with peft, merge them (merge_and_unload) and save the result"
+        raise UsageError(f"{str(folder)!r} holds an adapter without its base model {base}: {merge}.")
+    _require_own_format(folder)
+    require(whole, f"{str(folder)!r} has no config.json: name a folder written by save_pretrained.")
+    merge = "merge the two (merge_and_unload) and save the result"
+    require(not adapter.is_file(), f"{str(folder)!r} holds an adapter beside its model: {merge}.")
 
 # %% ../../nbs/model/folders.ipynb #c041
 def check_folder(
@@ -207,7 +249,9 @@ def check_folder(
 ) -> None:
     "Check a checkpoint before it is loaded: `UsageError` for a folder of another kind, `RunError` for a damaged one."
     _require_checkpoint(folder)
-    config, files = read_record(folder / "config.json"), _present_files(folder)
+    config = read_record(folder / "config.json")
+    require_plain_numbers(folder, config, tuple(file.name for file in folder.iterdir()))
+    files = _present_files(folder)
     shapes = [shape for file in files if file.suffix == ".safetensors" for shape in _stored_shapes(file)]
     size, place = sum(file.stat().st_size for file in files), repr(str(folder / "config.json"))
     _require_fitting_counts(place, config, shapes, size)
@@ -254,6 +298,8 @@ def locate_model(
         _require_plain_checkpoint(Path(name))
         check_folder(Path(name))
         return str(name)
+    if Path(name).is_file():
+        _require_own_format(Path(name))
     looks_like_a_path = str(name).startswith((".", "/", "~")) or str(name).count("/") > 1
     require(
         not Path(name).exists() and not looks_like_a_path,
@@ -300,11 +346,15 @@ def _explained(name, error: Exception) -> Exception:
             f"{place} cannot be loaded ({short_error(error)}): "
             "its files are damaged, incomplete, or made for another version of transformers."
         )
-    return RunError(_unreachable(name))
+    return RunError(_unreachable(name, error))
 
 # %% ../../nbs/model/folders.ipynb #c055
-def _unreachable(name) -> str:
+def _unreachable(name, error: Exception) -> str:
     "The message for a hub id that cannot be fetched."
+    from pruneresearch.data.hub import hub_refusal  # here, because a listing of models needs no data
+
+    if refused := hub_refusal(error, name):
+        return f"model {str(name)!r} {refused}."
     near = get_close_matches(str(name), list(_MODELS), n=1, cutoff=0.7)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (
@@ -340,3 +390,16 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bar:
             transformers_logging.enable_progress_bar()
+
+# %% ../../nbs/model/folders.ipynb #630b98a4
+def require_weights(
+    model: torch.nn.Module,  # any model
+) -> None:  # raises `UsageError`
+    "Refuse a model whose weights are not in memory."
+    absent = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
+    require(
+        absent is None,
+        f"the weights of this model are not in memory ({absent} is on the meta device, or offloaded by device_map): "
+        "load it without device_map and prune with device='cuda' and offload='cpu', or a folder. "
+        "A model larger than memory is pruned from its files by prune_stream (prune --stream).",
+    )

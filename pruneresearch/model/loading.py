@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['load_model', 'save_model']
 
-# %% ../../nbs/model/loading.ipynb #c003
+# %% ../../nbs/model/loading.ipynb #e58b3570
+import hashlib
 import re
 from pathlib import Path
 
@@ -13,11 +14,20 @@ import torch
 import transformers
 from torch import nn
 
-from ..basics.errors import RunError, lookup, require
-from ..basics.files import atomic_folder, read_record, write_json
+# %% ../../nbs/model/loading.ipynb #c003
+from ..basics.errors import RunError, UsageError, lookup, require, short_error
+from ..basics.files import atomic_folder, read_record, require_fields, write_json
 from ..data.hub import hub_answers
 from .calls import tokenizer_of
-from .folders import explain_load_errors, local_folder, locate_model, quiet, require_possible
+from pruneresearch.model.folders import (
+    explain_load_errors,
+    local_folder,
+    locate_model,
+    quiet,
+    require_plain_numbers,
+    require_possible,
+    require_weights,
+)
 from .mlp import SimpleMLP, untrained_mlp
 from .wrappers import unwrapped
 
@@ -76,6 +86,7 @@ def _config_for(source: str, task, trust_remote_code: bool, local: bool):
     config = transformers.AutoConfig.from_pretrained(
         source, trust_remote_code=trust_remote_code, local_files_only=local
     )
+    require_plain_numbers(source, config.to_dict())
     if task is None or task.kind not in ("classification", "regression"):
         return config
     count = max(1, len(task.labels))
@@ -179,6 +190,38 @@ def ready(
     model.display_name = Path(name).name if Path(name).is_dir() else str(name)
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
+# %% ../../nbs/model/loading.ipynb #21d02253
+UNTRAINED_FILE = "untrained.json"  # beside weights of which some were drawn at random: parameter → dtype and hash
+
+
+def _bits(weight: torch.Tensor) -> dict:
+    "The dtype of a weight, and a hash of its bits."
+    content = weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    return {"dtype": str(weight.dtype), "sha256": hashlib.sha256(content).hexdigest()}
+
+# %% ../../nbs/model/loading.ipynb #ba35f1e5
+def write_untrained(
+    model: nn.Module,  # just saved
+    folder: Path,  # where
+) -> None:
+    "Say in a folder which of its weights nobody has trained."
+    names, weights = getattr(model, "untrained", []), dict(model.named_parameters())
+    if names:
+        write_json(Path(folder) / UNTRAINED_FILE, {name: _bits(weights[name]) for name in names if name in weights})
+
+# %% ../../nbs/model/loading.ipynb #8cec1e60
+def noted_untrained(
+    model: nn.Module,  # just loaded
+    folder,  # from where
+) -> list:  # names of parameters
+    "What a folder says nobody has trained; weights that were saved over since then do not count."
+    file, weights = Path(folder) / UNTRAINED_FILE, dict(model.named_parameters())
+    noted = read_record(file) if file.is_file() else {}
+    for stated in noted.values():
+        require_fields(stated, {"dtype": str, "sha256": str}, repr(str(file)))
+    found = {name: _bits(weights[name]) for name in noted if name in weights}
+    return sorted(name for name, now in found.items() if now["dtype"] != noted[name]["dtype"] or now == noted[name])
+
 # %% ../../nbs/model/loading.ipynb #c038
 _TORCH_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 DTYPES = {"auto": "auto"} | _TORCH_DTYPES  # "auto": the checkpoint's own
@@ -192,7 +235,7 @@ def _load_transformer(source: str, name, config, task, seed: int, **options) -> 
     model, report = _class_with_head(config, task).from_pretrained(
         source, config=config, weights_only=True, output_loading_info=True, **options
     )
-    model.untrained = sorted(report["missing_keys"])  # parameters of a new head
+    model.untrained = sorted({*report["missing_keys"], *noted_untrained(model, source)})  # parameters of a new head
     require_whole(model, report["missing_keys"], report["unexpected_keys"], name)
     model.tokenizer = _load_tokenizer(source, options["trust_remote_code"], options["local_files_only"])
     return model
@@ -272,23 +315,49 @@ def empty_model(
     model.display_name = str(name)
     return model.eval()
 
+# %% ../../nbs/model/loading.ipynb #e507dd43
+def require_saveable(
+    model: nn.Module,  # any model
+) -> None:  # raises `UsageError`
+    "Refuse a model that transformers would refuse to save."
+    settings = getattr(model, "generation_config", None)
+    if settings is None or not model.can_generate():
+        return
+    try:
+        with quiet():
+            settings.validate(strict=True)
+    except ValueError as error:
+        names = ", ".join(re.findall(r"^- `(\w+)`", str(error), re.M)) or short_error(error)
+        raise UsageError(
+            f"transformers refuses to save this model's generation settings ({names}): correct them in "
+            "model.generation_config or generation_config.json; those of sampling need do_sample true."
+        ) from None
+
+# %% ../../nbs/model/loading.ipynb #2990fc73
+def _save_mlp(model: SimpleMLP, folder: Path) -> None:
+    "Write the weights of a perceptron, and its widths."
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    write_json(folder / "config.json", model.shape)
+
 # %% ../../nbs/model/loading.ipynb #c053
 def save_model(
     model: nn.Module,  # a transformers model or a `SimpleMLP`
     folder,  # a new or empty folder
 ) -> Path:  # the folder
     "Write a model and its tokenizer as safetensors and JSON; raises `UsageError` where the folder is not empty."
-    from safetensors.torch import save_file
-
     model = unwrapped(model)
+    require_weights(model)
+    require_saveable(model)
     with atomic_folder(folder) as out:
         if isinstance(model, SimpleMLP):
-            tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-            save_file(tensors, out / "model.safetensors")
-            write_json(out / "config.json", model.shape)
+            _save_mlp(model, out)
             return Path(folder)
         with quiet():
             model.save_pretrained(out)
         if tokenizer := tokenizer_of(model):
             tokenizer.save_pretrained(out)
+        write_untrained(model, out)
     return Path(folder)

@@ -17,6 +17,7 @@ from torch import nn
 from ..basics.errors import UsageError, lookup, require
 from ..model.anatomy import Anatomy, anatomy
 from ..model.calls import length_for, require_readable, tokenizer_of
+from ..model.folders import require_weights
 from ..model.wrappers import unwrapped
 from . import candidates
 from .allocations import check_allocation
@@ -323,7 +324,7 @@ def _require_options(request: CheckedRequest) -> None:
         kind.check(request)
 
 # %% ../../nbs/pruning/engine.ipynb #1a48348d
-def _require_own_weights(anatomy: Anatomy) -> None:
+def _require_separate_weights(anatomy: Anatomy) -> None:
     "Raise `UsageError` where two layers are one in memory: two decisions about one weight contradict each other."
     owners = {}
     for name, linear in anatomy.linears.items():
@@ -339,7 +340,7 @@ def checked(
     "A request whose names are looked up, and whose parts go together."
     model, structure = unwrapped(model), anatomy(model, request.scope)
     method, pattern = find_method(request.method), parse_pattern(request.pattern)
-    _require_own_weights(structure)
+    _require_separate_weights(structure)
     _require_pattern(method, pattern, structure)
     sparsity, allocation = _resolved_budget(request, method, pattern, structure)
     _require_allocation(method, allocation, sparsity, structure)
@@ -538,6 +539,7 @@ def prune(
 ) -> Pruned:  # masks, achieved sparsity, provenance
     "Prune a model in place. Raises `UsageError` before any work where the request makes no sense."
     model = unwrapped(model)
+    require_weights(model)
     request = checked(Request(**fields), model)
     trains = request.method.kind == "mask_search"
     name = request.method.name

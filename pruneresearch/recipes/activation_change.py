@@ -248,13 +248,24 @@ RUN_SETTINGS = {  # every setting of the run file → default
 OPTIMIZER_TYPES = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 OPTIMIZER_SETTINGS = {"type": "AdamW", "lr": 5e-5, "weight_decay": 0.01, "momentum": 0.0}
 
+# %% ../../nbs/recipes/activation_change.ipynb #81ada27e
+def _optimizer_settings(config: dict) -> dict:
+    "What a run configuration says about its optimizer; raises `UsageError` for unknown and for double settings."
+    settings(config, RUN_SETTINGS | OPTIMIZER_SETTINGS, "optimizer's settings")
+    nested, flat = config.get("optimizer") or {}, {name: config[name] for name in OPTIMIZER_SETTINGS if name in config}
+    require(not (nested and flat), f"{', '.join(flat)} and 'optimizer' both set the optimizer: give one of them.")
+    found = settings(nested or flat, OPTIMIZER_SETTINGS, "optimizer's settings")
+    both = config.get("learning_rate") and "lr" in (nested or flat)
+    require(not both, "learning_rate and the optimizer's lr say the same thing: give one of them.")
+    return found
+
 # %% ../../nbs/recipes/activation_change.ipynb #c042
 def create_optimizer(
     model: nn.Module,  # whose parameters are trained
-    config: dict,  # run settings; its "optimizer" holds type (AdamW or SGD), lr, weight_decay, momentum (SGD)
+    config: dict,  # type (AdamW or SGD), lr, weight_decay, momentum (SGD); or run settings with them as "optimizer"
 ) -> torch.optim.Optimizer:
     "An optimizer from settings; weight decay acts on matrices only. Raises `UsageError` for unknown ones."
-    own = settings(config.get("optimizer") or {}, OPTIMIZER_SETTINGS, "optimizer's settings")
+    own = _optimizer_settings(config)
     make = lookup(OPTIMIZER_TYPES, own["type"].lower(), "optimizer")
     extra = {"momentum": own["momentum"]} if make is torch.optim.SGD else {}
     require(extra or not own["momentum"], f"momentum belongs to SGD, not to {own['type']}: leave it out.")

@@ -9,6 +9,7 @@ __all__ = ['perplexity_of', 'estimated_energy', 'beside_published']
 import copy
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -82,18 +83,38 @@ def wanda_pruning(
     "The lowest |W|·‖x‖ of each row go, block by block (Sun et al. 2024)."
     return prune(model, calibration=trainloader, method="wanda", sparsity=ratio, **options)
 
+# %% ../../nbs/recipes/one_shot.ipynb #4b159691
+def _structured_method(
+    method,  # as asked for, or None
+    pattern: str,
+    trainloader,  # calibration batches, or None
+) -> str:  # the method's name; raises `UsageError` where the default has nothing to look at
+    "What decides about units or blocks."
+    if method == "weight-range":
+        warnings.warn(
+            "weight-range does worse than random units in our contest: activation-norm is better.", stacklevel=3
+        )
+    if method:
+        return method
+    require(
+        trainloader is not None,
+        "structured_pruning looks at activations, and there is no calibration data: give trainloader, "
+        "or method='weight-range', which looks at weights only and does worse than random units.",
+    )
+    return "block-influence" if pattern == "blocks" else "activation-norm"
+
 # %% ../../nbs/recipes/one_shot.ipynb #c015
 def structured_pruning(
     model: nn.Module,  # changed in place, and smaller afterwards
     ratio: float,  # share of the neurons, in [0, 1)
     trainloader=None,  # calibration batches; needed by scores that look at activations, and for repair
-    method: str = None,  # a score of units or blocks; None: "weight-range", and "block-influence" for blocks
+    method: str = None,  # a score of units or blocks; None: "activation-norm", and "block-influence" for blocks
     multiple: int = 8,  # the number of neurons that stay is a multiple of it
     **options,  # further arguments of `prune`, such as repair=True
 ) -> Pruned:
     "Take neurons of the feed-forward network out; another pattern takes key/value groups, both, or whole blocks."
     pattern = options.pop("pattern", "neurons")
-    method = method or ("block-influence" if pattern == "blocks" else "weight-range")
+    method = _structured_method(method, pattern, trainloader)
     rounded = "neurons" in pattern  # heads and blocks have no width to round
     sparsity = rounded_shares(model, ratio, pattern, multiple) if rounded else ratio
     result = prune(model, calibration=trainloader, method=method, pattern=pattern, sparsity=sparsity, **options)
@@ -231,17 +252,17 @@ def global_evaluation(
     ratio: float,  # share that goes, in [0, 1); 0 measures the dense model
     trainloader,  # calibration batches
     testloader,  # batches of test windows
-) -> dict:  # ratio, achieved, perplexity, kl, top1_agreement, sizes, macs, flops, times, energy, texts
+) -> dict:  # method, ratio, achieved, perplexity, kl, top1_agreement, sizes, macs, flops, times, energy, texts
     "Load the dense model, prune it at one ratio, measure it. Raises `UsageError` before anything is loaded."
     function = lookup(PRUNING_FUNCTIONS, model_config.pruning_function, "pruning function")
     check_sparsity(ratio)
     dense = load_model(model_config.model, seed=model_config.seed)
     model, one = copy.deepcopy(dense), {key: value[:1] for key, value in testloader[0].items()}
-    if ratio:
-        function(model, ratio, trainloader, **(model_config.options or {}))
+    pruned = function(model, ratio, trainloader, **(model_config.options or {})) if ratio else None
     with estimated_energy(model_config.country) as energy:
         perplexity = perplexity_of(model, testloader)
     row = {"model": model_config.model, "pruning_function": model_config.pruning_function, "ratio": ratio}
+    row["method"] = pruned.method if pruned else "dense"
     row |= {"perplexity": perplexity, **agreement_on(model, dense, testloader), **_sizes(model, dense, one)}
     timed = not ratio or row["parameters"] < parameter_counts(dense)["total"]
     times = _times(model, dense, one) if timed else dict.fromkeys(("latency_s", "latency_iqr_s", "dense_latency_s"))

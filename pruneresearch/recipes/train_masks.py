@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/recipes/train_masks.ipynb #c003
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ..measure.cost import parameter_counts
 from ..measure.quality import evaluate_model
 from ..methods.gumbel import GUMBEL
 from ..model.calls import length_for
-from ..model.loading import save_model
+from ..model.loading import require_saveable, save_model
 from ..pruning.budget import UNIT_KINDS, kept_share, shares_of
 from ..pruning.masks import Masks
 from ..shipping.checkpoints import save_pruned
@@ -36,7 +37,7 @@ from pruneresearch.training.gates import (
     sites,
     train_gates,
 )
-from ..training.recovery import recover
+from ..training.recovery import last_whole_checkpoint, recover
 
 # %% ../../nbs/recipes/train_masks.ipynb #c006
 LEARN = {  # word of a request → kinds of gates
@@ -87,6 +88,28 @@ def _claim(folder: Path, settings: dict) -> None:
         f"{str(folder)!r} holds an interrupted run with another {other}: repeat its settings to resume it, "
         "or name another folder.",
     )
+
+# %% ../../nbs/recipes/train_masks.ipynb #5d492cdd
+@contextmanager
+def _claimed(folder, settings: dict):
+    "An output folder for the length of a run, or None for none; given back where the run fails with nothing to resume."
+    if folder is None:
+        yield
+        return
+    new = not folder.exists()
+    _claim(folder, settings)
+    try:
+        yield
+    except BaseException:
+        begun = last_whole_checkpoint(folder / "checkpoints") or any(
+            (folder / name).exists() for name in FILES.values()
+        )
+        if not begun:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            (folder / "settings.json").unlink()
+            if new:
+                folder.rmdir()
+        raise
 
 # %% ../../nbs/recipes/train_masks.ipynb #c015
 def _write_masks(model: nn.Module, gates: Gates, keep: dict, folder: Path) -> None:
@@ -140,6 +163,7 @@ def _chosen(gates: Gates, pull, done: dict) -> dict:
     "Meet the target to one unit; what training left, and what that changed."
     found = {"decided": gates.decided_share(), "kept_by_training": done["kept"], "steps": done["steps"]}
     found["changed"] = meet_budget(gates, pull) if pull.keep is not None else 0
+    found["off"] = float((~torch.cat([*gates.keep().values()])).float().mean())
     return found | {"target": pull.keep, "kept": float(kept_share(pull.terms, shares_of(gates.keep())))}
 
 # %% ../../nbs/recipes/train_masks.ipynb #c029
@@ -217,6 +241,8 @@ def train_masks(
     kinds, folder = lookup(LEARN, learn_masks, "kind of mask"), Path(output_dir) if output_dir else None
     _check(kinds, asked)
     pull = _pull(model, task, kinds, asked)
+    stated = {**asked, "model": getattr(model, "display_name", type(model).__name__), "task": task.name}
     if folder:
-        _claim(folder, {**asked, "model": getattr(model, "display_name", type(model).__name__), "task": task.name})
-    return _trained(model, task, kinds, distribution, pull, asked, folder, options)
+        require_saveable(model)
+    with _claimed(folder, stated):
+        return _trained(model, task, kinds, distribution, pull, asked, folder, options)

@@ -42,7 +42,16 @@ from pruneresearch.model.folders import (
     quiet,
     require_possible,
 )
-from ..model.loading import DTYPES, load_model, model_class, ready, require_fit, require_whole, save_model
+from pruneresearch.model.loading import (
+    DTYPES,
+    load_model,
+    model_class,
+    noted_untrained,
+    ready,
+    require_fit,
+    require_whole,
+    save_model,
+)
 from ..model.mlp import SimpleMLP, untrained_mlp
 from ..model.wrappers import unwrapped
 from ..pruning.masks import INTEGERS
@@ -302,7 +311,7 @@ def load_pruned(
     with explain_load_errors(folder), quiet():
         model = _load_stated(folder, found) if found["loader"] == "from_pretrained" else _load_shell(folder, found)
         _add_companions(model, folder)
-    model.certificate = found["certificate"]
+    model.certificate, model.untrained = found["certificate"], noted_untrained(model, folder)
     return ready(model, folder, device)
 
 # %% ../../nbs/shipping/checkpoints.ipynb #c050

@@ -7,6 +7,7 @@ __all__ = ['assign', 'fill', 'prune_stream']
 
 # %% ../../nbs/shipping/stream.ipynb #c003
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from ..basics.files import atomic_folder, require_empty, write_json
 from ..basics.fingerprints import fingerprint
 from ..model.anatomy import Block, anatomy
 from ..model.folders import PRUNED_FILE, file_hash, local_folder, quiet
-from ..model.loading import empty_model
+from ..model.loading import UNTRAINED_FILE, empty_model, require_saveable
 from ..pruning.blocks import block_by_block
 from ..pruning.engine import Pruned, allocated, calibration_batches, checked, pruned_by
 from ..pruning.masks import Masks
@@ -260,6 +261,7 @@ def prune_stream(
     request makes no sense or needs the whole model."""
     require_empty(output)
     model = empty_model(name, task, dtype, trust_remote_code)
+    require_saveable(model)
     request = _streamable(model, Request(**fields))
     batches = calibration_batches(request, model, task, calibration)
     streamed = StreamedModel(model, tensor_files(model, local_folder(name)), used_rows(batches), request.sequential)
@@ -268,4 +270,7 @@ def prune_stream(
     request = replace(request, anatomy=replace(request.anatomy, blocks=blocks))
     request = allocated(request, model, batches, present=streamed.present)
     with atomic_folder(output) as out:
-        return _written(request, streamed, batches, out)
+        result, note = _written(request, streamed, batches, out), local_folder(name) / UNTRAINED_FILE
+        if note.is_file():
+            shutil.copy(note, out)
+        return result

@@ -20,7 +20,7 @@ from torch import nn
 from ..basics.errors import RunError, lookup, require
 from ..basics.files import read_record
 from ..model.calls import length_for, tokenizer_of
-from ..model.folders import quiet
+from ..model.folders import quiet, require_weights
 from ..model.wrappers import unwrapped
 from ..pruning.resume import tensors_hash
 from .distillation import recovery_loss
@@ -177,6 +177,7 @@ def recover(
 
     Raises `RunError` where the loss is not finite, or where processes that train together come to differ.
     """
+    require_weights(model)
     check_training(optimizer, alpha, temperature)
     model = unwrapped(model)
     own, (optimizers, optimizer_settings) = settings_of(model), _split_optimizer(optimizer)
