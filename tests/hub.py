@@ -8,6 +8,7 @@ import torch
 from architectures import COMMON, DECODER, GPT_NEO, OPT, small
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 from datasets.builder import BuilderConfig
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -57,6 +58,63 @@ MODELS = {
 }
 
 
+SAID_LATER = {"model_type", "architectures", "dtype", "transformers_version"}  # entries that old configurations lack
+
+
+def vocabulary(tokenizer) -> list:
+    "Its pieces, by number."
+    return sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+
+
+def only_a_vocabulary(folder: Path, tokenizer):
+    "A BERT of 2019: no `model_type`, and of the tokenizer no more than its pieces."
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k not in SAID_LATER}))
+    for file in folder.glob("*token*.json"):
+        file.unlink()
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in vocabulary(tokenizer)))
+
+
+def vocabulary_and_merges(folder: Path, tokenizer):
+    "A tokenizer of GPT-2's kind before `tokenizer.json`."
+    stored = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()))
+    merges = (pair if isinstance(pair, str) else " ".join(pair) for pair in stored["merges"])
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    (folder / "tokenizer.json").unlink()
+    names = ("bos_token", "eos_token", "pad_token")
+    said = {"tokenizer_class": "GPT2Tokenizer"} | {name: getattr(tokenizer, name) for name in names}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+
+
+def pickled(folder: Path):
+    "Weights from before safetensors, beside none."
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def old_names(folder: Path):
+    "LayerNorm's weights under the names of the first release."
+    state = load_file(folder / "model.safetensors")
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in state.items()
+    }
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def aged(folder: Path, name: str, tokenizer):
+    "Turn what today's transformers writes into what lies at the hub under this id."
+    if name == "prajjwal1/bert-small":
+        only_a_vocabulary(folder, tokenizer)
+    if name == "facebook/opt-125m":
+        vocabulary_and_merges(folder, tokenizer)
+    if name.startswith("bert") or name.startswith("prajjwal1"):
+        old_names(folder)
+    if name != "meta-llama/Llama-3.2-1B" and name != "bert-base-uncased":
+        pickled(folder)
+
+
 def cache_model(cache: Path, name: str):
     "Put a random model into a cache of `huggingface_hub`."
     model_class, config_class, settings, dtype, tokenizer, padded = MODELS[name]
@@ -76,6 +134,7 @@ def cache_model(cache: Path, name: str):
     with quiet():
         for saved in (model.to(getattr(torch, dtype)), tokenizer):
             saved.save_pretrained(folder / "snapshots" / COMMIT)
+    aged(folder / "snapshots" / COMMIT, name, tokenizer)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(COMMIT)
 

@@ -1,5 +1,7 @@
 "The leaderboard that is drawn while runs come in, and the runs that profile quick is made of."
 
+import ast
+import json
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from pruneresearch.basics.errors import UsageError
 from pruneresearch.lab.bench import Preview, _preview_of
 from pruneresearch.lab.execution import outcome_of
 from pruneresearch.lab.rows import Row
-from pruneresearch.lab.runs import Run, plan
+from pruneresearch.lab.runs import Run, plan, project_root
 
 ROWS = [
     Row(
@@ -31,6 +33,7 @@ ROWS = [
     for method, value in {"random": 0.5, "magnitude": 0.8, "wanda": 0.9}.items()
     for seed in range(2)
 ]
+ROOT = Path(__file__).resolve().parent.parent
 BOARD, OTHER = (Run(name, Path("x.ipynb"), {}, Path(name)) for name in ("leaderboard", "gumbel"))
 
 
@@ -83,3 +86,31 @@ def test_runs_of_a_contest_share_what_they_can_and_miss_no_seed(profile, seeds):
         contests.setdefault(key, []).append(run.parameters["seeds"])
     assert all(sorted(sum(parts, [])) == list(range(seeds)) and len(parts) == 2 for parts in contests.values())
     assert profile != "quick" or {parts[0] == [0] for parts in contests.values()} == {True} and len(contests) == 2
+
+
+# ---- committed files
+
+
+def read_from_beside(page):
+    "Strings in a page's code that lead out of its folder to something that is there."
+    code = [
+        cell["source"] for cell in json.loads(page.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
+    ]
+    for source in code:
+        lines = "".join(line for line in source if not line.startswith(("%", "!")))
+        for node in ast.walk(ast.parse(lines)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("../"):
+                if not node.value.endswith((".ipynb", "\n")) and (page.parent / node.value).exists():
+                    yield node.value
+
+
+@pytest.mark.parametrize("place", ["", "nbs/guides", "elsewhere"])
+def test_committed_rows_are_found_from_any_folder(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path if place == "elsewhere" else ROOT / place)
+    assert project_root() == ROOT and (project_root() / "figures/tiny/rows.json.gz").is_file()
+
+
+def test_no_page_looks_for_committed_files_from_its_working_directory():
+    pages = sorted((ROOT / "nbs").rglob("*.ipynb"))
+    found = {str(page.relative_to(ROOT)): list(read_from_beside(page)) for page in pages}
+    assert len(pages) > 100 and {page: paths for page, paths in found.items() if paths} == {}

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from hub import cache_model
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from test_cli_bad_input import told
@@ -23,10 +25,13 @@ from pruneresearch.basics.files import read_json, write_json
 from pruneresearch.cli.main import main
 from pruneresearch.data.tasks import load_task
 from pruneresearch.lab.rows import load_rows
+from pruneresearch.model.folders import local_folder, named_type
 from pruneresearch.model.loading import load_model, save_model
 from pruneresearch.model.mlp import SimpleMLP
+from pruneresearch.pruning.engine import prune
 from pruneresearch.pruning.resume import finished_blocks, restore_block, store_block
 from pruneresearch.shipping.checkpoints import load_pruned, open_model, read_tensors, save_pruned
+from pruneresearch.shipping.stream import prune_stream
 from pruneresearch.training.recovery import last_whole_checkpoint, recover
 
 
@@ -464,3 +469,125 @@ def test_a_damaged_row_is_named(content, says, tmp_path):
     with pytest.raises(RunError, match=says) as caught:
         load_rows(tmp_path)
     assert "a.json" in str(caught.value)
+
+
+# ---- checkpoints from before `model_type`
+
+
+@pytest.fixture(scope="module")
+def old_hub(tmp_path_factory):
+    "A cache with old repositories as they are."
+    cache = tmp_path_factory.mktemp("hub")
+    for name in ("prajjwal1/bert-small", "facebook/opt-125m"):
+        cache_model(cache, name)
+    return cache
+
+
+@pytest.fixture
+def old(old_hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(old_hub))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return local_folder("prajjwal1/bert-small")
+
+
+def test_an_old_checkpoint_is_what_its_files_show(old, tmp_path):
+    assert sorted(path.name for path in old.iterdir()) == ["config.json", "pytorch_model.bin", "vocab.txt"]
+    assert "model_type" not in read_json(old / "config.json")
+    state, task, words = torch.load(old / "pytorch_model.bin"), load_task("sentiment"), "The film is not a GOOD one."
+    ids = load_model("tiny-bert").tokenizer(words)["input_ids"]
+    for name in ("prajjwal1/bert-small", str(old)):
+        model = load_model(name, task)
+        assert type(model).__name__ == "BertForSequenceClassification" and model.config.model_type == "bert"
+        norm = model.bert.encoder.layer[0].output.LayerNorm
+        assert torch.equal(norm.weight, state["bert.encoder.layer.0.output.LayerNorm.gamma"])
+        assert torch.equal(
+            model.bert.embeddings.word_embeddings.weight, state["bert.embeddings.word_embeddings.weight"]
+        )
+        assert model.tokenizer(words)["input_ids"] == ids
+    prune(model, task, method="wanda", sparsity=0.5, n_calibration=4)
+    save_model(model, tmp_path / "new")  # as safetensors, which name the architecture
+    assert read_json(tmp_path / "new" / "config.json")["model_type"] == "bert"
+    assert load_model(tmp_path / "new", task).tokenizer(words)["input_ids"] == ids
+
+
+def test_an_old_tokenizer_of_gpt_2s_kind(old):
+    assert (
+        load_model("facebook/opt-125m").tokenizer("A line\n  of text")["input_ids"]
+        == load_model("tiny-llama").tokenizer("A line\n  of text")["input_ids"]
+    )
+
+
+@pytest.mark.parametrize("cased", [False, True])
+@pytest.mark.parametrize("settings", [None, {"model_max_length": 64}, {"do_lower_case": True}])
+def test_capital_letters_of_an_old_vocabulary_are_kept(cased, settings, old, tmp_path):
+    folder = shutil.copytree(old, tmp_path / "copy")
+    pieces = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "vocab.txt").write_text("\n".join([*pieces[:-2], "Film" if cased else "film", pieces[-1]]))
+    if settings is not None:
+        write_json(folder / "tokenizer_config.json", settings)
+    said = (settings or {}).get("do_lower_case")
+    film = load_model(folder).tokenizer("Film", add_special_tokens=False)["input_ids"]
+    assert (film == [len(pieces) - 2]) == (not (cased and said))
+
+
+@pytest.mark.parametrize(
+    "kind, vocabulary",
+    [("bert", "vocab.txt"), ("distilbert", "vocab.txt"), ("roberta", "merges.txt"), ("gpt2", "merges.txt")],
+)
+def test_architectures_are_told_apart_by_their_files(kind, vocabulary):
+    entries = transformers.AutoConfig.for_model(kind).to_dict()
+    for name in ("model_type", "architectures"):
+        entries.pop(name, None)
+    assert named_type(entries, {vocabulary}, "config.json") == kind
+    assert named_type(entries | {"architectures": ["GPT2LMHeadModel"]}, {vocabulary}, "config.json") == "gpt2"
+
+
+@pytest.mark.parametrize("kind", ["electra", "albert", "llama", "gpt_neo", "xlnet", "opt"])
+@pytest.mark.parametrize("vocabulary", ["vocab.txt", "merges.txt"])
+def test_an_architecture_is_not_guessed_from_a_likeness(kind, vocabulary):
+    entries = transformers.AutoConfig.for_model(kind).to_dict()
+    for name in ("model_type", "architectures"):
+        entries.pop(name, None)
+    with pytest.raises(RunError, match='add its "model_type"'):
+        named_type(entries, {vocabulary}, "config.json")
+
+
+def without_signs(folder):
+    "Nothing beside the weights says what they are."
+    (folder / "vocab.txt").unlink()
+
+
+def another_body(folder):
+    "Weights of a relative, which the guess does not fit."
+    state = torch.load(folder / "pytorch_model.bin")
+    renamed = {name.replace("bert.", "relative.").replace("output.dense", "out"): t for name, t in state.items()}
+    torch.save(renamed, folder / "pytorch_model.bin")
+
+
+def many_blocks(folder):
+    entries("config.json", num_hidden_layers=10**9)(folder)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (without_signs, 'add its "model_type", such as "bert", to that file'),
+        (another_body, "are not those of its configuration"),
+        (many_blocks, "more blocks"),
+    ],
+)
+def test_an_old_checkpoint_that_cannot_be_told_is_refused(change, words, old, tmp_path, capsys):
+    folder = shutil.copytree(old, tmp_path / "copy")
+    change(folder)
+    assert words in told(capsys, ["evaluate", "--model", str(folder), "--task", "sentiment"], 1)
+
+
+def test_pickled_weights_are_converted_by_the_line_that_the_refusal_gives(old, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match='python -c "from pruneresearch import') as caught:
+        prune_stream("facebook/opt-125m", tmp_path / "out", method="magnitude", sparsity=0.5)
+    assert not (tmp_path / "out").exists()
+    exec(str(caught.value).split('python -c "')[1].split('"')[0])
+    assert prune_stream("opt-125m-safetensors", tmp_path / "out", method="magnitude", sparsity=0.5).achieved == 0.5
+    stored = load_file(tmp_path / "opt-125m-safetensors" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}  # the checkpoint's own

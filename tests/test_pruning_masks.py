@@ -657,3 +657,24 @@ def test_leftovers_of_other_tools_are_named(leave, words):
             use()
         assert "another model" not in str(caught.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_codes_without_scales_rank_other_weights():
+    weight = torch.tensor([[4.0, 3.0], [0.2, 0.1]])
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    codes = (weight / scale).round()
+    assert keep_highest(codes, 0.5, per="layer").tolist() == [[True, False], [True, False]]  # 127, 95, 127, 64
+    assert keep_highest(codes * scale, 0.5, per="layer").tolist() == [[True, True], [False, False]]
+
+
+def test_an_adapter_merged_into_zeros_is_noticed():
+    torch.manual_seed(0)
+    line, keep = nn.Linear(8, 8, bias=False), torch.rand(8, 8) > 0.5
+    masks = Masks({"weight": keep})
+    masks.apply(line)
+    a, b = torch.randn(2, 8), torch.randn(8, 2)
+    line.weight.data += b @ a
+    with pytest.raises(RunError, match="weight does not hold"):
+        masks.verify(line)
+    line.weight.data *= keep  # trained under the mask, (W + BA) ⊙ M
+    masks.verify(line)

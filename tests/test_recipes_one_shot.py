@@ -33,6 +33,7 @@ from pruneresearch.recipes.one_shot import (
     global_evaluation,
     magnitude_pruning,
     perplexity_of,
+    plot_benchmark,
     structured_pruning,
     wanda_pruning,
 )
@@ -396,3 +397,55 @@ def test_the_default_for_units_is_a_good_one_and_the_old_one_says_what_it_is(lla
     with pytest.raises(UsageError, match="give trainloader, or method='weight-range'"):
         structured_pruning(model, 0.25)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), llama.parameters(), strict=True))
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def drawn(figure, title):
+    "Method → {ratio in percent: value} of one panel."
+    axis = next(axis for axis in figure.axes if axis.get_title(loc="left") == title)
+    lines = {container.get_label(): container.lines[0].get_xydata() for container in axis.containers}
+    return {name: {round(x): y for x, y in points} for name, points in lines.items()}
+
+
+def measured_row(function, ratio):
+    "What `execute_benchmark` gives, with numbers of a hand."
+    smaller = ratio if function == "structured_pruning" else 0
+    timed = smaller or not ratio
+    return {
+        "model": "m",
+        "task": "t",
+        "pruning_function": function,
+        "ratio": ratio,
+        "perplexity": 30 + 100 * ratio,
+        "bytes_dense": 4e6 * (1 - smaller),
+        "bytes_sparse": 5e6 * (1 - ratio),
+        "flops": 2e9 * (1 - smaller),
+        "latency_s": 0.02 * (1 - smaller) if timed else None,
+        "latency_iqr_s": 0.001 if timed else None,
+        "dense_latency_s": 0.02 if timed else None,
+        "co2_kg": 1e-6,
+    }
+
+
+def test_the_picture_shows_what_the_rows_hold():
+    rows = [measured_row(f"{name}_pruning", ratio) for name in ("wanda", "structured") for ratio in (0.5, 0.0)]
+    figure = plot_benchmark(rows)
+    for row in rows:
+        name, at = row["pruning_function"].removesuffix("_pruning"), round(100 * row["ratio"])
+        assert drawn(figure, "Quality")[name][at] == row["perplexity"]
+        assert drawn(figure, "Size")[name][at] == min(row["bytes_dense"], row["bytes_sparse"]) / 1e6
+        assert drawn(figure, "Work")[name][at] == row["flops"] / 1e9
+        assert drawn(figure, "CO₂")[name].get(at) == (1e6 * row["co2_kg"] if "co2_kg" in row else None)
+    assert list(drawn(figure, "Time")["wanda"]) == [0]  # zeros make nothing faster
+    assert list(drawn(figure, "Time")["structured"]) == [0, 50]
+    without = plot_benchmark([{key: value for key, value in row.items() if key != "co2_kg"} for row in rows])
+    assert "not measured" in [text.get_text() for axis in without.axes for text in axis.texts]
+    for bad, says in (
+        ([], "no rows"),
+        ([*rows, rows[0] | {"task": "c4", "ratio": 0.1}], "several models or tasks"),
+        ([*rows, rows[0]], "twice"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            plot_benchmark(bad)

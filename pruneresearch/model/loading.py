@@ -20,12 +20,17 @@ from ..basics.files import atomic_folder, read_record, require_fields, write_jso
 from ..data.hub import hub_answers
 from .calls import tokenizer_of
 from pruneresearch.model.folders import (
+    VOCABULARIES,
+    described,
     explain_load_errors,
+    keeps_case,
     local_folder,
     locate_model,
+    named_type,
     quiet,
     require_plain_numbers,
     require_possible,
+    require_safetensors,
     require_weights,
 )
 from .mlp import SimpleMLP, untrained_mlp
@@ -80,12 +85,28 @@ def _set_labels(config, task) -> None:
     if task.kind == "regression":
         config.problem_type = "regression"
 
+# %% ../../nbs/model/loading.ipynb #f16610be
+def _file_of(source: str, name: str, local: bool) -> Path | None:
+    "A file of a folder or of a hub id, or None where it has none of that name."
+    missing = dict(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    found = transformers.utils.cached_file(source, name, local_files_only=local, **missing)
+    return Path(found) if found else None
+
+# %% ../../nbs/model/loading.ipynb #853b1722
+def _stored_config(source: str, trust_remote_code: bool, local: bool):
+    "The configuration as it is stored; one that names no architecture gets the one that its files show."
+    stored, _ = transformers.PreTrainedConfig.get_config_dict(source, local_files_only=local)
+    if stored.get("model_type") is not None or "auto_map" in stored or not stored:
+        options = dict(trust_remote_code=trust_remote_code, local_files_only=local)
+        return transformers.AutoConfig.from_pretrained(source, **options)
+    files = {name for name in VOCABULARIES if _file_of(source, name, local)}
+    kind = named_type(stored, files, repr(f"{source}/config.json"))
+    return transformers.AutoConfig.for_model(kind).from_pretrained(source, local_files_only=local)
+
 # %% ../../nbs/model/loading.ipynb #c014
 def _config_for(source: str, task, trust_remote_code: bool, local: bool):
     "The checkpoint's configuration, with the labels of the task."
-    config = transformers.AutoConfig.from_pretrained(
-        source, trust_remote_code=trust_remote_code, local_files_only=local
-    )
+    config = _stored_config(source, trust_remote_code, local)
     require_plain_numbers(source, config.to_dict())
     if task is None or task.kind not in ("classification", "regression"):
         return config
@@ -171,11 +192,20 @@ def _load_mlp(folder: Path) -> SimpleMLP:
         model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
     return model
 
+# %% ../../nbs/model/loading.ipynb #bd4d2e04
+def _unsaid_settings(source: str, local: bool) -> dict:
+    "What an old tokenizer of BERT's does not say because its repository's name once did: nothing, or `do_lower_case`."
+    settings = _file_of(source, "tokenizer_config.json", local)
+    if _file_of(source, "tokenizer.json", local) or (settings and "do_lower_case" in read_record(settings)):
+        return {}
+    vocabulary = _file_of(source, "vocab.txt", local)
+    return {"do_lower_case": not keeps_case(vocabulary)} if vocabulary else {}
+
 # %% ../../nbs/model/loading.ipynb #c033
-def _load_tokenizer(source: str, trust_remote_code: bool, local: bool):
+def _load_tokenizer(source: str, config, trust_remote_code: bool, local: bool):
     "The checkpoint's tokenizer, which pads with the end of a text where it has nothing else."
-    options = dict(trust_remote_code=trust_remote_code, local_files_only=local)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+    options = dict(trust_remote_code=trust_remote_code, local_files_only=local) | _unsaid_settings(source, local)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source, config=config, **options)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -237,7 +267,7 @@ def _load_transformer(source: str, name, config, task, seed: int, **options) -> 
     )
     model.untrained = sorted({*report["missing_keys"], *noted_untrained(model, source)})  # parameters of a new head
     require_whole(model, report["missing_keys"], report["unexpected_keys"], name)
-    model.tokenizer = _load_tokenizer(source, options["trust_remote_code"], options["local_files_only"])
+    model.tokenizer = _load_tokenizer(source, config, options["trust_remote_code"], options["local_files_only"])
     return model
 
 # %% ../../nbs/model/loading.ipynb #c040
@@ -301,7 +331,8 @@ def empty_model(
 ) -> nn.Module:  # in eval mode: parameters on the meta device, buffers real; with tokenizer and generation settings
     "A model as `load_model` makes it, without its weights; raises as `local_folder` does."
     folder, dtype = local_folder(name), lookup(DTYPES, dtype, "dtype")
-    model_type = read_record(folder / "config.json").get("model_type")
+    require_safetensors(folder, name)
+    model_type = described(folder).get("model_type")
     if task:
         require_fit(model_type, task, str(name))
     require(model_type != "mlp", f"{str(name)!r} is a perceptron and small: open it with load_model.")
@@ -309,7 +340,7 @@ def empty_model(
         config = _config_for(str(folder), task, trust_remote_code, local=True)
         dtype = (config.dtype or _stored_dtype(folder)) if dtype == "auto" else dtype
         model = _build_empty(config, task, dtype, trust_remote_code)
-        model.tokenizer = _load_tokenizer(str(folder), trust_remote_code, local=True)
+        model.tokenizer = _load_tokenizer(str(folder), config, trust_remote_code, local=True)
         if (folder / "generation_config.json").is_file():
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     model.display_name = str(name)

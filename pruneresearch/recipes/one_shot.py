@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..basics.errors import RunError, lookup, require
 from ..data.evaluate_metrics import load_metric
 from ..data.tasks import load_task
+from ..lab import plots
 from ..measure.cost import latency, macs, parameter_counts
 from ..measure.quality import windows_at_once
 from ..measure.text import PROMPTS, agreement_on, text_quality, writing_speed
@@ -261,7 +262,7 @@ def global_evaluation(
     pruned = function(model, ratio, trainloader, **(model_config.options or {})) if ratio else None
     with estimated_energy(model_config.country) as energy:
         perplexity = perplexity_of(model, testloader)
-    row = {"model": model_config.model, "pruning_function": model_config.pruning_function, "ratio": ratio}
+    row = {name: getattr(model_config, name) for name in ("model", "task", "pruning_function")} | {"ratio": ratio}
     row["method"] = pruned.method if pruned else "dense"
     row |= {"perplexity": perplexity, **agreement_on(model, dense, testloader), **_sizes(model, dense, one)}
     timed = not ratio or row["parameters"] < parameter_counts(dense)["total"]
@@ -283,6 +284,74 @@ def execute_benchmark(
     loaders = config.loaders(load_model(config.model, seed=config.seed))
     bar = tqdm(ratios, config.pruning_function, disable=not progress)
     return [global_evaluation(config, ratio, *loaders) for ratio in bar]
+
+# %% ../../nbs/recipes/one_shot.ipynb #5fda4928
+_PANELS = {  # title → (label of the axis, value of a row; None where it was not measured)
+    "Quality": ("perplexity (lower is better)", lambda row: row["perplexity"]),
+    "Size": ("MB, dense or sparse file", lambda row: min(row["bytes_dense"], row["bytes_sparse"]) / 1e6),
+    "Time": ("ms per window", lambda row: row["latency_s"] and 1e3 * row["latency_s"]),
+    "Work": ("GFLOPs per window", lambda row: row["flops"] / 1e9),
+    "CO₂": ("mg, estimate", lambda row: row.get("co2_kg") and 1e6 * row["co2_kg"]),
+}
+
+# %% ../../nbs/recipes/one_shot.ipynb #7efde899
+def _by_function(rows: list) -> dict:  # pruning function → its rows by ratio; raises `UsageError`
+    "The lines of a figure, one point per ratio."
+    require(rows, "there are no rows to draw: pass those of execute_benchmark.")
+    same = len({(row["model"], row["task"]) for row in rows}) == 1
+    require(same, "these rows are of several models or tasks: draw those of one model and one task.")
+    places = [(row["pruning_function"], row["ratio"]) for row in rows]
+    wrong = "these rows hold a method and ratio twice: draw one run of execute_benchmark per method."
+    require(len(set(places)) == len(places), wrong)
+    ordered = sorted(rows, key=lambda row: row["ratio"])
+    names = dict.fromkeys(row["pruning_function"] for row in rows)
+    return {name: [row for row in ordered if row["pruning_function"] == name] for name in names}
+
+# %% ../../nbs/recipes/one_shot.ipynb #0c2e0e62
+def _draw_line(axis, rows: list, look: dict, title: str) -> bool:
+    "One method in one panel, and whether there was anything to draw."
+    measured = [(row, value) for row in rows if (value := _PANELS[title][1](row)) is not None]
+    ratios, values = [100 * row["ratio"] for row, _ in measured], [value for _, value in measured]
+    spread = None
+    if title == "Time":
+        spread = [500 * row["latency_iqr_s"] for row, _ in measured]  # ms, half of it on either side
+        axis.plot(ratios, [1e3 * row["dense_latency_s"] for row, _ in measured], color="0.6", linestyle=":", zorder=1)
+    name = rows[0]["pruning_function"].removesuffix("_pruning")
+    axis.errorbar(ratios, values, yerr=spread, capsize=3, label=name, **look)
+    return bool(measured)
+
+# %% ../../nbs/recipes/one_shot.ipynb #c72fef69
+def _draw_panel(axis, by_function: dict, looks: dict, title: str) -> None:
+    "One measure of all methods."
+    drawn = [_draw_line(axis, rows, looks[name], title) for name, rows in by_function.items()]
+    axis.set(title=title, xlabel="ratio (%)", ylabel=_PANELS[title][0])
+    if title == "Quality":
+        plots.log_axis(axis.yaxis)
+    elif any(drawn):
+        axis.set_ylim(bottom=0)
+    else:
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="0.5")
+
+# %% ../../nbs/recipes/one_shot.ipynb #0d97b829
+def plot_benchmark(
+    rows: list,  # of `execute_benchmark`, of one or several methods on one model and task
+):  # a matplotlib Figure; raises `UsageError` for rows that do not belong into one figure
+    "Perplexity, size, time, FLOPs and CO₂ against the ratio."
+    from matplotlib.figure import Figure
+
+    by_function = _by_function(rows)
+    styles = plots.method_styles([name.removesuffix("_pruning") for name in by_function])
+    looks = {name: styles[name.removesuffix("_pruning")] for name in by_function}
+    with plots.style():
+        figure = Figure(figsize=(11, 6.4), layout="constrained")
+        *axes, free = figure.subplots(2, 3).flat
+        for axis, title in zip(axes, _PANELS, strict=True):
+            _draw_panel(axis, by_function, looks, title)
+        free.axis("off")
+        free.legend(*axes[0].get_legend_handles_labels(), loc="center")
+        figure.suptitle(f"{rows[0]['model']} on {rows[0]['task']}, one shot", x=0.01, ha="left")
+        plots.freeze(figure)
+    return figure
 
 # %% ../../nbs/recipes/one_shot.ipynb #c046
 _WIKITEXT = dict(task="wikitext2", calibration_task="c4", n_calibration=128)
