@@ -6,7 +6,9 @@ import transformers
 from architectures import COMMON, DISTILBERT, GPT_NEO, OPT, VOCAB, small
 
 from pruneresearch import UsageError, anatomy, calibrate, prune
-from pruneresearch.model.losses import example_losses
+from pruneresearch.methods.fisher_search import mask_gradients
+from pruneresearch.model.losses import example_losses, prediction_counts
+from pruneresearch.training.distillation import recovery_loss
 
 N, LENGTH, CHOICES, LABELS = 3, 7, 4, 5
 SETTINGS = {
@@ -158,3 +160,64 @@ def test_labels_out_of_range_are_refused(head, labels, says):
     model, batch = with_head("Bert", head), batch_for(head, False) | dict(labels=labels)
     with pytest.raises(UsageError, match=says):
         prune(model, calibration=[batch], method="gradient", sparsity=0.5)
+
+
+# ---- what else counts predictions
+
+
+@pytest.mark.parametrize("head", ["ForTokenClassification", "ForMaskedLM"])
+def test_a_teacher_is_compared_where_a_tagger_predicts(head):
+    student, teacher = (
+        with_head("Bert", head),
+        small(getattr(transformers, f"Bert{head}"), transformers.BertConfig, COMMON | HEADS[head][0], seed=1),
+    )
+    batch = batch_for(head, False)
+    labelled = batch["labels"] != -100
+    with torch.no_grad():
+        logits = [model(batch["input_ids"]).logits[labelled] / 2 for model in (student, teacher)]
+        own, wanted = (values.log_softmax(-1) for values in logits)
+        expected = 4 * (wanted.exp() * (wanted - own)).sum(-1).mean()
+        assert torch.allclose(recovery_loss(student, batch, teacher, alpha=0.0, temperature=2.0), expected, rtol=1e-4)
+
+
+def test_a_teacher_of_several_labels_is_compared_label_by_label():
+    head = "ForSequenceClassification several labels"
+    student, batch = with_head("Bert", head), batch_for(head, False)
+    teacher = small(
+        transformers.BertForSequenceClassification, transformers.BertConfig, COMMON, seed=1, num_labels=LABELS
+    )
+    with torch.no_grad():
+        p, q = (model(batch["input_ids"]).logits.sigmoid() for model in (teacher, student))
+        expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+        assert torch.allclose(recovery_loss(student, batch, teacher, alpha=0.0, temperature=1.0), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head, counts", [("ForCausalLM", [5, 5, 6]), ("ForTokenClassification", [5, 6, 7])])
+def test_a_mean_over_tokens_counts_those_that_are_predicted(head, counts):
+    family = "Llama" if head == "ForCausalLM" else "Bert"
+    assert prediction_counts(with_head(family, head), batch_for(head, False)).tolist() == counts
+
+
+@pytest.mark.parametrize(
+    "head", [name for name in HEADS if name in ("ForMultipleChoice", "ForTokenClassification", "ForMaskedLM")]
+)
+def test_mask_gradients_of_every_head(head):
+    model, batch = with_head("Bert", head), batch_for(head, True)
+    found = mask_gradients(model, [batch], ("heads", "neurons"))
+    group = anatomy(model).blocks[0].heads
+    for unit in range(group.count):
+        losses = []
+        for scale in (1 - 1e-3, 1 + 1e-3):
+            columns = slice(unit * group.columns, (unit + 1) * group.columns)
+
+            def turned(module, inputs, columns=columns, scale=scale):
+                x = inputs[0].clone()
+                x[..., columns] *= scale
+                return (x,)
+
+            hook = group.linears[group.consumer].register_forward_pre_hook(turned)
+            with torch.no_grad():
+                losses.append(example_losses(model, batch).double())
+            hook.remove()
+        slope = (losses[1] - losses[0]) / 2e-3
+        assert torch.allclose(found[0, "heads"][:, unit].double(), slope, rtol=0.05, atol=2e-3)

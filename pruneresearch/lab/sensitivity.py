@@ -24,7 +24,7 @@ from .rows import frame
 from ..measure.quality import check_fit, check_output, window_length
 from ..model.anatomy import Anatomy, Group
 from ..model.calls import evaluating, forward, to_device, tokenizer_of
-from ..model.losses import example_losses
+from ..model.losses import example_losses, prediction_counts
 from ..pruning.calibration import as_batches, calibration_hash
 from ..pruning.decisions import keep_linears
 from ..pruning.engine import calibration_batches, checked
@@ -126,27 +126,18 @@ def _prune_part(
     Masks(keep).apply(model)
     return keep
 
-# %% ../../nbs/lab/sensitivity.ipynb #c024
-def _token_counts(
-    batch: dict,  # of tensors
-):  # (examples,) how many tokens are predicted in each; None where a label belongs to a whole example
-    "What a language model's loss is a mean over."
-    labels = batch.get("labels")
-    if labels is None or labels.dim() != 2 or labels.is_floating_point():
-        return None
-    return (labels[:, 1:] != -100).sum(1)
-
 # %% ../../nbs/lab/sensitivity.ipynb #c026
 def loss_unit(
+    model: nn.Module,
     batch: dict,  # of tensors
     loss=None,  # a loss of the caller's own
 ) -> str:
     "What a loss is measured in."
     if loss is not None:
         return "per example"
-    if _token_counts(batch) is not None:
+    if prediction_counts(model, batch) is not None:
         return "nats per token"
-    squared = "labels" in batch and batch["labels"].is_floating_point()
+    squared = "labels" in batch and batch["labels"].is_floating_point() and batch["labels"].dim() == 1
     return "squared error per example" if squared else "nats per example"
 
 # %% ../../nbs/lab/sensitivity.ipynb #c028
@@ -193,7 +184,7 @@ def _batch_losses(model: nn.Module, batch: dict, loss, task) -> tuple:  # (loss,
             f"the loss of a batch of {size} examples is {what}: "
             f"give one number per example, a tensor of shape ({size},)."
         )
-    counts = None if loss else _token_counts(batch)
+    counts = None if loss else prediction_counts(model, batch)
     weights = torch.ones(size) if counts is None else counts
     return found.detach().double().cpu(), weights.double().cpu()
 
@@ -395,7 +386,7 @@ def sensitivity(
         pattern=pattern,
     )
     rows = _rows(model, requests, batches, lambda: losses(model, held_out, loss, task))
-    return frame([named | row | {"unit": loss_unit(held_out[0], loss)} for row in rows])
+    return frame([named | row | {"unit": loss_unit(model, held_out[0], loss)} for row in rows])
 
 # %% ../../nbs/lab/sensitivity.ipynb #c059
 def _rows(

@@ -26,9 +26,8 @@ from ..training.gates import Site, sites
 
 # %% ../../nbs/methods/fisher_search.ipynb #c005
 def _times(x: Tensor, mask: Tensor) -> Tensor:
-    "Multiply each example, (batch, tokens, in) or (batch · tokens, in), by its own mask (batch, in)."
-    mask = mask.to(x.dtype)
-    return x * mask[:, None] if x.dim() == 3 else (x.view(len(mask), -1, x.shape[-1]) * mask[:, None]).view(x.shape)
+    "Multiply each example, whatever stands between its first and its last dimension, by its own mask (batch, in)."
+    return (x.reshape(len(mask), -1, x.shape[-1]) * mask.to(x.dtype)[:, None]).view(x.shape)
 
 # %% ../../nbs/methods/fisher_search.ipynb #c007
 def _masking(site: Site, masks: dict) -> Callable:

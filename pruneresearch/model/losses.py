@@ -147,6 +147,57 @@ def example_losses(
         return _HEADS[head](model, output, batch)
     return _plain_losses(getattr(output, "logits", output), batch["labels"], who)
 
+# %% ../../nbs/model/losses.ipynb #3880e770
+_NEXT_TOKEN, _EACH_TOKEN = ("ForCausalLM", "LMHeadModel"), ("ForMaskedLM", "ForTokenClassification")
+
+
+def _aligned(
+    model: nn.Module, batch: dict, logits=None
+) -> tuple:  # (logits or None, labels (batch, tokens)), or (…, None)
+    "Logits and labels of tokens, side by side; no labels where a label belongs to a whole example."
+    head, labels = _head_of(unwrapped(model)), batch.get("labels")
+    if head in _NEXT_TOKEN:
+        return (None if logits is None else logits[:, :-1]), labels[:, 1:]
+    return logits, labels if head in _EACH_TOKEN else None
+
+# %% ../../nbs/model/losses.ipynb #064b6138
+def prediction_counts(
+    model: nn.Module,  # with a head
+    batch,  # dict of tensors with labels
+):  # (batch,) how many tokens are predicted in each example; None where a label belongs to a whole example
+    "What the loss of a text is a mean over."
+    _, labels = _aligned(model, batch)
+    return None if labels is None else (labels != -100).sum(1)
+
+# %% ../../nbs/model/losses.ipynb #d91ced91
+def is_number(
+    model: nn.Module,  # with a head
+    batch,  # dict of tensors with labels
+    logits: Tensor,  # of the batch
+) -> bool:
+    "Whether labels are numbers, and not classes."
+    head, labels = _head_of(unwrapped(model)), batch.get("labels")
+    if head == "ForSequenceClassification":
+        return _problem_of(unwrapped(model).config, logits.shape[-1], labels) == "regression"
+    return head is None and labels is not None and labels.is_floating_point()
+
+# %% ../../nbs/model/losses.ipynb #21510890
+def predictions(
+    model: nn.Module,  # with a head
+    output,  # of the model, or of its teacher, on this batch
+    batch,  # dict of tensors with labels
+) -> list:  # of logits (n, classes), one row for each thing that is predicted; numbers as they are
+    "The logits that carry a prediction."
+    if "start_positions" in batch:
+        return [output.start_logits, output.end_logits]
+    logits, labels = _aligned(model, batch, getattr(output, "logits", output))
+    if labels is not None:
+        return [logits[labels != -100]]
+    several = _head_of(unwrapped(model)) == "ForSequenceClassification" and batch["labels"].dim() == 2
+    if several and not is_number(model, batch, logits):
+        return [torch.stack([torch.zeros_like(logits), logits], -1).flatten(0, 1)]  # each label: no or yes
+    return [logits]
+
 # %% ../../nbs/model/losses.ipynb #897711d7
 def _own_loss(model: nn.Module, batch: dict):
     "The loss that a model itself returns; its configuration stays as it was."

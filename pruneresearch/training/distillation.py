@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..model.calls import forward
-from ..model.losses import example_losses
+from ..model.losses import example_losses, is_number, predictions
 
 # %% ../../nbs/training/distillation.ipynb #c005
 def distillation_loss(
@@ -24,20 +24,11 @@ def distillation_loss(
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
     return temperature**2 * F.kl_div(log_student, log_teacher, log_target=True, reduction="batchmean")
 
-# %% ../../nbs/training/distillation.ipynb #c007
-def _comparable_logits(output, batch) -> list:
-    "The rows of logits that carry a prediction: one per example, per end of a span, or per predicted token."
-    if hasattr(output, "start_logits"):
-        return [output.start_logits, output.end_logits]
-    logits = getattr(output, "logits", output)
-    return [logits[:, :-1][batch["labels"][:, 1:] != -100]] if logits.dim() == 3 else [logits]
-
 # %% ../../nbs/training/distillation.ipynb #n006
-def _teacher_loss(student, teacher, batch, temperature: float) -> Tensor:
+def _teacher_loss(model, student, teacher, batch, temperature: float) -> Tensor:
     "How far two outputs on one batch are apart, scalar."
-    own, wanted = _comparable_logits(student, batch), _comparable_logits(teacher, batch)
-    pairs = list(zip(own, wanted, strict=True))
-    if "labels" in batch and batch["labels"].is_floating_point():
+    pairs = list(zip(predictions(model, student, batch), predictions(model, teacher, batch), strict=True))
+    if is_number(model, batch, pairs[0][0]):
         return sum(F.mse_loss(s.float(), t.float()) for s, t in pairs)
     return sum(distillation_loss(s, t, temperature) for s, t in pairs) / len(pairs)
 
@@ -56,4 +47,4 @@ def recovery_loss(
         return task_loss
     with torch.no_grad():
         wanted = forward(teacher, batch)
-    return alpha * task_loss + (1 - alpha) * _teacher_loss(output, wanted, batch, temperature)
+    return alpha * task_loss + (1 - alpha) * _teacher_loss(model, output, wanted, batch, temperature)
