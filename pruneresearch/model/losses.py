@@ -152,9 +152,11 @@ _NEXT_TOKEN, _EACH_TOKEN = ("ForCausalLM", "LMHeadModel"), ("ForMaskedLM", "ForT
 
 
 def _aligned(
-    model: nn.Module, batch: dict, logits=None
-) -> tuple:  # (logits or None, labels (batch, tokens)), or (…, None)
-    "Logits and labels of tokens, side by side; no labels where a label belongs to a whole example."
+    model: nn.Module,
+    batch: dict,
+    logits=None,  # (batch, tokens, classes)
+) -> tuple:  # (logits, labels (batch, tokens) of the same places); no labels where one belongs to a whole example
+    "Logits and labels of tokens, side by side."
     head, labels = _head_of(unwrapped(model)), batch.get("labels")
     if head in _NEXT_TOKEN:
         return (None if logits is None else logits[:, :-1]), labels[:, 1:]
