@@ -2,10 +2,21 @@
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from architectures import ARCHITECTURES, COMMON, CONTEXT, VOCAB, batch, small
 from transformers import BertConfig, BertForMultipleChoice, CamembertConfig, CamembertForSequenceClassification
 
-from pruneresearch import UsageError, anatomy, calibrate, evaluate_model, fine_tune, load_model, prune, recover
+from pruneresearch import (
+    RunError,
+    UsageError,
+    anatomy,
+    calibrate,
+    evaluate_model,
+    fine_tune,
+    load_model,
+    prune,
+    recover,
+)
 from pruneresearch.model.calls import context_of
 from pruneresearch.pruning.blocks import block_by_block
 
@@ -161,3 +172,53 @@ def test_a_layer_that_reads_other_positions_than_the_mask_is_refused():
     data["attention_mask"][0, 4:] = 0
     with pytest.raises(Exception, match="reads 3 positions of an example whose attention_mask has 6"):
         prune(Pooled(), calibration=[data], method="wanda", sparsity=0.5)
+
+
+# ---- every family, every kind of refusal
+
+
+def leftover(model):
+    last = list(anatomy(model).linears.values())[-1]
+    torch.nn.utils.prune.l1_unstructured(last, "weight", 0.3)
+
+
+def codes(model):
+    last = list(anatomy(model).linears.values())[-1]
+    last.weight = torch.nn.Parameter(last.weight.detach().mul(50).to(torch.int8), requires_grad=False)
+
+
+def not_a_number(model):
+    list(anatomy(model).linears.values())[-1].weight.data[0, 0] = float("nan")
+
+
+def nothing(model):
+    pass
+
+
+REFUSALS = {  # what is wrong: (what is done to the model, what to the batch, what the message says)
+    "ids": (nothing, lambda data: data | dict(input_ids=data["input_ids"] + VOCAB), "this model knows 0 to"),
+    "mask": (nothing, lambda data: data | dict(attention_mask=0 * data["attention_mask"]), "no real token"),
+    "context": (nothing, lambda data: {n: v.repeat(1, 9) if v.dim() > 1 else v for n, v in data.items()}, "can read"),
+    "rows": (nothing, lambda data: data | dict(labels=data["labels"][:1]), "one entry per example"),
+    "leftover": (leftover, dict, "torch.nn.utils.prune"),
+    "codes": (codes, dict, "int8"),
+    "NaN": (not_a_number, dict, "NaN"),
+}
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "taylor"])
+@pytest.mark.parametrize("kind", REFUSALS)
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_every_family_is_as_it_was_after_every_refusal(family, kind, method):
+    spoil, change, says = REFUSALS[kind]
+    model, good = ARCHITECTURES[family](), batch(family)
+    spoil(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    with pytest.raises((UsageError, RunError), match=says):
+        prune(model, calibration=[good, change(good)], method=method, sparsity=0.5)
+    after = model.state_dict()
+    assert all(torch.equal(after[n].nan_to_num(7), value.nan_to_num(7)) for n, value in before.items())
+    assert [module.training for module in model.modules()] == modes
+    hooked = [m for m in model.modules() if m._forward_hooks or (m._forward_pre_hooks and kind != "leftover")]
+    assert not hooked

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..basics.errors import RunError, require
-from ..model.calls import forward, to_device
+from ..model.calls import forward, require_readable, to_device
 from ..model.losses import example_losses, require_gradients
 from ..model.wrappers import unwrapped
-from .calibration import count_examples
+from .calibration import as_batches, count_examples
 from .collectors import collecting, symmetric
 
 # %% ../../nbs/pruning/statistics.ipynb #c005
@@ -153,8 +153,9 @@ def calibrate(
     progress: bool = False,  # show a bar
 ) -> dict:  # name → `LayerStatistics`
     "Statistics of one pass. Raises `UsageError` without examples or labels, `RunError` where the loss is not finite."
-    model, needs, batches = unwrapped(model), set(needs), list(batches)
+    model, needs, batches = unwrapped(model), set(needs), as_batches(batches)
     require(batches, "the calibration set is empty: give at least one example.")
+    require_readable(model, batches)
     backward = bool(needs & set(_GRADIENT_STATISTICS))
     if backward:
         require_gradients(model, batches[0])
