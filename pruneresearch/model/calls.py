@@ -33,7 +33,7 @@ def tokenizer_of(
     from transformers import AutoTokenizer
 
     with explain_load_errors(name):
-        model.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model.tokenizer = AutoTokenizer.from_pretrained(name, config=model.config, trust_remote_code=False)
     return model.tokenizer
 
 # %% ../../nbs/model/calls.ipynb #c008
