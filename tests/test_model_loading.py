@@ -11,6 +11,7 @@ from accelerate import cpu_offload
 
 from pruneresearch.basics.errors import UsageError
 from pruneresearch.measure.quality import evaluate_model
+from pruneresearch.model.calls import tokenizer_of
 from pruneresearch.model.loading import empty_model, load_model, save_model
 from pruneresearch.pruning.engine import prune
 from pruneresearch.shipping.checkpoints import load_pruned, open_model, save_pruned
@@ -103,3 +104,17 @@ def test_weights_that_are_not_in_memory_are_refused(place, tmp_path, pydocs):
     if place == "offloaded":
         kept = model.model.layers[0].mlp.down_proj._hf_hook.weights_map["weight"]
         assert torch.equal(kept, weights["model.layers.0.mlp.down_proj.weight"])
+
+
+def test_a_model_loaded_elsewhere_from_an_old_folder_finds_its_tokenizer(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    BertModel(BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        tmp_path
+    )
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]))
+    tokenizer = tokenizer_of(BertModel.from_pretrained(tmp_path))
+    assert tokenizer("good bad").input_ids == [2, 5, 6, 3]
