@@ -525,7 +525,7 @@ def test_plain_text_file_and_folder(tmp_path):
 
 
 def test_text_too_small_to_split(tmp_path):
-    with pytest.raises(RunError, match="split of 'x.txt' is empty"):
+    with pytest.raises(RunError, match="1 paragraph, too few for three splits"):
         load_task(str(write(tmp_path / "x.txt", "One paragraph.")))
 
 

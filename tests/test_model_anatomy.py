@@ -16,6 +16,8 @@ from transformers import (
     LlamaForQuestionAnswering,
     OpenAIGPTConfig,
     OpenAIGPTModel,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -395,12 +397,13 @@ def test_unknown_names():
 
 
 def test_unknown_architecture_names_the_known_and_the_way():
-    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=9))
+    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    model = PhiForCausalLM(PhiConfig(vocab_size=9, pad_token_id=0, bos_token_id=1, eos_token_id=2, **sizes))
     with pytest.raises(UsageError) as caught:
         anatomy(model)
     message = str(caught.value)
     assert (
-        all(name in message for name in NAMES) and "register_layout('gpt2', Layout(" in message and "\n" not in message
+        all(name in message for name in NAMES) and "register_layout('phi', Layout(" in message and "\n" not in message
     )
 
 

@@ -242,12 +242,13 @@ def test_why_the_hub_refused_is_said(error, words, monkeypatch, capsys):
     def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", refuse)
     assert words in told(capsys, ["evaluate", "--model", "meta-llama/x", "--task", "sentiment"], 1)
 
 
 def test_a_quantised_hub_model_is_refused_before_its_download(monkeypatch):
     config = BertConfig(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", lambda *_, **__: (config.to_dict(), {}))
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: config)
     with pytest.raises(UsageError, match="'somebody/model' are quantised .'bitsandbytes'.*name the checkpoint"):
         load_model("somebody/model")

@@ -271,7 +271,6 @@ def _untied_linears(modules: dict[str, nn.Module]) -> dict[str, nn.Linear]:
     "The linear layers that are not tied to an embedding, as the model lists them."
     tables = [module.weight for module in modules.values() if isinstance(module, nn.Embedding)]
     linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
-    require("" not in linears, "a linear layer alone has no name to prune by: put it into nn.Sequential.")
     for name, linear in linears.items():
         require_prunable(name, linear)
     return {

@@ -85,9 +85,13 @@ def require_prunable(
     codes = hasattr(linear, "qweight") or "quant" in type(linear).__module__
     require(not codes, f"{name} is a quantised {type(linear).__name__}, which holds codes. {_FLOATS}")
     require(isinstance(linear, nn.Linear), f"{name} is a {type(linear).__name__}: only nn.Linear layers can be pruned.")
+    _require_floats(name, linear.weight)
+
+# %% ../../nbs/model/wrappers.ipynb #f48bf931
+def require_own_weight(name: str, linear: nn.Linear) -> None:
+    "Raise `UsageError` for a layer whose weights are made anew from other tensors."
     require(
         "weight" in linear._parameters,
         f"the weights of {name} are computed from others, by torch.nn.utils.prune or a parametrization. Make them "
         "permanent with prune.remove(layer, 'weight') or parametrize.remove_parametrizations(layer, 'weight').",
     )
-    _require_floats(name, linear.weight)

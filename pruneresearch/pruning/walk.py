@@ -113,7 +113,8 @@ def _in_block(index: int):
     try:
         yield
     except RunError as error:
-        state = f" (blocks 0 to {index - 1} are pruned already)" if index else ""
+        before = {0: "", 1: " (block 0 is pruned already)"}
+        state = before.get(index, f" (blocks 0 to {index - 1} are pruned already)")
         raise RunError(f"block {index}{state}: {error}") from None
 
 # %% ../../nbs/pruning/walk.ipynb #c018
