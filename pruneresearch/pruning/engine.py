@@ -18,7 +18,7 @@ from ..basics.errors import UsageError, lookup, require
 from ..model.anatomy import Anatomy, anatomy
 from ..model.calls import length_for, require_readable, tokenizer_of
 from ..model.folders import require_weights
-from ..model.wrappers import require_own_weight, unwrapped
+from ..model.wrappers import require_own_weights, unwrapped
 from . import candidates
 from .allocations import check_allocation
 from .blocks import block_by_block, require_residual
@@ -325,11 +325,10 @@ def _require_options(request: CheckedRequest) -> None:
 
 # %% ../../nbs/pruning/engine.ipynb #1a48348d
 def _require_separate_weights(anatomy: Anatomy) -> None:
-    "Raise `UsageError` where a layer has no name or no weights of its own: what is decided about it would not last."
+    "Raise `UsageError` where a layer has no name, or its weights are those of another: two decisions contradict."
     require("" not in anatomy.linears, "a linear layer alone has no name to prune by. Put it into nn.Sequential.")
     owners = {}
     for name, linear in anatomy.linears.items():
-        require_own_weight(name, linear)
         other = owners.setdefault(id(linear.weight), name)
         shared = f"{name} and {other} share their weights, so they cannot be pruned one by one"
         require(other == name, f"{shared}. Untie them first, or choose scope 'blocks'.")
@@ -342,6 +341,7 @@ def checked(
     "A request whose names are looked up, and whose parts go together."
     model, structure = unwrapped(model), anatomy(model, request.scope)
     method, pattern = find_method(request.method), parse_pattern(request.pattern)
+    require_own_weights([f"{name}.weight" for name in structure.linears], model)
     _require_separate_weights(structure)
     _require_pattern(method, pattern, structure)
     sparsity, allocation = _resolved_budget(request, method, pattern, structure)

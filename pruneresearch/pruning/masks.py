@@ -19,30 +19,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..basics.errors import RunError, require, short_error
 from ..basics.files import atomic_file
-from ..model.wrappers import unwrapped
+from ..model.wrappers import require_own_weights, unwrapped
 from .packing import pack_mask, require_bits, shapes_in, unpack_mask
 from .units import as_anatomy, blocks_to_masks, masks_to_blocks, masks_to_units, units_to_masks
-
-# %% ../../nbs/pruning/masks.ipynb #805dc41b
-def require_own_weights(
-    names,  # of parameters that are to be masked
-    model: nn.Module,
-) -> None:  # raises `UsageError`
-    "Refuse weights that a tool of PyTorch's makes anew from others in every pass."
-    parameters = dict(model.named_parameters())
-    for name in (name for name in names if name not in parameters):
-        path, _, own = name.rpartition(".")
-        require(
-            f"{name}_orig" not in parameters,
-            f"{name} still carries a mask of torch.nn.utils.prune: "
-            f"make it permanent first, by torch.nn.utils.prune.remove(module, {own!r}).",
-        )
-        place = f"{path}.parametrizations.{own}.".lstrip(".")
-        require(
-            not any(other.startswith(place) for other in parameters),
-            f"{name} is parametrized: make it a plain weight first, by "
-            f"torch.nn.utils.parametrize.remove_parametrizations(module, {own!r}).",
-        )
 
 # %% ../../nbs/pruning/masks.ipynb #c005
 def _masked_parameters(

@@ -177,9 +177,9 @@ def recover(
 
     Raises `RunError` where the loss is not finite, or where processes that train together come to differ.
     """
-    require_weights(model)
     check_training(optimizer, alpha, temperature)
-    model = unwrapped(model)
+    model, teacher = unwrapped(model), teacher and unwrapped(teacher)
+    require_weights(model)
     own, (optimizers, optimizer_settings) = settings_of(model), _split_optimizer(optimizer)
     usual = dict(batch_size=batch_size or own["batch_size"], learning_rate=learning_rate or own["learning_rate"])
     usual |= dict(num_train_epochs=epochs, seed=seed, progress=progress, resumable=output is not None)
