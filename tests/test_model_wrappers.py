@@ -22,7 +22,10 @@ from pruneresearch import (
     remove,
     save_pruned,
 )
+from pruneresearch.measure.text import continuations, writing_speed
 from pruneresearch.model.families import LAYOUTS
+from pruneresearch.recipes.train_masks import train_masks
+from pruneresearch.shipping.surgery import reload_plan
 
 
 class Own(nn.Module):
@@ -108,6 +111,20 @@ def tiny_bert_copy(sentiment):
     from pruneresearch import load_model
 
     return load_model("tiny-bert", sentiment, device="cpu")
+
+
+@pytest.mark.parametrize("shell", ["replicated", "compiled"])
+def test_other_rooms_take_a_shell_off_too(shell, tiny_llama):
+    wrapped = SHELLS[shell](tiny_llama)
+    assert reload_plan(wrapped) == reload_plan(tiny_llama)
+    assert continuations(wrapped, ["Return the"], 3) == continuations(tiny_llama, ["Return the"], 3)
+    assert set(writing_speed(wrapped, prompt=4, new_tokens=2, rounds=1)) == {"prefill", "decode"}
+
+
+def test_masks_are_trained_in_a_replicated_model(tiny_bert_copy, sentiment):
+    trained = train_masks(nn.DataParallel(tiny_bert_copy), sentiment, max_steps=1)
+    assert type(trained.model) is type(tiny_bert_copy)
+    assert {block for block, kind in trained.keep if kind == "heads"} == set(range(len(anatomy(tiny_bert_copy).blocks)))
 
 
 # ---- a model inside a larger module

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..basics.errors import RunError, require
 from .quality import window_length, windows_at_once
 from ..model.calls import context_of, evaluating, forward, to_device, tokenizer_of
+from ..model.wrappers import unwrapped
 
 # %% ../../nbs/measure/text.ipynb #c005
 def divergence(
@@ -102,7 +103,8 @@ def continuations(
     new_tokens: int = 40,  # how many are written at most; a model stops at its end-of-text token
 ) -> list:  # of dicts prompt (token ids), ids (what was written), text
     "What a model writes after each prompt, choosing the likeliest token each time."
-    tokenizer, written = tokenizer_of(model), []
+    model, written = unwrapped(model), []
+    tokenizer = tokenizer_of(model)
     require(tokenizer is not None, "this model has no tokenizer, so it cannot write: give a language model.")
     device = next(model.parameters()).device
     with evaluating(model):
@@ -197,6 +199,7 @@ def writing_speed(
 ) -> dict:  # prefill and decode, each with seconds (median), iqr (s) and tokens_per_second
     "Tokens per second for reading a prompt and for writing; raises `UsageError` for more than the context holds."
     require(new_tokens >= 2, f"the speed of writing needs two new tokens at least, got {new_tokens}.")
+    model = unwrapped(model)
     context, total = context_of(model), prompt + new_tokens
     require(
         not context or total <= context,

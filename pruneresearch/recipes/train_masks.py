@@ -24,6 +24,7 @@ from ..measure.quality import evaluate_model
 from ..methods.gumbel import GUMBEL
 from ..model.calls import length_for
 from ..model.loading import require_saveable, save_model
+from ..model.wrappers import unwrapped
 from ..pruning.budget import UNIT_KINDS, kept_share, shares_of
 from ..pruning.masks import Masks
 from ..shipping.checkpoints import save_pruned
@@ -238,6 +239,7 @@ def train_masks(
     "Train masks, decide, take out, fine-tune. Raises `UsageError` before any work where the request makes no sense."
     plain = (str, int, float, bool, type(None))
     asked = {name: value for name, value in locals().items() if isinstance(value, plain) and name != "output_dir"}
+    model = unwrapped(model)
     kinds, folder = lookup(LEARN, learn_masks, "kind of mask"), Path(output_dir) if output_dir else None
     _check(kinds, asked)
     pull = _pull(model, task, kinds, asked)

@@ -168,7 +168,7 @@ def reload_plan(
     widths: list = None,  # what the blocks shall have, as `widths_after`; None: what they have
 ) -> Reload:
     "Which loader a model of these widths will need, and why. Costs milliseconds, changes nothing."
-    structure = anatomy(model)
+    model, structure = unwrapped(model), anatomy(model)
     if not structure.blocks:
         return Reload("load_pruned", "a plain module has no configuration of transformers", {})
     widths = widths or widths_of(structure)
