@@ -1,10 +1,13 @@
 """Pruning: every architecture × pattern × allocation × method, counted weight by weight; what is refused; what must
 not matter."""
 
+import ast
 import copy
 import functools
 import itertools
+import sys
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 import torch
@@ -1065,3 +1068,15 @@ def test_half_of_the_macs_takes_the_same_share_everywhere_where_scores_are_not_l
     for kind in ("heads", "neurons"):
         shares, unit = [share for (_, own), share in left.items() if own == kind], 1 / 4 if kind == "heads" else 1 / 256
         assert max(shares) - min(shares) <= unit + 1e-6 and abs(sum(shares) / len(shares) - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("name", ["magnitude", "random", "wanda", "taylor", "fisher", "hebbian", "sparsegpt"])
+def test_a_page_that_defines_what_the_package_does_changes_no_identity(methods, name, tmp_path):
+    packaged = methods[name]
+    space = {**vars(sys.modules[packaged.module]), "__name__": "__main__"}
+    page = ast.parse(Path(sys.modules[packaged.module].__file__).read_text(encoding="utf-8"))
+    page.body = [part for part in page.body if not isinstance(part, (ast.Import, ast.ImportFrom))]
+    (tmp_path / "page.py").write_text(text := ast.unparse(page), encoding="utf-8")
+    exec(compile(text, tmp_path / "page.py", "exec"), space)
+    assert methods[name].module == "__main__" and methods[name].replaces is packaged
+    assert methods[name].definition == packaged.definition == ""

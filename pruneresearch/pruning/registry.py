@@ -7,12 +7,14 @@ __all__ = ['Method', 'weight_score', 'unit_score', 'block_score', 'layer_solver'
            'allocation_rule', 'list_methods']
 
 # %% ../../nbs/pruning/registry.ipynb #c003
+import ast
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from inspect import Parameter, signature
+from inspect import Parameter, getsource, signature
+from textwrap import dedent
 from types import CodeType, FunctionType
 
 from ..basics.errors import lookup, require
@@ -39,11 +41,15 @@ class Method:
     ranks: bool = False  # candidate rules: whether candidates are ranked; otherwise those worth 0 or less go
     pattern: object = None  # a strategy's own `Pattern`
     module: str = ""  # where it is defined
+    replaces: "Method" = field(default=None, repr=False)  # the method of this package whose name it took, or None
 
     @property
     def definition(self) -> str:
-        "A fingerprint of what the function does; empty for methods of this package, which have a version."
-        return "" if self.module.startswith("pruneresearch.") else definition_of(self.function)
+        "A fingerprint of what the function does; empty for what this package does, which has a version."
+        if self.module.startswith("pruneresearch."):
+            return ""
+        own, packaged = definition_of(self.function), self.replaces and definition_of(self.replaces.function)
+        return "" if own == packaged else own
 
 # %% ../../nbs/pruning/registry.ipynb #c008
 def _code_parts(code: CodeType) -> list:
@@ -51,13 +57,25 @@ def _code_parts(code: CodeType) -> list:
     constants = [_code_parts(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
     return [code.co_code.hex(), constants, code.co_names, code.co_varnames]
 
+# %% ../../nbs/pruning/registry.ipynb #9f6f2b51
+def _body_parts(function: FunctionType):
+    "What the body of a function does: its syntax tree, or its byte code where the source is not to be had."
+    try:
+        tree = ast.parse(dedent(getsource(function))).body[0]
+    except (OSError, SyntaxError):  # a lambda among other words, or text that was executed
+        tree = None
+    if not isinstance(tree, ast.FunctionDef) or tree.name != function.__name__:
+        return _code_parts(function.__code__)
+    documented = ast.get_docstring(tree) is not None
+    return [ast.dump(tree.args), [ast.dump(step) for step in tree.body[documented:]]]
+
 # %% ../../nbs/pruning/registry.ipynb #c010
 def _function_parts(function: FunctionType, known: tuple = ()) -> list:
     "What a function does, with its defaults, and the plain values and functions of its own module that it uses."
     if function in known:
         return [function.__name__]
     used = {name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__}
-    parts = [_code_parts(function.__code__), repr(function.__defaults__), repr(function.__kwdefaults__)]
+    parts = [_body_parts(function), repr(function.__defaults__), repr(function.__kwdefaults__)]
     parts += [repr(cell.cell_contents) for cell in function.__closure__ or () if not callable(cell.cell_contents)]
     for name, value in sorted(used.items()):
         if isinstance(value, FunctionType) and value.__module__ == function.__module__:
@@ -143,8 +161,9 @@ def register(
         known is None or method.module in (known.module, "__main__"),
         f"the name {method.name!r} belongs to {known and known.module}. Choose another name.",
     )
-    table[method.name] = method
-    return method
+    packaged = known if known and known.module.startswith("pruneresearch.") else known and known.replaces
+    table[method.name] = replace(method, replaces=None if method.module != "__main__" else packaged)
+    return table[method.name]
 
 # %% ../../nbs/pruning/registry.ipynb #c026
 def _first_line(function: Callable) -> str:
