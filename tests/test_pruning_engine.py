@@ -1080,3 +1080,10 @@ def test_a_page_that_defines_what_the_package_does_changes_no_identity(methods, 
     exec(compile(text, tmp_path / "page.py", "exec"), space)
     assert methods[name].module == "__main__" and methods[name].replaces is packaged
     assert methods[name].definition == packaged.definition == ""
+
+
+def test_a_page_that_was_there_before_the_package_changes_no_identity(methods):
+    packaged = methods.pop("magnitude")
+    space = {"weight_score": weight_score, "__name__": "__main__"}
+    exec(compile("@weight_score()\ndef magnitude(weight):\n    return weight.abs()", "page", "exec"), space)
+    assert register(packaged).module == "__main__" and methods["magnitude"].replaces is packaged

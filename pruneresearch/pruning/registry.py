@@ -156,7 +156,8 @@ def register(
     table = ALLOCATION_RULES if rule else METHODS
     known = table.get(method.name)
     if known and known.module == "__main__" and method.module.startswith("pruneresearch."):
-        return known  # the notebook's definition came later in the reader's mind
+        table[method.name] = replace(known, replaces=method)  # the notebook's came later in the reader's mind
+        return table[method.name]
     require(
         known is None or method.module in (known.module, "__main__"),
         f"the name {method.name!r} belongs to {known and known.module}. Choose another name.",
